@@ -1,0 +1,94 @@
+//! Joining a cluster and looking at it.
+
+use crate::cluster::NodeStatus;
+use crate::operation::{Role, operations};
+use crate::{ClusterId, LogIndex, SessionId, Term};
+use serde::{Deserialize, Serialize};
+
+/// Sent by a [`Role::Joiner`] after it has verified the CA's hash from its token.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct JoinRequest {
+    pub token_id: u64,
+    #[serde(with = "serde_bytes")]
+    pub secret: Vec<u8>,
+    pub role: Role,
+    /// PKCS#10, DER. The subject is ignored: the master writes the identity.
+    #[serde(with = "serde_bytes")]
+    pub certificate_request: Vec<u8>,
+}
+
+/// The secret never reaches a log.
+impl std::fmt::Debug for JoinRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JoinRequest").field("token_id", &self.token_id).field("role", &self.role).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    pub cluster: ClusterId,
+    pub node: crate::NodeId,
+    #[serde(with = "serde_bytes")]
+    pub certificate: Vec<u8>,
+    #[serde(with = "serde_bytes")]
+    pub ca: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MakeTokenRequest {
+    pub role: Role,
+    pub valid_for_s: u32,
+    pub uses: u32,
+}
+
+/// How many chunks are in which health.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkHealth {
+    pub total: u64,
+    /// As many members as `replicas` asks for, all on living nodes.
+    pub healthy: u64,
+    pub under_replicated: u64,
+    /// Fewer than `min_replicas` living members.
+    pub unavailable: u64,
+    pub quarantined: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionStatus {
+    pub session: SessionId,
+    pub label: String,
+    pub last_renewed_ms: u64,
+    pub shared_leases: u64,
+    pub exclusive_leases: u64,
+    pub dirty_bytes: u64,
+    pub errors_after_close: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub cluster: ClusterId,
+    pub term: Term,
+    pub index: LogIndex,
+    pub parameters: crate::lease::ClusterParameters,
+    pub nodes: Vec<NodeStatus>,
+    pub sessions: Vec<SessionStatus>,
+    pub chunks: ChunkHealth,
+    pub inodes: u64,
+    pub orphans: u64,
+    /// Chunks waiting for repair, being repaired now, and repaired since the master started.
+    pub repair_queued: u64,
+    pub repair_active: u64,
+    pub repaired: u64,
+    /// Deleted chunks whose replicas are not reclaimed yet.
+    pub reclaim_queued: u64,
+    /// What people should know, each a sentence.
+    pub warnings: Vec<String>,
+}
+
+operations! {
+    0x0500 Join(JoinRequest) -> Joined [Joiner, Client, Slave, Admin];
+    /// The token, one line.
+    0x0501 MakeToken(MakeTokenRequest) -> String [Admin];
+    0x0502 GetStatus(()) -> Status [Admin, Client];
+    0x0503 Ping(()) -> () [Master, Slave, Client, Admin];
+}
