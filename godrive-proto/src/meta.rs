@@ -84,6 +84,9 @@ pub struct Attr {
     pub change: u64,
     /// False: it has no xattrs, so that asking for one needs no message.
     pub xattrs: bool,
+    /// The bytes behind `size` in the last chunk may not be zeros (a trim was not finished, or a writer died).
+    /// Whoever extends the file first sends [`Truncate`] to its current size, does the trim and commits it.
+    pub trim_pending: bool,
 }
 
 /// An inode with the lease that came with it. Without a lease the view may be used once, not cached.

@@ -6,8 +6,12 @@
 //! leases and nodes. Placement, election and repair planning are functions of a view.
 #![deny(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod kv;
 pub mod leases;
+pub mod namespace;
 pub mod nodes;
 pub mod placement;
+pub mod record;
 pub mod repair;
+pub mod state;
 pub mod vote;

@@ -1,0 +1,99 @@
+//! Sessions: their results kept for retries, and what their end leaves behind.
+
+use super::keys;
+use super::transaction::{Result, Transaction, refuse};
+use super::values::Session;
+use crate::core::record::{Answer, Origin};
+use godrive_proto::limits::MAX_OUTSTANDING;
+use godrive_proto::{Code, Ino, NodeId, SessionId};
+
+impl Transaction<'_> {
+    /// Admits a request of a session: unknown ones are lost, repeated ones get their first answer.
+    pub fn enter(&mut self, origin: Origin) -> Result<Option<Answer>> {
+        let Origin { session: id, sequence, answered_below } = origin;
+        if id.0 == 0 {
+            return Ok(None);
+        }
+        let session = self.session_of(id)?;
+        if sequence == 0 {
+            return Ok(None);
+        }
+        if let Some(answer) = self.value::<Answer>(&keys::kept(id, sequence))? {
+            return Ok(Some(answer));
+        }
+        let floor = session.kept_from.max(answered_below);
+        if sequence < floor || sequence - floor >= MAX_OUTSTANDING {
+            return refuse(
+                Code::Malformed,
+                format!(
+                    "sequence {sequence} of session {id} lies outside of {floor} and the {MAX_OUTSTANDING} that follow"
+                ),
+            );
+        }
+        Ok(None)
+    }
+
+    pub fn session_of(&self, id: SessionId) -> Result<Session> {
+        match self.value(&keys::session(id))? {
+            Some(session) => Ok(session),
+            None => refuse(Code::SessionLost, format!("session {id} is unknown or was revoked")),
+        }
+    }
+
+    /// Keeps the answer and drops those that the session no longer needs.
+    /// What was never admitted (no session, a sequence out of bounds) is not kept.
+    pub fn keep(&mut self, origin: Origin, answer: &Answer) -> Result<()> {
+        let Origin { session: id, sequence, answered_below } = origin;
+        if id.0 == 0 || sequence == 0 {
+            return Ok(());
+        }
+        let Some(mut session) = self.value::<Session>(&keys::session(id))? else {
+            return Ok(());
+        };
+        let floor = session.kept_from.max(answered_below);
+        if sequence < floor || sequence - floor >= MAX_OUTSTANDING {
+            return Ok(());
+        }
+        for old in session.kept_from..floor.min(session.highest.saturating_add(1)) {
+            self.delete(keys::kept(id, old));
+        }
+        session.kept_from = floor;
+        session.highest = session.highest.max(sequence);
+        self.put(keys::session(id), &session)?;
+        self.put(keys::kept(id, sequence), answer)
+    }
+
+    pub fn open_session(&mut self, client: NodeId, label: &str) -> Result<SessionId> {
+        if label.len() > 255 {
+            return refuse(Code::Malformed, "a session's label has at most 255 bytes");
+        }
+        self.meta.last_session = self.meta.last_session.next();
+        let id = self.meta.last_session;
+        let session = Session { client, label: label.to_owned(), opened: self.now, kept_from: 1, highest: 0 };
+        self.put(keys::session(id), &session)?;
+        self.meta.counts.sessions += 1;
+        Ok(id)
+    }
+
+    /// Closed or revoked: nothing of it may be left. Its open chunks may hold what it never committed.
+    pub fn end_session(&mut self, id: SessionId) -> Result<()> {
+        self.session_of(id)?;
+        let mut inodes: Vec<Ino> = Vec::new();
+        for (key, _) in self.scan(&keys::open_by(id), usize::MAX)? {
+            inodes.push(Ino(keys::number_before(&key, 8)));
+        }
+        inodes.dedup();
+        for ino in inodes {
+            self.close_chunks(id, ino, true)?;
+        }
+        let orphans = self.scan(&keys::orphans_of(id), usize::MAX)?;
+        let orphans: Vec<Ino> = orphans.iter().map(|(key, _)| Ino(keys::last_number(key))).collect();
+        self.close_orphans(id, &orphans)?;
+        for (key, _) in self.scan(&keys::kept_of(id), usize::MAX)? {
+            self.delete(key);
+        }
+        self.delete(keys::session(id));
+        self.meta.counts.sessions -= 1;
+        Ok(())
+    }
+}
