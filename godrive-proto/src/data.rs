@@ -89,6 +89,8 @@ pub enum Fill {
 pub struct DeltaRequest {
     pub chunk: ChunkId,
     pub chunk_bytes: u32,
+    /// The receiver's disk (as its [`Member`] names it): where base version 0 creates the replica.
+    pub disk: DiskId,
     pub epoch: Epoch,
     /// The version this applies to; the result is `base + 1`.
     pub base: Version,

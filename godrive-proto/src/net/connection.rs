@@ -1,10 +1,28 @@
-//! SKELETON: signatures fixed, bodies to come.
+//! An authenticated connection: asks requests, and hands out those of the peer.
+
+use super::incoming::Incoming;
+use super::stream::{Reader, StreamError, Writer, encode, now};
 use crate::frame::{ReplyHeader, RequestHeader};
-use crate::{Fault, NodeId, Operation, Role};
+use crate::limits::MAX_PAYLOAD_BYTES;
+use crate::{Code, Fault, NodeId, Operation, Role, frame};
 use bytes::Bytes;
+use quinn::{ConnectionError, VarInt};
+use std::fmt;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// Application close codes: why this side ended a connection.
+pub(super) const CLOSED: VarInt = VarInt::from_u32(0);
+pub(super) const FORBIDDEN: VarInt = VarInt::from_u32(1);
+pub(super) const MALFORMED: VarInt = VarInt::from_u32(2);
+
+/// A request's frame must be complete this long after its stream was opened.
+const FRAME_WITHIN: Duration = Duration::from_secs(10);
 
 /// Who is at the other end, from its certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,11 +32,35 @@ pub struct Peer {
     pub address: SocketAddr,
 }
 
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} at {}", self.role, self.node, self.address)
+    }
+}
+
 /// An authenticated connection; clones share it.
 #[derive(Clone)]
-pub struct Connection {}
+pub struct Connection {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    quinn: quinn::Connection,
+    peer: Peer,
+    requests: AtomicU64,
+    /// Requests whose frame took more than one packet arrive here, so that they hold nobody up.
+    late: mpsc::UnboundedSender<Option<Incoming>>,
+    late_requests: Mutex<mpsc::UnboundedReceiver<Option<Incoming>>>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connection to {}", self.shared.peer)
+    }
+}
 
 /// A decoded reply and its payload, wholly received.
+#[derive(Debug)]
 pub struct Reply<T> {
     pub header: ReplyHeader,
     pub body: T,
@@ -26,100 +68,287 @@ pub struct Reply<T> {
 }
 
 impl Connection {
-    pub fn peer(&self) -> &Peer {
-        todo!()
+    pub(super) fn new(quinn: quinn::Connection, peer: Peer) -> Self {
+        let (late, late_requests) = mpsc::unbounded_channel();
+        let late_requests = Mutex::new(late_requests);
+        Self { shared: Arc::new(Shared { quinn, peer, requests: AtomicU64::new(0), late, late_requests }) }
     }
+
+    pub fn peer(&self) -> &Peer {
+        &self.shared.peer
+    }
+
     /// One request and its reply. `header.code`, `payload_bytes`, `request` and `deadline_ms` are filled in here.
     /// Fails with the peer's fault, with `Timeout` after `deadline`, or with `Unreachable`.
     pub async fn call<O: Operation>(
         &self,
-        _header: RequestHeader,
-        _request: &O::Request,
-        _payload: &[Bytes],
-        _deadline: Duration,
+        header: RequestHeader,
+        request: &O::Request,
+        payload: &[Bytes],
+        deadline: Duration,
     ) -> Result<Reply<O::Reply>, Fault> {
-        todo!()
+        let exchange = async {
+            let payload_bytes = payload.iter().map(Bytes::len).sum::<usize>();
+            let frame = self.frame::<O>(header, request, payload_bytes, deadline)?;
+            let (send, receive) = self.shared.quinn.open_bi().await.map_err(|error| self.lost::<O>(error))?;
+            // If the peer wants no more of the payload it has answered: the reply says why.
+            Writer::new(send).message(frame, payload).await.map_err(|error| self.lost::<O>(error))?;
+            self.reply::<O>(Reader::new(receive)).await
+        };
+        timeout(deadline, exchange).await.unwrap_or_else(|_| Err(self.late_answer::<O>(deadline)))
     }
+
     /// Starts a request whose payload is sent piece by piece (cut-through forwarding).
     pub async fn start<O: Operation>(
         &self,
-        _header: RequestHeader,
-        _request: &O::Request,
-        _payload_bytes: u32,
-        _deadline: Duration,
+        header: RequestHeader,
+        request: &O::Request,
+        payload_bytes: u32,
+        deadline: Duration,
     ) -> Result<Call<O>, Fault> {
-        todo!()
+        let expires = Instant::now() + deadline;
+        let opening = async {
+            let frame = self.frame::<O>(header, request, payload_bytes as usize, deadline)?;
+            let (send, receive) = self.shared.quinn.open_bi().await.map_err(|error| self.lost::<O>(error))?;
+            let mut writer = Writer::new(send);
+            let wanted = writer.write(frame).await.map_err(|error| self.lost::<O>(error))?;
+            Ok((writer, receive, wanted))
+        };
+        let opened = timeout_at(expires, opening).await;
+        let (writer, receive, wanted) = opened.unwrap_or_else(|_| Err(self.late_answer::<O>(deadline)))?;
+        Ok(Call {
+            connection: self.clone(),
+            writer,
+            reader: Reader::new(receive),
+            remaining: payload_bytes as usize,
+            wanted,
+            expires,
+            deadline,
+            operation: PhantomData,
+        })
     }
+
     /// The next request of the peer; None when the connection has ended. A malformed frame ends the connection
     /// with a logged reason.
     pub async fn accept(&self) -> Option<Incoming> {
-        todo!()
+        let mut late_requests = self.shared.late_requests.lock().await;
+        loop {
+            tokio::select! {
+                biased;
+                late = late_requests.recv() => match late {
+                    Some(Some(incoming)) => return Some(incoming),
+                    Some(None) | None => {}
+                },
+                stream = self.shared.quinn.accept_bi() => match stream {
+                    Ok((send, receive)) => {
+                        if let Some(incoming) = self.receive(Writer::new(send), Reader::new(receive)).await {
+                            return Some(incoming);
+                        }
+                    }
+                    Err(error) => {
+                        tracing::debug!(peer = %self.shared.peer, %error, "connection ended");
+                        return None;
+                    }
+                },
+            }
+        }
     }
+
+    /// The request on a new stream if its frame is there already, as it mostly is; else a task waits for the rest.
+    async fn receive(&self, writer: Writer, mut reader: Reader) -> Option<Incoming> {
+        if let Some(frame) = now(reader.frame()).await {
+            return self.incoming(frame, writer, reader);
+        }
+        let connection = self.clone();
+        tokio::spawn(async move {
+            let Ok(frame) = timeout(FRAME_WITHIN, reader.frame()).await else {
+                tracing::warn!(peer = %connection.shared.peer, "gave up a request whose frame did not arrive");
+                return;
+            };
+            let incoming = connection.incoming(frame, writer, reader);
+            // Fails only when the connection is being dropped.
+            let _ = connection.shared.late.send(incoming);
+        });
+        None
+    }
+
+    fn incoming(
+        &self,
+        frame: Result<(RequestHeader, Bytes), StreamError>,
+        writer: Writer,
+        reader: Reader,
+    ) -> Option<Incoming> {
+        match frame {
+            Ok((header, _)) if header.payload_bytes as usize > MAX_PAYLOAD_BYTES => {
+                self.offend(&format!("a request announces a payload of {} bytes", header.payload_bytes));
+                None
+            }
+            Ok((header, body)) => Some(Incoming::new(self.clone(), header, body, writer, reader)),
+            Err(StreamError::Malformed(reason)) => {
+                self.offend(&reason);
+                None
+            }
+            Err(StreamError::Cancelled | StreamError::Lost(_)) => None,
+        }
+    }
+
     pub fn is_closed(&self) -> bool {
-        todo!()
+        self.shared.quinn.close_reason().is_some()
     }
+
     /// Waits until the connection has ended, and says why.
     pub async fn closed(&self) -> String {
-        todo!()
+        self.shared.quinn.closed().await.to_string()
     }
-    pub fn close(&self, _reason: &str) {
-        todo!()
+
+    pub fn close(&self, reason: &str) {
+        self.shared.quinn.close(CLOSED, reason.as_bytes());
+    }
+
+    /// The largest datagram this path was found to carry, for measurements.
+    pub fn mtu(&self) -> u16 {
+        self.shared.quinn.stats().path.current_mtu
+    }
+
+    /// Ends the connection of a peer that broke the protocol.
+    pub(super) fn offend(&self, reason: &str) {
+        tracing::warn!(peer = %self.shared.peer, reason, "malformed message: closing the connection");
+        self.shared.quinn.close(MALFORMED, reason.as_bytes());
+    }
+
+    fn frame<O: Operation>(
+        &self,
+        mut header: RequestHeader,
+        request: &O::Request,
+        payload_bytes: usize,
+        deadline: Duration,
+    ) -> Result<Bytes, Fault> {
+        header.code = O::CODE;
+        header.request = self.shared.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        header.payload_bytes = payload_length(payload_bytes)?;
+        header.deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX).max(1);
+        encode(&header, request).map_err(|error| Fault::new(Code::Malformed, format!("{} request: {error}", O::NAME)))
+    }
+
+    async fn reply<O: Operation>(&self, mut reader: Reader) -> Result<Reply<O::Reply>, Fault> {
+        let (header, body, payload) = async {
+            let (header, body) = reader.frame::<ReplyHeader>().await?;
+            let length = header.payload_bytes as usize;
+            if length > MAX_PAYLOAD_BYTES {
+                return Err(StreamError::Malformed(format!("a reply announces a payload of {length} bytes")));
+            }
+            let payload = reader.payload(length).await?;
+            Ok((header, body, payload))
+        }
+        .await
+        .map_err(|error| self.no_reply::<O>(error))?;
+        if let Some(fault) = header.fault {
+            return Err(fault);
+        }
+        let body = frame::decode_body(&body).map_err(|error| self.no_reply::<O>(error.into()))?;
+        Ok(Reply { header, body, payload })
+    }
+
+    fn no_reply<O: Operation>(&self, error: StreamError) -> Fault {
+        match error {
+            StreamError::Lost(error) => self.lost::<O>(error),
+            StreamError::Cancelled => {
+                Fault::new(Code::Unreachable, format!("{}: {} gave the request up", O::NAME, self.shared.peer))
+            }
+            StreamError::Malformed(reason) => {
+                self.offend(&format!("reply to {}: {reason}", O::NAME));
+                Fault::new(Code::Malformed, format!("{}: the reply of {}: {reason}", O::NAME, self.shared.peer))
+            }
+        }
+    }
+
+    fn lost<O: Operation>(&self, error: ConnectionError) -> Fault {
+        let mut fault = fault_of(&error);
+        fault.detail = format!("{}: {}: {}", O::NAME, self.shared.peer, fault.detail);
+        fault
+    }
+
+    fn late_answer<O: Operation>(&self, deadline: Duration) -> Fault {
+        let waited_ms = deadline.as_millis();
+        Fault::new(Code::Timeout, format!("{}: no answer of {} within {waited_ms} ms", O::NAME, self.shared.peer))
     }
 }
 
-/// A request under way.
+/// A request under way. Dropped before [`Call::finish`] it is cancelled.
 pub struct Call<O: Operation> {
-    _operation: PhantomData<O>,
+    connection: Connection,
+    writer: Writer,
+    reader: Reader,
+    remaining: usize,
+    /// False once the peer has answered without waiting for the rest.
+    wanted: bool,
+    expires: Instant,
+    deadline: Duration,
+    operation: PhantomData<fn() -> O>,
 }
 
 impl<O: Operation> Call<O> {
-    pub async fn send(&mut self, _bytes: Bytes) -> Result<(), Fault> {
-        todo!()
+    /// Sends the next piece. After the peer has answered early this does nothing; [`Call::finish`] has the answer.
+    pub async fn send(&mut self, bytes: Bytes) -> Result<(), Fault> {
+        let Some(remaining) = self.remaining.checked_sub(bytes.len()) else {
+            return Err(Fault::new(Code::Internal, format!("{}: more payload than announced", O::NAME)));
+        };
+        self.remaining = remaining;
+        if self.wanted {
+            let written = timeout_at(self.expires, self.writer.write(bytes)).await;
+            let written = written.map_err(|_| self.connection.late_answer::<O>(self.deadline))?;
+            self.wanted = written.map_err(|error| self.connection.lost::<O>(error))?;
+        }
+        Ok(())
     }
+
     /// Ends the payload and waits for the reply.
-    pub async fn finish(self) -> Result<Reply<O::Reply>, Fault> {
-        todo!()
+    pub async fn finish(mut self) -> Result<Reply<O::Reply>, Fault> {
+        if self.remaining > 0 && self.wanted {
+            return Err(Fault::new(Code::Internal, format!("{}: less payload than announced", O::NAME)));
+        }
+        self.writer.finish();
+        let reply = self.connection.reply::<O>(self.reader);
+        timeout_at(self.expires, reply).await.unwrap_or_else(|_| Err(self.connection.late_answer::<O>(self.deadline)))
     }
 }
 
-/// A request of the peer: header checked and bounded, body not yet decoded, payload not yet read.
-/// Dropped without an answer, it answers `Internal`.
-pub struct Incoming {
-    pub header: RequestHeader,
-    pub payload: Payload,
-}
-
-impl Incoming {
-    pub fn peer(&self) -> &Peer {
-        todo!()
-    }
-    /// Decodes the body after checking that the peer's role may ask this. On failure answer with the fault.
-    pub fn decode<O: Operation>(&self) -> Result<O::Request, Fault> {
-        todo!()
-    }
-    /// Sends the reply. `payload_bytes` is filled in. An error means that the peer is gone.
-    pub async fn reply<O: Operation>(self, _header: ReplyHeader, _reply: &O::Reply, _payload: &[Bytes]) -> Result<(), Fault> {
-        todo!()
-    }
-    pub async fn fail(self, _header: ReplyHeader, _fault: Fault) -> Result<(), Fault> {
-        todo!()
+/// The length as a header carries it, if it is within the limit.
+pub(super) fn payload_length(bytes: usize) -> Result<u32, Fault> {
+    match u32::try_from(bytes) {
+        Ok(length) if bytes <= MAX_PAYLOAD_BYTES => Ok(length),
+        _ => Err(Fault::new(Code::Malformed, frame::FrameError::PayloadTooLong(bytes, MAX_PAYLOAD_BYTES).to_string())),
     }
 }
 
-/// The payload of a request as it arrives.
-pub struct Payload {}
+/// What the end of a connection, or a failed handshake, means to whoever needed it.
+pub(super) fn fault_of(error: &ConnectionError) -> Fault {
+    match error {
+        ConnectionError::ApplicationClosed(close) => {
+            let reason = String::from_utf8_lossy(&close.reason);
+            let code = if close.error_code == FORBIDDEN { Code::Forbidden } else { Code::Unreachable };
+            Fault::new(code, format!("closed by the peer: {reason}"))
+        }
+        ConnectionError::TransportError(error) => refused(error.code, &error.reason),
+        ConnectionError::ConnectionClosed(close) => {
+            refused(close.error_code, &format!("the peer says: {}", String::from_utf8_lossy(&close.reason)))
+        }
+        ConnectionError::TimedOut => Fault::new(Code::Unreachable, "not a packet for several seconds"),
+        other => Fault::new(Code::Unreachable, other.to_string()),
+    }
+}
 
-impl Payload {
-    /// Bytes that the header announced and that were not read yet.
-    pub fn remaining(&self) -> u32 {
-        todo!()
-    }
-    /// The next piece (packet-sized); None at the announced end. A shorter or longer stream is `Malformed`.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
-        todo!()
-    }
-    /// Everything that remains; refuses more than `limit` before it allocates.
-    pub async fn collect(&mut self, _limit: usize) -> Result<Vec<Bytes>, Fault> {
-        todo!()
-    }
+/// TLS alerts (RFC 8446 section 6), as QUIC carries them, in words that say what to do.
+fn refused(code: quinn::TransportErrorCode, reason: &str) -> Fault {
+    let hint = match u64::from(code).checked_sub(0x100) {
+        Some(48) => "the certificate was issued by another cluster's CA",
+        Some(42 | 43 | 46) => "the certificate is not valid for the role that is expected there",
+        Some(44) => "the certificate was revoked",
+        Some(45) => "the certificate has expired, or the clocks differ by more than a day",
+        Some(116) => "a certificate of this cluster is required; join it first",
+        Some(120) => "the peer speaks another version of the protocol; run the same release on all machines",
+        Some(0..=255) => "the TLS handshake failed",
+        _ => return Fault::new(Code::Unreachable, format!("{code}: {reason}")),
+    };
+    Fault::new(Code::Forbidden, format!("{hint} ({reason})"))
 }

@@ -1,9 +1,32 @@
-//! SKELETON: signatures fixed, bodies to come.
-use super::connection::Connection;
-use super::identity::Identity;
-use crate::{Fault, NodeId, Role};
+//! One UDP socket that connects and accepts, and the way from a datagram to an authenticated [`Connection`].
+
+use super::connection::{Connection, FORBIDDEN, Peer, fault_of};
+use super::identity::{Identity, subject};
+use super::tls;
+use crate::{ClusterId, Code, Fault, NodeId, Role};
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{ConnectionError, EndpointConfig, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt};
+use rustls_pki_types::CertificateDer;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+/// From the first packet to an authenticated connection.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// Handshakes under way; more are refused, and from half of it on an address must prove that it receives.
+const MAX_HANDSHAKES: usize = 128;
+const IDLE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// Requests that one peer may have open at a time.
+const MAX_STREAMS: u32 = 1024;
+const MAX_JOINER_STREAMS: u32 = 2;
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// The largest payload of a datagram over IPv4 is 65,507; discovery climbs to what the path carries.
+const LARGEST_MTU: u16 = 65_500;
 
 /// Where UDP sockets come from: the machine, or the simulated network.
 pub trait Sockets: Send + Sync + 'static {
@@ -30,25 +53,253 @@ pub struct Expect {
 
 /// One UDP socket that connects and accepts. Clones share it.
 #[derive(Clone)]
-pub struct Endpoint {}
+pub struct Endpoint {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    quinn: quinn::Endpoint,
+    client: quinn::ClientConfig,
+    /// None for a joiner, whose token pins the CA instead.
+    cluster: Option<ClusterId>,
+    local: SocketAddr,
+    accepted: Mutex<mpsc::Receiver<Connection>>,
+    accepting: Option<AbortHandle>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(task) = &self.accepting {
+            task.abort();
+        }
+    }
+}
 
 impl Endpoint {
-    pub fn new(_sockets: &dyn Sockets, _bind: SocketAddr, _identity: &Identity, _options: &Options) -> Result<Self, Fault> {
-        todo!()
+    /// Binds. Masters and slaves accept connections, the other roles only connect. Must run inside a tokio runtime.
+    pub fn new(
+        sockets: &dyn Sockets,
+        bind: SocketAddr,
+        identity: &Identity,
+        options: &Options,
+    ) -> Result<Self, Fault> {
+        let server = match identity.role {
+            Role::Master | Role::Slave => {
+                let crypto = tls::server(identity, options.accept_joiners)?;
+                let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+                // Clients have no use for address tokens: a handshake is rare and retry is the exception.
+                config.validation_token_config(quinn::ValidationTokenConfig::default().sent(0).clone());
+                config.transport_config(Arc::new(transport(Side::Accepting)));
+                Some(config)
+            }
+            Role::Client | Role::Admin | Role::Joiner => None,
+        };
+        let admission = Admission { cluster: identity.cluster, joiners: options.accept_joiners };
+        Self::assemble(sockets, bind, tls::client(identity)?, server.map(|config| (config, admission)), options)
     }
+
+    /// An endpoint without an identity, which trusts the CA of this hash.
+    pub(super) fn joiner(sockets: &dyn Sockets, bind: SocketAddr, ca_hash: [u8; 32]) -> Result<Self, Fault> {
+        Self::assemble(sockets, bind, tls::joiner(ca_hash)?, None, &Options::default())
+    }
+
+    fn assemble(
+        sockets: &dyn Sockets,
+        bind: SocketAddr,
+        client: QuicClientConfig,
+        server: Option<(quinn::ServerConfig, Admission)>,
+        options: &Options,
+    ) -> Result<Self, Fault> {
+        let cannot = |error: std::io::Error| Fault::new(Code::Unreachable, format!("cannot listen on {bind}: {error}"));
+        let mut config = EndpointConfig::default();
+        config.rng_seed(options.rng_seed);
+        config.max_udp_payload_size(LARGEST_MTU).map_err(|error| Fault::new(Code::Internal, error.to_string()))?;
+        let socket = sockets.bind(bind).map_err(cannot)?;
+        let (server, admission) = server.unzip();
+        let quinn = quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))
+            .map_err(cannot)?;
+        let local = quinn.local_addr().map_err(cannot)?;
+        let mut client = quinn::ClientConfig::new(Arc::new(client));
+        client.transport_config(Arc::new(transport(Side::Connecting)));
+        let (connections, accepted) = mpsc::channel(MAX_HANDSHAKES);
+        let cluster = admission.as_ref().map(|admission| admission.cluster);
+        let accepting = admission
+            .map(|admission| tokio::spawn(accept_all(quinn.clone(), admission, connections)).abort_handle());
+        Ok(Self { shared: Arc::new(Shared { quinn, client, cluster, local, accepted: Mutex::new(accepted), accepting }) })
+    }
+
     pub fn local_address(&self) -> SocketAddr {
-        todo!()
+        self.shared.local
     }
+
     /// Connects and verifies cluster, role and id of the peer.
-    pub async fn connect(&self, _address: SocketAddr, _expect: Expect) -> Result<Connection, Fault> {
-        todo!()
+    pub async fn connect(&self, address: SocketAddr, expect: Expect) -> Result<Connection, Fault> {
+        let attempt = async {
+            let name = tls::server_name(expect.role);
+            let connecting = self
+                .shared
+                .quinn
+                .connect_with(self.shared.client.clone(), address, &name)
+                .map_err(|error| Fault::new(Code::Unreachable, error.to_string()))?;
+            let quinn = connecting.await.map_err(|error| fault_of(&error))?;
+            let identity = certificate(&quinn).ok_or_else(|| Fault::new(Code::Forbidden, "it has no certificate"))?;
+            let peer = self.check(&identity, address, expect).inspect_err(|fault| {
+                quinn.close(FORBIDDEN, fault.detail.as_bytes());
+            })?;
+            // A client's handshake is over before the server has looked at its certificate: wait for the verdict.
+            quinn.accept_uni().await.map_err(|error| fault_of(&error))?;
+            quinn.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_STREAMS));
+            Ok(Connection::new(quinn, peer))
+        };
+        let outcome = timeout(CONNECT_WITHIN, attempt).await.unwrap_or_else(|_| {
+            Err(Fault::new(Code::Unreachable, format!("no answer within {} s", CONNECT_WITHIN.as_secs())))
+        });
+        outcome.map_err(|fault| {
+            Fault::new(fault.code, format!("connecting to the {} at {address}: {}", expect.role, fault.detail))
+        })
     }
+
+    fn check(&self, certificate: &[u8], address: SocketAddr, expect: Expect) -> Result<Peer, Fault> {
+        let (cluster, role, node) = subject(certificate)?;
+        let own = self.shared.cluster.unwrap_or(cluster);
+        if cluster != own {
+            return Err(Fault::new(Code::Forbidden, format!("it belongs to cluster {cluster}, not to {own}")));
+        }
+        if role != expect.role {
+            return Err(Fault::new(Code::Forbidden, format!("it is a {role}, not a {}", expect.role)));
+        }
+        match expect.node {
+            Some(wanted) if wanted != node => {
+                Err(Fault::new(Code::Forbidden, format!("it is the {role} {node}, not {wanted}")))
+            }
+            _ => Ok(Peer { role, node, address }),
+        }
+    }
+
     /// The next authenticated peer; None after [`Self::close`]. Failed handshakes are logged with their reason and skipped.
     pub async fn accept(&self) -> Option<Connection> {
-        todo!()
+        self.shared.accepted.lock().await.recv().await
     }
+
     /// Closes every connection with a reason and waits until the peers were told (bounded).
     pub async fn close(&self) {
-        todo!()
+        self.shared.quinn.close(VarInt::from_u32(0), b"shutting down");
+        let _ = timeout(Duration::from_millis(500), self.shared.quinn.wait_idle()).await;
     }
+}
+
+/// Whom to let in.
+#[derive(Clone, Copy)]
+struct Admission {
+    cluster: ClusterId,
+    joiners: bool,
+}
+
+async fn accept_all(quinn: quinn::Endpoint, admission: Admission, connections: mpsc::Sender<Connection>) {
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    while let Some(incoming) = quinn.accept().await {
+        let address = incoming.remote_address();
+        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+            tracing::warn!(%address, "refused a connection: {MAX_HANDSHAKES} handshakes are under way");
+            incoming.refuse();
+            continue;
+        };
+        if handshakes.available_permits() < MAX_HANDSHAKES / 2 && !incoming.remote_address_validated() {
+            if let Err(error) = incoming.retry() {
+                tracing::debug!(%address, %error, "could not ask for a proof of address");
+            }
+            continue;
+        }
+        tokio::spawn(admit(incoming, address, admission, connections.clone(), permit));
+    }
+}
+
+async fn admit(
+    incoming: quinn::Incoming,
+    address: SocketAddr,
+    admission: Admission,
+    connections: mpsc::Sender<Connection>,
+    permit: OwnedSemaphorePermit,
+) {
+    let fault = match timeout(CONNECT_WITHIN, authenticate(incoming, address, admission)).await {
+        Ok(Ok(connection)) => {
+            // Fails only when the endpoint is being closed.
+            let _ = connections.send(connection).await;
+            return;
+        }
+        Ok(Err(fault)) => fault,
+        Err(_) => Fault::new(Code::Timeout, "it was not finished in time"),
+    };
+    drop(permit);
+    tracing::warn!(%address, code = ?fault.code, "handshake failed: {}", fault.detail);
+}
+
+async fn authenticate(
+    incoming: quinn::Incoming,
+    address: SocketAddr,
+    admission: Admission,
+) -> Result<Connection, Fault> {
+    let connecting = incoming.accept().map_err(|error| fault_of(&error))?;
+    let quinn = connecting.await.map_err(|error: ConnectionError| fault_of(&error))?;
+    let peer = match admitted(certificate(&quinn).as_deref(), address, admission) {
+        Ok(peer) => peer,
+        Err(fault) => {
+            quinn.close(FORBIDDEN, fault.detail.as_bytes());
+            return Err(fault);
+        }
+    };
+    if peer.role != Role::Joiner {
+        quinn.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_STREAMS));
+    }
+    let mut verdict = quinn.open_uni().await.map_err(|error| fault_of(&error))?;
+    verdict.write_all(&[1]).await.map_err(|error| Fault::new(Code::Unreachable, error.to_string()))?;
+    Ok(Connection::new(quinn, peer))
+}
+
+fn admitted(certificate: Option<&[u8]>, address: SocketAddr, admission: Admission) -> Result<Peer, Fault> {
+    let Some(certificate) = certificate else {
+        if admission.joiners {
+            return Ok(Peer { role: Role::Joiner, node: NodeId(0), address });
+        }
+        return Err(Fault::new(Code::Forbidden, "a certificate of this cluster is required"));
+    };
+    let (cluster, role, node) = subject(certificate)?;
+    if cluster != admission.cluster {
+        let own = admission.cluster;
+        return Err(Fault::new(Code::Forbidden, format!("the peer belongs to cluster {cluster}, not to {own}")));
+    }
+    Ok(Peer { role, node, address })
+}
+
+/// The peer's own certificate, DER.
+fn certificate(quinn: &quinn::Connection) -> Option<Vec<u8>> {
+    let chain = quinn.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    chain.first().map(|certificate| certificate.to_vec())
+}
+
+enum Side {
+    Accepting,
+    Connecting,
+}
+
+fn transport(side: Side) -> TransportConfig {
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(LARGEST_MTU);
+    let mut config = TransportConfig::default();
+    // An initial MTU near the initial congestion window would stall, so it starts small and climbs.
+    config.initial_mtu(1452).mtu_discovery_config(Some(discovery));
+    config.max_idle_timeout(Some(VarInt::from_u32(IDLE.as_millis() as u32).into()));
+    config.keep_alive_interval(Some(KEEP_ALIVE));
+    config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW));
+    config.receive_window(VarInt::from_u32(CONNECTION_WINDOW));
+    config.send_window(u64::from(CONNECTION_WINDOW));
+    config.initial_rtt(Duration::from_millis(100));
+    config.datagram_receive_buffer_size(None);
+    // Until a peer is authenticated it may open few streams; the one-way stream carries the server's verdict.
+    config.max_concurrent_bidi_streams(VarInt::from_u32(MAX_JOINER_STREAMS));
+    config.max_concurrent_uni_streams(VarInt::from_u32(match side {
+        Side::Accepting => 0,
+        Side::Connecting => 1,
+    }));
+    config
 }

@@ -1,9 +1,22 @@
 //! QUIC with mutual TLS between all peers: a stream per request, in both directions of a connection.
+//!
+//! [`Endpoint`] owns a UDP socket that comes from [`Sockets`]: the machine's ([`machine`]) or the simulated
+//! network's ([`simulated`](self), behind the feature of that name). It connects and accepts; both lead to a
+//! [`Connection`] whose [`Peer`] was read from a certificate of the own cluster. `tls` decides whom to trust,
+//! `stream` moves frames, `connection` asks and `incoming` answers. Every wait here has a deadline, every length
+//! is checked before anything is allocated for it, and a peer that breaks the rules loses its connection only.
 
 mod connection;
 mod endpoint;
 pub mod identity;
+mod incoming;
+pub mod machine;
+#[cfg(feature = "simulated")]
+pub mod simulated;
+mod stream;
+mod tls;
 pub mod token;
 
-pub use connection::{Call, Connection, Incoming, Payload, Peer, Reply};
+pub use connection::{Call, Connection, Peer, Reply};
 pub use endpoint::{Endpoint, Expect, Options, Sockets};
+pub use incoming::{Incoming, Payload};

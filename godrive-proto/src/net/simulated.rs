@@ -1,0 +1,113 @@
+//! The simulated network: quinn over turmoil's UDP, whose clock is tokio's virtual one.
+
+use super::endpoint::Sockets;
+use quinn::udp::{RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, UdpPoller};
+use std::fmt;
+use std::future::Future;
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+/// Sees every datagram that a simulated socket sends: (from, to, bytes).
+pub trait Watcher: Send + Sync + 'static {
+    fn sent(&self, from: SocketAddr, to: SocketAddr, contents: &[u8]);
+}
+
+/// UDP sockets of the turmoil host that binds them. Must be used inside a turmoil simulation.
+#[derive(Clone, Default)]
+pub struct SimulatedSockets {
+    watcher: Option<Arc<dyn Watcher>>,
+}
+
+impl SimulatedSockets {
+    pub fn watched(watcher: Arc<dyn Watcher>) -> Self {
+        Self { watcher: Some(watcher) }
+    }
+}
+
+impl Sockets for SimulatedSockets {
+    fn bind(&self, address: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        // turmoil's bind is asynchronous in name only.
+        let binding = pin!(turmoil::net::UdpSocket::bind(address));
+        match binding.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(socket) => Ok(Arc::new(SimulatedSocket { inner: Arc::new(socket?), watcher: self.watcher.clone(), receiving: parking_lot::Mutex::new(None) })),
+            Poll::Pending => Err(io::Error::other("turmoil's bind waits for something")),
+        }
+    }
+}
+
+type Readable = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
+
+struct SimulatedSocket {
+    inner: Arc<turmoil::net::UdpSocket>,
+    watcher: Option<Arc<dyn Watcher>>,
+    /// The wait for the next datagram, kept from poll to poll.
+    receiving: parking_lot::Mutex<Option<Readable>>,
+}
+
+impl fmt::Debug for SimulatedSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl AsyncUdpSocket for SimulatedSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(AlwaysWritable)
+    }
+
+    fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
+        if let Some(watcher) = &self.watcher {
+            watcher.sent(self.inner.local_addr()?, transmit.destination, transmit.contents);
+        }
+        self.inner.try_send_to(transmit.contents, transmit.destination).map(drop)
+    }
+
+    fn poll_recv(
+        &self,
+        context: &mut Context,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let (Some(buffer), Some(meta)) = (buffers.first_mut(), meta.first_mut()) else {
+            return Poll::Ready(Ok(0));
+        };
+        let mut receiving = self.receiving.lock();
+        loop {
+            let wait = receiving.get_or_insert_with(|| {
+                let socket = self.inner.clone();
+                Box::pin(async move { socket.readable().await })
+            });
+            std::task::ready!(wait.as_mut().poll(context))?;
+            *receiving = None;
+            match self.inner.try_recv_from(buffer) {
+                Ok((len, addr)) => {
+                    *meta = RecvMeta { addr, len, stride: len, ecn: None, dst_ip: None };
+                    return Poll::Ready(Ok(1));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    fn may_fragment(&self) -> bool {
+        false
+    }
+}
+
+#[derive(Debug)]
+struct AlwaysWritable;
+
+impl UdpPoller for AlwaysWritable {
+    fn poll_writable(self: Pin<&mut Self>, _: &mut Context) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
