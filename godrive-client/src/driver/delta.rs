@@ -1,0 +1,272 @@
+//! Deltas and syncs along a chunk's chain, and what to do when a member fails.
+//!
+//! The first member receives, verifies, applies and forwards; it answers when all have the same contents. When
+//! something fails, only the master may drop a member: the driver reports, gets a layout of a new epoch whose
+//! `held` was elected, and goes on from there. If `held` is the version that this delta makes, it was applied before
+//! the failure, because only the holder of the exclusive lease writes; a sync then confirms it. For that to hold,
+//! a chunk whose last delta ended without an answer is settled by an election before the next one.
+
+use super::master::{Master, Session};
+use super::reports::Reports;
+use super::retry::{Backoff, ChainFault, Patience, chain_fault};
+use super::slaves::Slaves;
+use super::stats::Stats;
+use bytes::Bytes;
+use godrive_proto::data::{
+    Applied, Delta as DeltaOperation, DeltaRequest, Extent, Layout, Member, Sync, SyncRequest,
+};
+use godrive_proto::lease::Problem;
+use godrive_proto::limits::{MAX_DELTA_BYTES, MAX_DELTA_EXTENTS};
+use godrive_proto::time::Timestamp;
+use godrive_proto::{ChunkId, Code, Fault, NodeId, OpId, Version};
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// A delta update of one chunk, before it has an epoch, a base version and an operation id.
+#[derive(Clone, Debug)]
+pub struct Delta {
+    /// Ascending, not overlapping.
+    pub extents: Vec<Extent>,
+    /// `sums::piece` of every leaf piece of every `Bytes` extent, in order.
+    pub sums: Vec<u64>,
+    /// The bytes of the `Bytes` extents, in order, cut anywhere; at most `MAX_DELTA_BYTES`.
+    pub payload: Vec<Bytes>,
+    pub mtime: Timestamp,
+    /// Every member syncs before it answers.
+    pub sync: bool,
+}
+
+/// Corrupt answers to one delta that are taken for damage on the way.
+const RESENDS_OF_CORRUPT: u32 = 2;
+
+/// Writes chunks.
+pub struct Writer {
+    master: Arc<Master>,
+    slaves: Arc<Slaves>,
+    reports: Arc<Reports>,
+    last_op: AtomicU64,
+    /// Chunks whose last delta got no good answer: their members may have applied it or not.
+    unsettled: Mutex<BTreeSet<ChunkId>>,
+}
+
+impl Writer {
+    pub fn new(master: Arc<Master>, slaves: Arc<Slaves>, reports: Arc<Reports>) -> Self {
+        Self { master, slaves, reports, last_op: AtomicU64::new(0), unsettled: Mutex::default() }
+    }
+
+    pub async fn write(&self, layout: &mut Layout, delta: Delta) -> Result<Applied, Fault> {
+        let payload_bytes: usize = delta.payload.iter().map(Bytes::len).sum();
+        if payload_bytes > MAX_DELTA_BYTES || delta.extents.len() > MAX_DELTA_EXTENTS {
+            let detail =
+                format!("a delta of {payload_bytes} bytes in {} extents is too large", delta.extents.len());
+            return Err(Fault::new(Code::Malformed, detail));
+        }
+        let mut tries = Tries::new(self, layout);
+        let chunk = tries.layout.chunk;
+        if self.unsettled.lock().contains(&chunk.id) {
+            tries.report(Problem::Diverged, "the last delta to this chunk had no answer").await?;
+        }
+        self.unsettled.lock().insert(chunk.id);
+        let mut request = DeltaRequest {
+            chunk: chunk.id,
+            chunk_bytes: chunk.chunk_bytes,
+            disk: Default::default(),
+            epoch: tries.layout.epoch,
+            base: tries.layout.held.version,
+            op: OpId {
+                session: tries.session.id,
+                sequence: self.last_op.fetch_add(1, Ordering::Relaxed) + 1,
+            },
+            extents: delta.extents,
+            sums: delta.sums,
+            chain: Vec::new(),
+            sync: delta.sync,
+            mtime: delta.mtime,
+        };
+        let applied = tries.apply(&mut request, &delta.payload, payload_bytes).await?;
+        self.unsettled.lock().remove(&chunk.id);
+        Ok(applied)
+    }
+
+    pub async fn sync(&self, layout: &mut Layout) -> Result<Applied, Fault> {
+        let expected = layout.held.version;
+        if expected == Version(0) {
+            return Ok(Applied { contents: layout.held, stable: true, used_bytes: 0 });
+        }
+        let mut tries = Tries::new(self, layout);
+        loop {
+            if tries.layout.held.version < expected {
+                return Err(tries.regressed(expected));
+            }
+            match tries.send_sync().await {
+                Ok(applied) => return Ok(applied),
+                Err((first, fault)) => tries.recover(fault, first).await?,
+            }
+        }
+    }
+}
+
+/// The tries of one delta or sync.
+struct Tries<'a> {
+    writer: &'a Writer,
+    layout: &'a mut Layout,
+    session: Arc<Session>,
+    patience: Patience,
+    backoff: Backoff,
+    corrupt: u32,
+}
+
+impl<'a> Tries<'a> {
+    fn new(writer: &'a Writer, layout: &'a mut Layout) -> Self {
+        let master = &writer.master;
+        let (session, patience) = (master.session(), master.patience());
+        Self { writer, layout, session, patience, backoff: Backoff::default(), corrupt: 0 }
+    }
+
+    async fn apply(
+        &mut self,
+        request: &mut DeltaRequest,
+        payload: &[Bytes],
+        bytes: usize,
+    ) -> Result<Applied, Fault> {
+        let next = request.base.next();
+        loop {
+            let outcome = match self.layout.held.version {
+                version if version == request.base => self.send_delta(request, payload, bytes).await,
+                // Applied before the failure, or applied but not yet stable.
+                version if version == next => self.send_sync().await,
+                _ => return Err(self.regressed(request.base)),
+            };
+            match outcome {
+                Ok(applied) if applied.stable || !request.sync => return Ok(applied),
+                Ok(_) => {
+                    tracing::debug!(chunk = %request.chunk, "a delta was answered before it was stable; asking for a sync");
+                }
+                Err((first, fault)) => self.recover(fault, first).await?,
+            }
+        }
+    }
+
+    async fn send_delta(
+        &mut self,
+        request: &mut DeltaRequest,
+        payload: &[Bytes],
+        bytes: usize,
+    ) -> Result<Applied, (NodeId, Fault)> {
+        let (first, chain) = self.chain()?;
+        request.disk = first.disk;
+        request.epoch = self.layout.epoch;
+        request.chain = chain;
+        let deadline = self.deadline(bytes);
+        let sent = self.writer.slaves.call::<DeltaOperation>(&first, request, payload, deadline).await;
+        let applied = sent.map_err(|fault| (first.node, fault))?.body;
+        if applied.contents.version != request.base.next() {
+            let detail = format!(
+                "slave {} answered version {} to a delta on version {}",
+                first.node, applied.contents.version, request.base
+            );
+            return Err((first.node, Fault::at(Code::WrongVersion, first.node, detail)));
+        }
+        Ok(self.advance(applied))
+    }
+
+    async fn send_sync(&mut self) -> Result<Applied, (NodeId, Fault)> {
+        let (first, chain) = self.chain()?;
+        let Layout { chunk, epoch, held, .. } = &*self.layout;
+        let request = SyncRequest { chunk: chunk.id, epoch: *epoch, version: held.version, chain };
+        let deadline = self.deadline(0);
+        let sent = self.writer.slaves.call::<Sync>(&first, &request, &[], deadline).await;
+        let applied = sent.map_err(|fault| (first.node, fault))?.body;
+        if applied.contents != self.layout.held || !applied.stable {
+            let detail = format!(
+                "slave {} answered {:?} (stable: {}) to a sync of {:?}",
+                first.node, applied.contents, applied.stable, self.layout.held
+            );
+            return Err((first.node, Fault::at(Code::WrongVersion, first.node, detail)));
+        }
+        Ok(self.advance(applied))
+    }
+
+    fn advance(&mut self, applied: Applied) -> Applied {
+        self.layout.held = applied.contents;
+        if applied.stable {
+            self.layout.stable = applied.contents;
+        }
+        applied
+    }
+
+    fn chain(&self) -> Result<(Member, Vec<Member>), (NodeId, Fault)> {
+        let mut members = self.writer.slaves.chain(&self.layout.members);
+        if members.is_empty() {
+            let detail = format!("chunk {} has no members", self.layout.chunk.id);
+            return Err((NodeId::default(), Fault::new(Code::WrongEpoch, detail)));
+        }
+        let first = members.remove(0);
+        Ok((first, members))
+    }
+
+    fn deadline(&self, bytes: usize) -> Duration {
+        let timeouts = &self.writer.master.config.timeouts;
+        let transfer = Duration::from_secs(bytes as u64)
+            / u32::try_from(timeouts.slowest_bytes_per_s).unwrap_or(u32::MAX).max(1);
+        let remaining = self.patience.remaining(self.writer.master.timing.now()).unwrap_or_default();
+        (timeouts.delta + transfer).min(remaining)
+    }
+
+    /// After a failure: makes the next try worth while, or says that there is none.
+    async fn recover(&mut self, fault: Fault, first: NodeId) -> Result<(), Fault> {
+        if self.writer.master.session().id != self.session.id {
+            let detail = format!("the session ended while chunk {} was written", self.layout.chunk.id);
+            return Err(Fault::new(Code::SessionLost, detail));
+        }
+        let problem = match chain_fault(&fault, first) {
+            ChainFault::Final => return Err(fault),
+            ChainFault::Stale => Some(Problem::StaleLayout),
+            ChainFault::Diverged => Some(Problem::Diverged),
+            ChainFault::Failed(node) => Some(Problem::Failed(node)),
+            ChainFault::Corrupt(_) if self.corrupt < RESENDS_OF_CORRUPT => {
+                self.corrupt += 1;
+                None
+            }
+            ChainFault::Corrupt(node) => {
+                self.corrupt = 0;
+                Some(Problem::Corrupt(node))
+            }
+        };
+        tracing::warn!(
+            chunk = %self.layout.chunk.id, epoch = %self.layout.epoch, %fault, ?problem, "a delta or sync failed; trying again"
+        );
+        let epoch = self.layout.epoch;
+        if let Some(problem) = problem {
+            self.report(problem, &fault.to_string()).await?;
+        }
+        Stats::add(&self.writer.master.stats.retries, 1);
+        if self.layout.epoch > epoch {
+            return Ok(());
+        }
+        let wait = self.backoff.next(self.writer.master.jitter());
+        match self.patience.remaining(self.writer.master.timing.now()) {
+            Some(remaining) if remaining > wait => sleep(wait).await,
+            _ => return Err(fault),
+        }
+        Ok(())
+    }
+
+    async fn report(&mut self, problem: Problem, detail: &str) -> Result<(), Fault> {
+        self.writer.reports.report(self.layout, problem, detail, self.patience).await
+    }
+
+    fn regressed(&self, expected: Version) -> Fault {
+        let Layout { chunk, epoch, held, .. } = &*self.layout;
+        let detail = format!(
+            "chunk {} came back from epoch change {epoch} with version {} instead of {expected}: \
+             acknowledged data was lost or somebody else wrote",
+            chunk.id, held.version
+        );
+        Fault::new(Code::WrongVersion, detail)
+    }
+}

@@ -1,0 +1,332 @@
+//! Keeps the session alive: renews it, reconnects, resumes after the master's restart, opens a new one when it is lost,
+//! and serves the master's recalls.
+//!
+//! One task renews and reconnects and never waits for the file system. What the file system must do first (drop
+//! caches, declare leases) runs in a task of its own while renewals go on; the [`Gate`] holds requests back until it
+//! is done. The lease time is not extended meanwhile, so that nothing is served from caches that ought to be gone.
+
+use super::master::{Gate, Link, Master, Session, connect, open_session};
+use super::retry::Backoff;
+use super::upcalls::Upcalls;
+use godrive_proto::frame::ReplyHeader;
+use godrive_proto::lease::{Recall, Renew, Resume, ResumeRequest};
+use godrive_proto::net::{Connection, Incoming};
+use godrive_proto::{Code, Fault, Ino, LeaseId, Operation};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, sleep_until};
+
+/// Inodes in one page of a resume.
+const PAGE: usize = 4096;
+/// Renewals that were asked for come no faster than this.
+const RENEW_AT_MOST_EVERY: Duration = Duration::from_millis(50);
+
+#[derive(Clone)]
+pub struct Keeper {
+    master: Arc<Master>,
+    up: Arc<dyn Upcalls>,
+    /// One upcall about the session as a whole at a time, in order.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Runs until the driver is stopped.
+pub async fn run(master: Arc<Master>, up: Arc<dyn Upcalls>) {
+    let keeper = Keeper { master, up, turn: Arc::default() };
+    let mut stopped = keeper.master.link.subscribe();
+    tokio::select! {
+        _ = stopped.wait_for(|link| link.gate == Gate::Stopped) => {}
+        () = keeper.keep() => {}
+    }
+}
+
+impl Keeper {
+    async fn keep(&self) {
+        let mut backoff = Backoff::default();
+        let mut last_renewal = Instant::now();
+        tokio::spawn(self.clone().accept(self.link().connection));
+        loop {
+            let link = self.link();
+            let outcome = if link.connection.is_closed() {
+                self.reconnect().await
+            } else if link.gate == Gate::Lost {
+                self.reopen(&link).await
+            } else {
+                if link.gate != Gate::Unconfirmed {
+                    self.wait(&link, last_renewal).await;
+                }
+                last_renewal = Instant::now();
+                match self.link() {
+                    link if link.connection.is_closed() || link.gate == Gate::Lost => continue,
+                    link => self.renew(&link).await,
+                }
+            };
+            match outcome {
+                Ok(()) => backoff = Backoff::default(),
+                Err(fault) => {
+                    let wait = backoff.next(self.master.jitter());
+                    tracing::warn!(%fault, master = %self.master.config.master, ?wait, "the session waits for the master");
+                    sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    fn link(&self) -> Link {
+        self.master.link.borrow().clone()
+    }
+
+    /// Until the next renewal is due or asked for, or the connection ends.
+    async fn wait(&self, link: &Link, last_renewal: Instant) {
+        tokio::select! {
+            () = sleep_until(last_renewal + link.session.renew_every()) => {}
+            _ = link.connection.closed() => {}
+            () = async {
+                self.master.renew_now.notified().await;
+                sleep_until(last_renewal + RENEW_AT_MOST_EVERY).await;
+            } => {}
+        }
+    }
+
+    async fn reconnect(&self) -> Result<(), Fault> {
+        let connection = connect(&self.master.endpoint, &self.master.config).await?;
+        tracing::info!(master = %self.master.config.master, "connected to the master again");
+        tokio::spawn(self.clone().accept(connection.clone()));
+        self.master.link.send_modify(|link| {
+            link.connection = connection;
+            link.generation += 1;
+            if matches!(link.gate, Gate::Open | Gate::Resuming) {
+                link.gate = Gate::Unconfirmed;
+            }
+        });
+        Ok(())
+    }
+
+    async fn renew(&self, link: &Link) -> Result<(), Fault> {
+        let header = self.master.header(&link.session, 0);
+        let request = self.up.renewal();
+        let sent = self.master.timing.now();
+        let timeout = self.master.config.timeouts.renewal;
+        let reply = match self.master.send::<Renew>(&link.connection, header, &request, timeout).await {
+            Ok(reply) => reply,
+            Err(fault) => {
+                match fault.code {
+                    Code::SessionLost => {
+                        self.master.lose_session(link.session.id);
+                        return Ok(());
+                    }
+                    Code::Timeout | Code::Unreachable => link.connection.close("a renewal was not answered"),
+                    _ => {}
+                }
+                return Err(fault);
+            }
+        };
+        self.master.timing.set_wall(reply.body.now, sent);
+        let resumed = self.master.resumed_term.load(Ordering::SeqCst);
+        if reply.body.must_resume || reply.header.term.0 > resumed {
+            self.begin_resume(link);
+        } else {
+            self.confirm(link, sent);
+        }
+        Ok(())
+    }
+
+    /// An answered renewal extends the lease time and lets requests pass, unless something else must be done first.
+    fn confirm(&self, renewed: &Link, sent: godrive_proto::time::Instant) {
+        self.master.link.send_if_modified(|link| {
+            let same = link.session.id == renewed.session.id;
+            let opens = same && matches!(link.gate, Gate::Unconfirmed | Gate::Open);
+            if opens {
+                self.master.timing.renewed(sent, link.session.holder_stops_after());
+                link.gate = Gate::Open;
+            }
+            opens
+        });
+    }
+
+    fn begin_resume(&self, renewed: &Link) {
+        let begun = self.master.link.send_if_modified(|link| {
+            let due =
+                link.generation == renewed.generation && matches!(link.gate, Gate::Unconfirmed | Gate::Open);
+            if due {
+                link.gate = Gate::Resuming;
+            }
+            due
+        });
+        if begun {
+            tracing::warn!("the master has restarted; declaring this mount's leases again");
+            tokio::spawn(self.clone().resume(renewed.clone()));
+        }
+    }
+
+    async fn resume(self, begun: Link) {
+        let _turn = self.turn.lock().await;
+        let current = |link: &Link| link.gate == Gate::Resuming && link.generation == begun.generation;
+        if !current(&self.master.link.borrow()) {
+            return;
+        }
+        let (exclusive, open) = self.up.clone().resume().await;
+        let outcome = self.declare(&begun, exclusive, open).await;
+        let sent = match outcome {
+            Ok(sent) => Some(sent),
+            Err(fault) if fault.code == Code::SessionLost => {
+                return self.master.lose_session(begun.session.id);
+            }
+            Err(fault) => {
+                tracing::warn!(%fault, "the session could not be resumed; trying again");
+                sleep(Backoff::FIRST * 10).await;
+                None
+            }
+        };
+        self.master.link.send_if_modified(|link| {
+            let current = current(link);
+            if current {
+                match sent {
+                    Some(sent) => {
+                        self.master.timing.renewed(sent, link.session.holder_stops_after());
+                        link.gate = Gate::Open;
+                    }
+                    // The next renewal says again that the session must resume.
+                    None => link.gate = Gate::Unconfirmed,
+                }
+            }
+            current
+        });
+        self.master.renew_now.notify_one();
+    }
+
+    /// Sends the pages, and tells the file system what was lost. Returns when the last page was sent.
+    async fn declare(
+        &self,
+        begun: &Link,
+        exclusive: Vec<(Ino, LeaseId)>,
+        open: Vec<Ino>,
+    ) -> Result<godrive_proto::time::Instant, Fault> {
+        let mut lost = Vec::new();
+        let pages = resume_pages(exclusive, open);
+        let mut sent = self.master.timing.now();
+        let mut term = self.master.term();
+        for page in pages {
+            let header = self.master.header(&begun.session, 0);
+            sent = self.master.timing.now();
+            let timeout = self.master.config.timeouts.renewal;
+            let reply = self.master.send::<Resume>(&begun.connection, header, &page, timeout).await?;
+            term = term.max(reply.header.term);
+            lost.extend(reply.body.lost);
+        }
+        if !lost.is_empty() {
+            tracing::warn!(count = lost.len(), "exclusive leases were lost in the master's restart");
+            self.up.clone().lost_leases(lost).await;
+        }
+        self.master.resumed_term.fetch_max(term.0, Ordering::SeqCst);
+        Ok(sent)
+    }
+
+    async fn reopen(&self, lost: &Link) -> Result<(), Fault> {
+        let master = &self.master;
+        let header =
+            master.header(&Session::new(Default::default(), lost.session.timing, lost.session.parameters), 0);
+        let (session, header) = open_session(
+            &lost.connection,
+            header,
+            &master.config,
+            &master.timing,
+            &master.stats,
+            |_, _, _| {},
+        )
+        .await?;
+        master.resumed_term.fetch_max(header.term.0, Ordering::SeqCst);
+        let id = session.id;
+        master.link.send_modify(|link| {
+            link.session = session;
+            link.gate = Gate::Dropping;
+        });
+        let keeper = self.clone();
+        tokio::spawn(async move {
+            let _turn = keeper.turn.lock().await;
+            keeper.up.clone().session_lost().await;
+            keeper.master.link.send_if_modified(|link| {
+                let current = link.session.id == id && link.gate == Gate::Dropping;
+                if current {
+                    link.gate = Gate::Unconfirmed;
+                }
+                current
+            });
+            keeper.master.renew_now.notify_one();
+        });
+        Ok(())
+    }
+
+    /// Serves the master's requests on one connection until it ends.
+    async fn accept(self, connection: Connection) {
+        while let Some(incoming) = connection.accept().await {
+            tokio::spawn(self.clone().serve(incoming));
+        }
+        self.master.renew_now.notify_one();
+    }
+
+    async fn serve(self, incoming: Incoming) {
+        let term = incoming.header.term;
+        let seen = self.master.term();
+        let recall = if term < seen && term.0 != 0 {
+            Err(Fault::new(
+                Code::WrongTerm,
+                format!("the request is of term {term}, but term {seen} has begun"),
+            ))
+        } else if incoming.header.code == Recall::CODE {
+            incoming.decode::<Recall>()
+        } else {
+            Err(Fault::new(
+                Code::Malformed,
+                format!("clients do not serve requests of code {:#06x}", incoming.header.code),
+            ))
+        };
+        let header = ReplyHeader::default();
+        let (what, answered) = match recall {
+            Ok(recall) => {
+                let release = self.up.clone().recall(recall).await;
+                (format!("{recall:?}"), incoming.reply::<Recall>(header, &release, &[]).await)
+            }
+            Err(fault) => {
+                tracing::warn!(%fault, "refused a request of the master");
+                (fault.to_string(), incoming.fail(header, fault).await)
+            }
+        };
+        if let Err(fault) = answered {
+            tracing::warn!(%fault, what, "the answer to the master was lost; it will ask again");
+        }
+    }
+}
+
+/// At least one page; only the last says so.
+fn resume_pages(exclusive: Vec<(Ino, LeaseId)>, open: Vec<Ino>) -> Vec<ResumeRequest> {
+    let count = exclusive.len().div_ceil(PAGE).max(open.len().div_ceil(PAGE)).max(1);
+    let mut exclusive = exclusive.into_iter();
+    let mut open = open.into_iter();
+    (1..=count)
+        .map(|page| ResumeRequest {
+            exclusive: exclusive.by_ref().take(PAGE).collect(),
+            open: open.by_ref().take(PAGE).collect(),
+            last: page == count,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resume_is_paged_and_only_the_last_page_says_so() {
+        assert_eq!(
+            resume_pages(vec![], vec![]),
+            [ResumeRequest { exclusive: vec![], open: vec![], last: true }]
+        );
+        let exclusive: Vec<_> = (0..PAGE as u64 + 1).map(|n| (Ino(n), LeaseId(n))).collect();
+        let open: Vec<_> = (0..2 * PAGE as u64 + 5).map(Ino).collect();
+        let pages = resume_pages(exclusive.clone(), open.clone());
+        assert_eq!(pages.iter().map(|page| page.last).collect::<Vec<_>>(), [false, false, true]);
+        assert_eq!(pages.iter().flat_map(|page| page.exclusive.clone()).collect::<Vec<_>>(), exclusive);
+        assert_eq!(pages.iter().flat_map(|page| page.open.clone()).collect::<Vec<_>>(), open);
+    }
+}

@@ -1,0 +1,425 @@
+//! Requests to the master: sent when the session is known to be good, repeated while no answer comes.
+//!
+//! [`Link`] is the one piece of shared state: the connection, the session and whether requests may be sent. The
+//! keeper (`keeper.rs`) moves it along; requests wait for its gate to open. A request may stay unanswered for long
+//! while the master recalls leases for it, so a try ends only with its answer, its connection or its deadline.
+
+use super::config::{Config, World};
+use super::retry::{Backoff, MasterFault, Patience, master_fault};
+use super::sequence::Window;
+use super::stats::Stats;
+use super::timing::Timing;
+use godrive_proto::frame::{ReplyHeader, RequestHeader};
+use godrive_proto::lease::{ClusterParameters, LeaseTiming, OpenSession, OpenSessionRequest};
+use godrive_proto::net::{Connection, Endpoint, Expect, Options, Reply};
+use godrive_proto::version::FEATURE_LEVEL;
+use godrive_proto::{Code, Fault, LogIndex, Operation, Role, SessionId, Term};
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+
+/// One session as the master allotted it.
+pub struct Session {
+    pub id: SessionId,
+    pub timing: LeaseTiming,
+    pub parameters: ClusterParameters,
+    window: Mutex<Window>,
+    settled: Notify,
+}
+
+/// Whether requests may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// The next answered renewal opens it.
+    Unconfirmed,
+    /// The master restarted: caches are dropped and leases declared first.
+    Resuming,
+    /// The master does not know the session any more: a new one must be opened.
+    Lost,
+    /// In a new session, while the caches of the old one are dropped.
+    Dropping,
+    Open,
+    /// The driver was stopped.
+    Stopped,
+}
+
+#[derive(Clone)]
+pub struct Link {
+    pub connection: Connection,
+    pub session: Arc<Session>,
+    pub gate: Gate,
+    /// Counts connections: what began on an older one must not decide about this one.
+    pub generation: u64,
+}
+
+pub struct Master {
+    pub config: Config,
+    pub endpoint: Endpoint,
+    pub timing: Timing,
+    pub stats: Arc<Stats>,
+    pub link: watch::Sender<Link>,
+    /// Asks the keeper for a renewal at once.
+    pub renew_now: Notify,
+    /// The term in which the session was opened or resumed.
+    pub resumed_term: AtomicU64,
+    term: AtomicU64,
+    seen: AtomicU64,
+    dice: Mutex<StdRng>,
+}
+
+impl Master {
+    /// Connects and opens a session, again and again until the deadline.
+    pub async fn start(config: Config, world: World, stats: Arc<Stats>) -> Result<Self, Fault> {
+        let mut dice = StdRng::seed_from_u64(world.seed);
+        let options = Options { rng_seed: Some(dice.random()), ..Options::default() };
+        let endpoint = Endpoint::new(&*world.sockets, config.bind, &world.identity, &options)?;
+        let timing = Timing::new(world.clock);
+        let patience = Patience::new(timing.now(), config.deadline, config.hard);
+        let mut backoff = Backoff::default();
+        loop {
+            let fault = match open(&endpoint, &config, &timing, &stats).await {
+                Ok((connection, session, header)) => {
+                    let link = Link { connection, session, gate: Gate::Open, generation: 1 };
+                    return Ok(Self {
+                        config,
+                        endpoint,
+                        timing,
+                        stats,
+                        link: watch::Sender::new(link),
+                        renew_now: Notify::new(),
+                        resumed_term: AtomicU64::new(header.term.0),
+                        term: AtomicU64::new(header.term.0),
+                        seen: AtomicU64::new(header.index.0),
+                        dice: Mutex::new(dice),
+                    });
+                }
+                Err(fault) => fault,
+            };
+            let wait = backoff.next(dice.random());
+            let hopeless = matches!(fault.code, Code::Forbidden | Code::Malformed);
+            if hopeless || patience.remaining(timing.now()).is_none_or(|remaining| remaining < wait) {
+                endpoint.close().await;
+                return Err(fault);
+            }
+            tracing::debug!(%fault, master = %config.master, ?wait, "cannot open a session yet");
+            sleep(wait).await;
+        }
+    }
+
+    pub fn patience(&self) -> Patience {
+        Patience::new(self.timing.now(), self.config.deadline, self.config.hard)
+    }
+
+    pub fn session(&self) -> Arc<Session> {
+        self.link.borrow().session.clone()
+    }
+
+    pub fn jitter(&self) -> u8 {
+        self.dice.lock().random()
+    }
+
+    /// The header of a request in this session.
+    pub fn header(&self, session: &Session, sequence: u64) -> RequestHeader {
+        RequestHeader {
+            feature_level: FEATURE_LEVEL,
+            session: session.id,
+            sequence,
+            answered_below: session.window.lock().answered_below(),
+            term: Term(self.term.load(Ordering::SeqCst)),
+            seen: LogIndex(self.seen.load(Ordering::SeqCst)),
+            ..RequestHeader::default()
+        }
+    }
+
+    pub fn term(&self) -> Term {
+        Term(self.term.load(Ordering::SeqCst))
+    }
+
+    /// One try, with the connection as it is.
+    pub async fn send<O: Operation>(
+        &self,
+        connection: &Connection,
+        header: RequestHeader,
+        request: &O::Request,
+        deadline: Duration,
+    ) -> Result<Reply<O::Reply>, Fault> {
+        let reply = send::<O>(&self.stats, connection, header, request, deadline).await?;
+        let term = self.term.fetch_max(reply.header.term.0, Ordering::SeqCst);
+        if reply.header.term.0 < term && reply.header.term.0 != 0 {
+            let detail = format!("the answer is of term {}, but term {term} has begun", reply.header.term);
+            return Err(Fault::new(Code::WrongTerm, detail));
+        }
+        self.seen.fetch_max(reply.header.index.0, Ordering::SeqCst);
+        Ok(reply)
+    }
+
+    /// A request that may be executed more than once.
+    pub async fn query<O: Operation>(
+        &self,
+        request: &O::Request,
+        patience: Patience,
+    ) -> Result<O::Reply, Fault> {
+        let mut tries = Tries::new(self, patience);
+        loop {
+            let link = tries.admitted().await?;
+            let header = self.header(&link.session, 0);
+            let outcome = self.send::<O>(&link.connection, header, request, tries.remaining()?).await;
+            match outcome {
+                Ok(reply) if self.session().id == link.session.id => return Ok(reply.body),
+                // Its leases were given to a session that has ended.
+                Ok(_) => {}
+                Err(fault) => match master_fault(&fault, patience.is_hard()) {
+                    MasterFault::Final => return Err(fault),
+                    MasterFault::SessionLost => self.lose_session(link.session.id),
+                    MasterFault::Again | MasterFault::Later => tries.failed(fault),
+                },
+            }
+            tries.pause::<O>().await?;
+        }
+    }
+
+    /// A request that is executed at most once.
+    pub async fn mutate<O: Operation>(
+        &self,
+        request: &O::Request,
+        patience: Patience,
+    ) -> Result<O::Reply, Fault> {
+        let mut tries = Tries::new(self, patience);
+        loop {
+            let session = tries.admitted().await?.session;
+            let ticket = tries.ticket(&session).await?;
+            match self.execute::<O>(request, &mut tries, &ticket).await {
+                Err(fault) if master_fault(&fault, true) == MasterFault::Later => tries.failed(fault),
+                outcome => return outcome,
+            }
+            drop(ticket);
+            tries.pause::<O>().await?;
+        }
+    }
+
+    /// Sends one sequence until it is answered.
+    async fn execute<O: Operation>(
+        &self,
+        request: &O::Request,
+        tries: &mut Tries<'_>,
+        ticket: &Ticket<'_>,
+    ) -> Result<O::Reply, Fault> {
+        let lost = || {
+            let detail = format!("the session ended before {} was answered; its outcome is unknown", O::NAME);
+            Fault::new(Code::SessionLost, detail)
+        };
+        loop {
+            let link = tries.admitted().await?;
+            if link.session.id != ticket.session.id {
+                return Err(lost());
+            }
+            let header = self.header(&link.session, ticket.sequence);
+            tries.outcome_unknown = true;
+            match self.send::<O>(&link.connection, header, request, tries.remaining()?).await {
+                Ok(reply) if self.session().id == link.session.id => return Ok(reply.body),
+                Ok(_) => return Err(lost()),
+                Err(fault) => match master_fault(&fault, tries.patience.is_hard()) {
+                    MasterFault::Again => tries.failed(fault),
+                    MasterFault::SessionLost => {
+                        self.lose_session(link.session.id);
+                        return Err(lost());
+                    }
+                    MasterFault::Later => {
+                        tries.outcome_unknown = false;
+                        return Err(fault);
+                    }
+                    MasterFault::Final => return Err(fault),
+                },
+            }
+            tries.pause::<O>().await?;
+        }
+    }
+
+    /// The master said that it does not know this session.
+    pub fn lose_session(&self, session: SessionId) {
+        let lost = self.link.send_if_modified(|link| {
+            let known = link.session.id != session || matches!(link.gate, Gate::Lost | Gate::Stopped);
+            if !known {
+                link.gate = Gate::Lost;
+                self.timing.lapse();
+            }
+            !known
+        });
+        if lost {
+            tracing::warn!(%session, "the master has revoked this mount's session; opening a new one");
+            self.renew_now.notify_one();
+        }
+    }
+}
+
+impl Session {
+    pub fn new(id: SessionId, timing: LeaseTiming, parameters: ClusterParameters) -> Self {
+        Self { id, timing, parameters, window: Mutex::default(), settled: Notify::new() }
+    }
+
+    pub fn holder_stops_after(&self) -> Duration {
+        Duration::from_millis(u64::from(self.timing.holder_stops_after_ms))
+    }
+
+    pub fn renew_every(&self) -> Duration {
+        Duration::from_millis(u64::from(self.timing.renew_every_ms.max(10)))
+    }
+}
+
+/// A sequence of the session. Dropped, it counts as answered: nobody will ask for its result again.
+struct Ticket<'a> {
+    session: &'a Session,
+    sequence: u64,
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.session.window.lock().settle(self.sequence);
+        self.session.settled.notify_waiters();
+    }
+}
+
+/// The tries of one request.
+struct Tries<'a> {
+    master: &'a Master,
+    patience: Patience,
+    backoff: Backoff,
+    last: Option<Fault>,
+    /// A mutation was sent and not answered.
+    outcome_unknown: bool,
+}
+
+impl<'a> Tries<'a> {
+    fn new(master: &'a Master, patience: Patience) -> Self {
+        Self { master, patience, backoff: Backoff::default(), last: None, outcome_unknown: false }
+    }
+
+    fn failed(&mut self, fault: Fault) {
+        self.last = Some(fault);
+    }
+
+    fn remaining(&self) -> Result<Duration, Fault> {
+        self.patience.remaining(self.master.timing.now()).ok_or_else(|| self.expired())
+    }
+
+    fn expired(&self) -> Fault {
+        let master = self.master.config.master;
+        match &self.last {
+            Some(last) if self.outcome_unknown => Fault::new(
+                Code::Timeout,
+                format!("no answer of the master at {master} before the deadline: {last}"),
+            ),
+            Some(last) => last.clone(),
+            None => Fault::new(
+                Code::Unreachable,
+                format!("no connection to the master at {master} before the deadline"),
+            ),
+        }
+    }
+
+    /// Waits until requests may be sent.
+    async fn admitted(&self) -> Result<Link, Fault> {
+        let mut watcher = self.master.link.subscribe();
+        loop {
+            {
+                let link = watcher.borrow_and_update();
+                let usable = link.gate == Gate::Open && !link.connection.is_closed();
+                if usable && self.master.timing.lease_remaining().is_some() {
+                    return Ok(link.clone());
+                }
+                if link.gate == Gate::Stopped {
+                    return Err(Fault::new(Code::Unreachable, "the mount is being stopped"));
+                }
+            }
+            self.master.renew_now.notify_one();
+            let wait = self.remaining()?.min(Duration::from_secs(1));
+            // Neither a change nor its absence matters: the loop looks again.
+            let _ = timeout(wait, watcher.changed()).await;
+        }
+    }
+
+    async fn ticket<'s>(&self, session: &'s Session) -> Result<Ticket<'s>, Fault> {
+        loop {
+            let mut settled = std::pin::pin!(session.settled.notified());
+            settled.as_mut().enable();
+            if let Some(sequence) = session.window.lock().allot() {
+                return Ok(Ticket { session, sequence });
+            }
+            let _ = timeout(self.remaining()?, settled).await;
+        }
+    }
+
+    async fn pause<O: Operation>(&mut self) -> Result<(), Fault> {
+        let wait = self.backoff.next(self.master.jitter());
+        if self.remaining()? <= wait {
+            return Err(self.expired());
+        }
+        tracing::debug!(operation = O::NAME, fault = ?self.last, ?wait, "asking the master again");
+        Stats::add(&self.master.stats.retries, 1);
+        sleep(wait).await;
+        Ok(())
+    }
+}
+
+/// Connects to the configured master.
+pub async fn connect(endpoint: &Endpoint, config: &Config) -> Result<Connection, Fault> {
+    let expect = Expect { role: Role::Master, node: None };
+    match timeout(config.timeouts.connect, endpoint.connect(config.master, expect)).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            Err(Fault::new(Code::Unreachable, format!("the master at {} does not answer", config.master)))
+        }
+    }
+}
+
+async fn open(
+    endpoint: &Endpoint,
+    config: &Config,
+    timing: &Timing,
+    stats: &Stats,
+) -> Result<(Connection, Arc<Session>, ReplyHeader), Fault> {
+    let connection = connect(endpoint, config).await?;
+    let (session, header) =
+        open_session(&connection, RequestHeader::default(), config, timing, stats, Timing::renewed).await?;
+    Ok((connection, session, header))
+}
+
+/// Asks for a new session. `renewed` says what its lease time means to the caller.
+pub async fn open_session(
+    connection: &Connection,
+    header: RequestHeader,
+    config: &Config,
+    timing: &Timing,
+    stats: &Stats,
+    renewed: impl FnOnce(&Timing, godrive_proto::time::Instant, Duration),
+) -> Result<(Arc<Session>, ReplyHeader), Fault> {
+    let header = RequestHeader { feature_level: FEATURE_LEVEL, ..header };
+    let request = OpenSessionRequest { label: config.label.clone() };
+    let sent = timing.now();
+    let reply = send::<OpenSession>(stats, connection, header, &request, config.timeouts.renewal).await?;
+    let opened = reply.body;
+    let session = Arc::new(Session::new(opened.session, opened.timing, opened.parameters));
+    timing.set_wall(opened.now, sent);
+    renewed(timing, sent, session.holder_stops_after());
+    tracing::info!(session = %session.id, master = %config.master, "session opened");
+    Ok((session, reply.header))
+}
+
+async fn send<O: Operation>(
+    stats: &Stats,
+    connection: &Connection,
+    header: RequestHeader,
+    request: &O::Request,
+    deadline: Duration,
+) -> Result<Reply<O::Reply>, Fault> {
+    Stats::add(&stats.master_requests, 1);
+    stats.sent(&header, request, 0);
+    let reply = connection.call::<O>(header, request, &[], deadline).await?;
+    stats.received::<O>(&reply);
+    Ok(reply)
+}

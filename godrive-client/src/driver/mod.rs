@@ -1,0 +1,133 @@
+//! The driver: master and slaves as the file system sees them.
+//!
+//! It knows connections, sessions, retries, members and proofs, and nothing of names, caches or handles. What it asks
+//! of the file system goes through [`Upcalls`]. A write goes `mod → delta → slaves`, a read `mod → reading →
+//! slaves → proof`, a namespace operation `mod → master`; `keeper` keeps the session alive beside them.
+//!
+//! Pure and tested on their own: `retry`, `sequence`, `health`, `proof`. Time comes from the world's clock and tokio's
+//! timer, randomness from the world's seed, and nothing iterates over hashes, so that a simulation repeats.
+
+mod config;
+mod delta;
+mod health;
+mod keeper;
+mod master;
+mod proof;
+mod reading;
+mod reports;
+mod retry;
+mod sequence;
+mod slaves;
+mod stats;
+mod timing;
+mod upcalls;
+
+pub use config::{Config, Timeouts, World};
+pub use delta::Delta;
+pub use reading::Leaves;
+pub use stats::{Counts, Stats};
+pub use upcalls::{BoxFuture, Upcalls};
+
+use delta::Writer;
+use godrive_proto::data::{Applied, Layout};
+use godrive_proto::lease::{CloseSession, ClusterParameters};
+use godrive_proto::time::Timestamp;
+use godrive_proto::{Fault, Operation, SessionId};
+use master::{Gate, Master};
+use reading::Reader;
+use reports::Reports;
+use slaves::Slaves;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The longest that [`Driver::stop`] waits for the master.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// A mount's connections to its cluster.
+pub struct Driver {
+    master: Arc<Master>,
+    writer: Writer,
+    reader: Reader,
+}
+
+impl Driver {
+    /// Connects and opens the session; tries again until the deadline.
+    pub async fn start(config: Config, world: World) -> Result<Arc<Self>, Fault> {
+        let seed = world.seed;
+        let master = Arc::new(Master::start(config, world, Arc::default()).await?);
+        let slaves = Arc::new(Slaves::new(master.clone()));
+        let reports = Arc::new(Reports::new(master.clone()));
+        let writer = Writer::new(master.clone(), slaves.clone(), reports.clone());
+        let reader = Reader::new(master.clone(), slaves, reports, seed);
+        Ok(Arc::new(Self { master, writer, reader }))
+    }
+
+    /// Starts renewals, recalls and reconnects. Once.
+    pub fn serve(self: &Arc<Self>, up: Arc<dyn Upcalls>) {
+        tokio::spawn(keeper::run(self.master.clone(), up));
+    }
+
+    /// A request that changes nothing, or that may be executed twice. Asked again while no answer comes and while
+    /// the cluster is `Unavailable`, in a new session too: it is answered only from the current session.
+    pub async fn query<O: Operation>(&self, request: &O::Request) -> Result<O::Reply, Fault> {
+        self.master.query::<O>(request, self.master.patience()).await
+    }
+
+    /// A request that is executed at most once, however often it is sent. `SessionLost` if the session ended before
+    /// the answer, `Timeout` if the deadline came first: then its outcome is unknown.
+    pub async fn mutate<O: Operation>(&self, request: &O::Request) -> Result<O::Reply, Fault> {
+        self.master.mutate::<O>(request, self.master.patience()).await
+    }
+
+    pub fn parameters(&self) -> ClusterParameters {
+        self.master.session().parameters
+    }
+
+    pub fn session(&self) -> SessionId {
+        self.master.session().id
+    }
+
+    /// How long leases may still be used; None: lapsed. Cheap enough for every cache hit.
+    pub fn lease_remaining(&self) -> Option<Duration> {
+        self.master.timing.lease_remaining()
+    }
+
+    /// The master's clock by offset, never backwards.
+    pub fn wall(&self) -> Timestamp {
+        self.master.timing.wall()
+    }
+
+    /// Applies a delta to `layout.held` at every member. One at a time for each chunk. On success `layout.held` has
+    /// advanced; after a failure the layout may have changed too, and the delta may have been applied or not.
+    /// `WrongVersion`: acknowledged contents that were not stable were lost in a failure of all members.
+    pub async fn write(&self, layout: &mut Layout, delta: Delta) -> Result<Applied, Fault> {
+        self.writer.write(layout, delta).await
+    }
+
+    /// Makes `layout.held` stable at every member.
+    pub async fn sync(&self, layout: &mut Layout) -> Result<Applied, Fault> {
+        self.writer.sync(layout).await
+    }
+
+    /// Whole leaves of one chunk, verified: one entry per leaf, None for a hole. `layout` may be newer afterwards.
+    pub async fn read(&self, layout: &mut Layout, first_leaf: u32, leaves: u32) -> Result<Leaves, Fault> {
+        self.reader.read(layout, first_leaf, leaves).await
+    }
+
+    /// What went over the wire so far.
+    pub fn counts(&self) -> Counts {
+        self.master.stats.counts()
+    }
+
+    /// Closes the session and all connections. Requests under way fail.
+    pub async fn stop(&self) {
+        let link = self.master.link.borrow().clone();
+        self.master.timing.lapse();
+        self.master.link.send_modify(|link| link.gate = Gate::Stopped);
+        let header = self.master.header(&link.session, 0);
+        if let Err(fault) = self.master.send::<CloseSession>(&link.connection, header, &(), FAREWELL).await {
+            tracing::warn!(%fault, session = %link.session.id, "the session was not closed; it will lapse");
+        }
+        self.master.endpoint.close().await;
+    }
+}

@@ -1,0 +1,177 @@
+//! Connections to the slaves: one per node, made when first needed, made anew when it has ended.
+
+use super::health::Health;
+use super::master::Master;
+use super::stats::Stats;
+use bytes::Bytes;
+use godrive_proto::data::Member;
+use godrive_proto::net::{Connection, Expect, Reply};
+use godrive_proto::{Code, Fault, NodeId, Operation, Role};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::time::timeout;
+
+pub struct Slaves {
+    master: Arc<Master>,
+    health: Mutex<Health>,
+    slots: Mutex<BTreeMap<NodeId, Arc<Slot>>>,
+    last_stamp: AtomicU64,
+}
+
+#[derive(Default)]
+struct Slot {
+    current: Mutex<Option<Cached>>,
+    /// Held while connecting, so that many requests make one connection.
+    connecting: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone)]
+struct Cached {
+    address: SocketAddr,
+    /// Tells connections to one node apart.
+    stamp: u64,
+    connection: Connection,
+}
+
+impl Slaves {
+    pub fn new(master: Arc<Master>) -> Self {
+        Self { master, health: Mutex::default(), slots: Mutex::default(), last_stamp: AtomicU64::new(0) }
+    }
+
+    /// One request to one member. A connection that turns out to have ended before is made anew once.
+    pub async fn call<O: Operation>(
+        &self,
+        member: &Member,
+        request: &O::Request,
+        payload: &[Bytes],
+        deadline: Duration,
+    ) -> Result<Reply<O::Reply>, Fault> {
+        let _busy = Busy::new(self, member.node);
+        let mut retried = false;
+        loop {
+            let (Cached { connection, stamp, .. }, cached) = self.connection(member).await?;
+            let header = self.master.header(&self.master.session(), 0);
+            Stats::add(&self.master.stats.slave_requests, 1);
+            self.master.stats.sent(&header, request, payload.iter().map(Bytes::len).sum());
+            match connection.call::<O>(header, request, payload, deadline).await {
+                Ok(reply) => {
+                    self.master.stats.received::<O>(&reply);
+                    self.health.lock().succeeded(member.node);
+                    return Ok(reply);
+                }
+                Err(fault) if matches!(fault.code, Code::Unreachable | Code::Timeout) => {
+                    self.forget(member.node, stamp);
+                    if fault.code == Code::Unreachable && cached && !retried && connection.is_closed() {
+                        retried = true;
+                        continue;
+                    }
+                    self.failed(member.node);
+                    return Err(at(member, fault));
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+    }
+
+    pub fn failed(&self, node: NodeId) {
+        self.health.lock().failed(node, self.master.timing.now());
+    }
+
+    /// `members` in the order in which a read asks them.
+    pub fn order(&self, members: &[Member], spread: u64) -> Vec<Member> {
+        let order =
+            self.health.lock().order(members.iter().map(|m| m.node), spread, self.master.timing.now());
+        order.into_iter().map(|at| members[at]).collect()
+    }
+
+    /// `members` in the order in which a delta travels: as given, but a member that cannot be reached from here
+    /// comes last, for the others may reach it.
+    pub fn chain(&self, members: &[Member]) -> Vec<Member> {
+        let health = self.health.lock();
+        let now = self.master.timing.now();
+        let mut chain = members.to_vec();
+        chain.sort_by_key(|member| health.is_avoided(member.node, now));
+        chain
+    }
+
+    /// An open connection, and whether it was there already.
+    async fn connection(&self, member: &Member) -> Result<(Cached, bool), Fault> {
+        let slot = self.slots.lock().entry(member.node).or_default().clone();
+        if let Some(cached) = slot.open(member.address) {
+            return Ok((cached, true));
+        }
+        let _single_flight = slot.connecting.lock().await;
+        if let Some(cached) = slot.open(member.address) {
+            return Ok((cached, true));
+        }
+        let expect = Expect { role: Role::Slave, node: Some(member.node) };
+        let connect = self.master.endpoint.connect(member.address, expect);
+        let outcome = match timeout(self.master.config.timeouts.connect, connect).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Fault::bare(Code::Unreachable)),
+        };
+        match outcome {
+            Ok(connection) => {
+                let stamp = self.last_stamp.fetch_add(1, Ordering::Relaxed) + 1;
+                let cached = Cached { address: member.address, stamp, connection };
+                *slot.current.lock() = Some(cached.clone());
+                Ok((cached, false))
+            }
+            Err(fault) => {
+                self.failed(member.node);
+                let detail = format!(
+                    "cannot connect to slave {} at {}: {}",
+                    member.node, member.address, fault.detail
+                );
+                Err(Fault::at(Code::Unreachable, member.node, detail))
+            }
+        }
+    }
+
+    /// The next request makes a new connection; requests under way on this one may still end well.
+    fn forget(&self, node: NodeId, stamp: u64) {
+        let slot = self.slots.lock().get(&node).cloned();
+        if let Some(slot) = slot {
+            let mut current = slot.current.lock();
+            if current.as_ref().is_some_and(|cached| cached.stamp == stamp) {
+                *current = None;
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn open(&self, address: SocketAddr) -> Option<Cached> {
+        let current = self.current.lock();
+        current.as_ref().filter(|cached| cached.address == address && !cached.connection.is_closed()).cloned()
+    }
+}
+
+/// Names the member in a fault of the connection to it.
+fn at(member: &Member, fault: Fault) -> Fault {
+    let detail = format!("slave {} at {}: {}", member.node, member.address, fault.detail);
+    Fault::at(fault.code, fault.node.unwrap_or(member.node), detail)
+}
+
+/// Counts a request as outstanding until it is dropped.
+struct Busy<'a> {
+    slaves: &'a Slaves,
+    node: NodeId,
+}
+
+impl<'a> Busy<'a> {
+    fn new(slaves: &'a Slaves, node: NodeId) -> Self {
+        slaves.health.lock().begun(node);
+        Self { slaves, node }
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.slaves.health.lock().ended(self.node);
+    }
+}

@@ -1,0 +1,31 @@
+//! What the driver asks of the file system above it.
+
+use godrive_proto::lease::{RecallRequest, Release, RenewRequest};
+use godrive_proto::{Ino, LeaseId};
+use std::pin::Pin;
+use std::sync::Arc;
+
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Implemented by the file system.
+///
+/// While `resume` and `session_lost` run, every request to the master waits for them to end: they must not wait
+/// for the master, nor for an operation that does.
+pub trait Upcalls: Send + Sync + 'static {
+    /// Flush, commit, invalidate the kernel's caches, give back. Must end within the lease time.
+    /// The same recall may come again after a reconnect.
+    fn recall(self: Arc<Self>, recall: RecallRequest) -> BoxFuture<'static, Release>;
+
+    /// The master restarted: drop shared leases and what was cached under them (the kernel's caches too), then
+    /// say what is held exclusively and what is open.
+    fn resume(self: Arc<Self>) -> BoxFuture<'static, (Vec<(Ino, LeaseId)>, Vec<Ino>)>;
+
+    /// The exclusive leases that a resume could not take up again.
+    fn lost_leases(self: Arc<Self>, inodes: Vec<Ino>) -> BoxFuture<'static, ()>;
+
+    /// The session is gone and a new one was opened: drop all caches, poison dirty handles.
+    fn session_lost(self: Arc<Self>) -> BoxFuture<'static, ()>;
+
+    /// What the next renewal reports.
+    fn renewal(&self) -> RenewRequest;
+}
