@@ -1,0 +1,100 @@
+use super::*;
+use rand::SeedableRng;
+
+fn rng(seed: u64) -> SmallRng {
+    SmallRng::seed_from_u64(seed)
+}
+
+fn read(disk: &SimulatedDisk, path: &str) -> Option<Vec<u8>> {
+    let file = disk.open(path, false).ok()?;
+    let mut bytes = vec![0; file.len().unwrap() as usize];
+    file.read_at(&mut bytes, 0).unwrap();
+    Some(bytes)
+}
+
+#[test]
+fn synced_bytes_and_names_survive_and_unsynced_ones_vary() {
+    let (mut lost, mut kept, mut torn, mut nameless) = (0, 0, 0, 0);
+    for seed in 0..200 {
+        let disk = SimulatedDisk::new(1 << 20);
+        let file = disk.open("a", true).unwrap();
+        file.write_at(&[&[1; 8192]], 0).unwrap();
+        file.sync().unwrap();
+        disk.sync_directory("").unwrap();
+        file.write_at(&[&[2; 8192]], 0).unwrap();
+        disk.open("b", true).unwrap().sync().unwrap();
+        disk.crash(&mut rng(seed));
+        assert!(file.len().is_err(), "a handle from before the crash");
+        let bytes = read(&disk, "a").unwrap();
+        match (bytes.iter().all(|b| *b == 1), bytes.iter().all(|b| *b == 2)) {
+            (true, _) => lost += 1,
+            (_, true) => kept += 1,
+            _ => {
+                assert!(bytes.chunks(512).all(|sector| sector.iter().all(|b| *b == sector[0] && *b > 0)));
+                torn += 1;
+            }
+        }
+        nameless += usize::from(read(&disk, "b").is_none());
+    }
+    assert!(lost > 20 && kept > 20 && torn > 20 && nameless > 50, "{lost} {kept} {torn} {nameless}");
+}
+
+#[test]
+fn renames_are_atomic_and_ordered() {
+    let mut seen = BTreeSet::new();
+    for seed in 0..100 {
+        let disk = SimulatedDisk::new(1 << 20);
+        crate::write_small(&disk, "a", b"old").unwrap();
+        let file = disk.open("a.new", true).unwrap();
+        file.write_at(&[b"new"], 0).unwrap();
+        file.sync().unwrap();
+        disk.rename("a.new", "a").unwrap();
+        disk.crash(&mut rng(seed));
+        seen.insert(read(&disk, "a").unwrap());
+    }
+    assert_eq!(seen, BTreeSet::from([b"old".to_vec(), b"new".to_vec()]));
+}
+
+#[test]
+fn a_failed_sync_is_never_made_good() {
+    let disk = SimulatedDisk::new(1 << 20);
+    crate::write_small(&disk, "a", b"old").unwrap();
+    let file = disk.open("a", false).unwrap();
+    file.write_at(&[b"new"], 0).unwrap();
+    disk.set_faults(Faults { syncs: true, ..Faults::default() });
+    assert!(file.sync().is_err());
+    disk.set_faults(Faults::default());
+    file.sync().unwrap();
+    assert_eq!(read(&disk, "a").unwrap(), b"new");
+    disk.crash(&mut rng(1));
+    assert_eq!(read(&disk, "a").unwrap(), b"old");
+}
+
+#[test]
+fn a_full_disk_refuses_and_a_punch_makes_room() {
+    let disk = SimulatedDisk::new(3 * PAGE);
+    let file = disk.open("a", true).unwrap();
+    file.write_at(&[&[1; 12_288]], 0).unwrap();
+    assert_eq!(file.write_at(&[&[1; 1]], 12_288).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    file.punch(0, 4096).unwrap();
+    file.write_at(&[&[1; 1]], 12_288).unwrap();
+    assert_eq!(disk.space().unwrap().free_bytes, 0);
+    file.set_len(100).unwrap();
+    assert_eq!(read(&disk, "a").unwrap(), [0; 100]);
+    assert_eq!(disk.space().unwrap().free_bytes, 3 * PAGE);
+}
+
+#[test]
+fn it_stops_in_the_middle_and_bits_flip() {
+    let disk = SimulatedDisk::new(1 << 20);
+    crate::write_small(&disk, "a", b"abc").unwrap();
+    assert!(disk.flip("a", 1));
+    assert_eq!(read(&disk, "a").unwrap(), b"arc");
+    let file = disk.open("a", false).unwrap();
+    disk.stop_after(1);
+    file.write_at(&[b"x"], 0).unwrap();
+    assert!(file.write_at(&[b"y"], 0).is_err());
+    assert!(file.sync().is_err());
+    disk.kill();
+    assert_eq!(read(&disk, "a").unwrap(), b"xrc");
+}
