@@ -4,7 +4,9 @@
 
 pub mod config;
 pub mod core;
+pub mod log;
 pub mod server;
+pub mod store;
 
 pub use config::Config;
 pub use server::{Master, World, run};

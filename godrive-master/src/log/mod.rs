@@ -1,0 +1,302 @@
+//! The master's log: the one place where a change becomes durable.
+//!
+//! A directory of segments, each a header and records that follow each other without a gap; see [`format`] for the
+//! bytes. Appending writes all records of a group with one call; [`SyncPoint::run`] makes everything appended before
+//! it durable, on any thread, while the next group is appended. The log is cut below a checkpoint by whole segments.
+//!
+//! After a crash the tail may be torn: bytes that were written but never synced. It is cut off. Damage in front of
+//! records that knew it to be synced is another matter: the log then refuses to open and says what to do.
+
+mod format;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+use crate::core::record::{Record, RecordError};
+use format::{MAX_RECORD_BYTES, RecordHeader, SEGMENT_HEADER_BYTES, segment_header, write_record};
+use godrive_disk::{Disk, DiskFile};
+use godrive_proto::{ClusterId, LogIndex, Term};
+use segment::{Segment, Verdict};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+#[derive(Clone, Copy, Debug)]
+pub struct LogOptions {
+    /// A segment that has reached this size is followed by a new one.
+    pub segment_bytes: u64,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { segment_bytes: 32 << 20 }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("{path}: {error}")]
+    Io { path: String, error: io::Error },
+    #[error("{path}: the segment's header is damaged. Put back the directory from a backup")]
+    Header { path: String },
+    #[error("{path}: the log's format has version {version}, this master knows {known}", known = format::VERSION)]
+    Version { path: String, version: u32 },
+    #[error("{path}: the log belongs to cluster {found}, this master's certificate to {expected}")]
+    Cluster { path: String, found: ClusterId, expected: ClusterId },
+    #[error(
+        "{path}: the segment should begin with record {expected}: segments are missing. Put them back from a backup"
+    )]
+    Missing { path: String, expected: LogIndex },
+    #[error(
+        "{path}: record {index} at byte {at} is damaged, but it was on stable storage, as record {witness} behind it \
+         knows: the disk has lost data. Put back the directory from a backup. To go on without record {index} and \
+         all after it, losing what they say: truncate the file to {at} bytes"
+    )]
+    Damaged { path: String, index: LogIndex, at: u64, witness: LogIndex },
+    #[error("{path}: the record at byte {at} was intact when the log was opened and is not any longer")]
+    Unreadable { path: String, at: u64 },
+    #[error("record {index}: {error}")]
+    Record { index: LogIndex, error: RecordError },
+    #[error("a record of {0} bytes exceeds the limit of {MAX_RECORD_BYTES}")]
+    TooLong(usize),
+    #[error(
+        "an earlier write or sync of the log failed; what is on the disk is not known. Restart the master"
+    )]
+    Failed,
+}
+
+impl LogError {
+    fn io(path: &str, error: io::Error) -> Self {
+        Self::Io { path: path.to_owned(), error }
+    }
+}
+
+/// One record with its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub index: LogIndex,
+    pub term: Term,
+    pub record: Record,
+}
+
+/// See the module.
+pub struct Log {
+    disk: Arc<dyn Disk>,
+    directory: String,
+    cluster: ClusterId,
+    options: LogOptions,
+    /// Ascending; the last is written to. Empty before the first record.
+    segments: Vec<Segment>,
+    next: LogIndex,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    synced: AtomicU64,
+    failed: AtomicBool,
+}
+
+impl Log {
+    /// Opens a log or begins one in an empty directory. Cuts a torn tail; what remains is on stable storage.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        directory: &str,
+        cluster: ClusterId,
+        options: LogOptions,
+    ) -> Result<Self, LogError> {
+        let here = |error| LogError::io(directory, error);
+        disk.create_directory(directory).map_err(here)?;
+        disk.sync_directory("").map_err(here)?;
+        let shared = Arc::new(Shared { synced: AtomicU64::new(0), failed: AtomicBool::new(false) });
+        let directory = directory.to_owned();
+        let mut log =
+            Self { disk, directory, cluster, options, segments: Vec::new(), next: LogIndex(1), shared };
+        log.load()?;
+        log.shared.synced.store(log.last().0, Ordering::SeqCst);
+        Ok(log)
+    }
+
+    fn load(&mut self) -> Result<(), LogError> {
+        let names = self.disk.list(&self.directory).map_err(|error| LogError::io(&self.directory, error))?;
+        let mut firsts: Vec<LogIndex> = names.iter().filter_map(|name| segment::parse_name(name)).collect();
+        firsts.sort();
+        for (position, first) in firsts.iter().enumerate() {
+            let last = position + 1 == firsts.len();
+            let path = format!("{}/{}", self.directory, segment::name(*first));
+            let file = self.disk.open(&path, false).map_err(|error| LogError::io(&path, error))?;
+            if position > 0 && *first != self.next {
+                return Err(LogError::Missing { path, expected: self.next });
+            }
+            match Segment::open(path.clone(), file, *first, self.cluster)? {
+                Some(segment) => self.load_segment(segment, last)?,
+                None if last => self.disk.remove(&path).map_err(|error| LogError::io(&path, error))?,
+                None => return Err(LogError::Header { path }),
+            }
+        }
+        Ok(())
+    }
+
+    fn load_segment(&mut self, mut segment: Segment, last: bool) -> Result<(), LogError> {
+        let bytes = segment.read()?;
+        let scan = segment.scan(&bytes, self.cluster);
+        let io = |error| LogError::io(&segment.path, error);
+        match scan.verdict {
+            Verdict::Whole => {}
+            Verdict::Torn if last => {
+                tracing::warn!(
+                    path = segment.path,
+                    at = scan.end,
+                    cut_bytes = bytes.len() as u64 - scan.end,
+                    "the log ends in a write that was interrupted; it was never acknowledged and is cut off"
+                );
+                segment.file.set_len(scan.end).map_err(io)?;
+            }
+            // A segment is synced before the next is begun, so its own end cannot be torn.
+            Verdict::Torn => {
+                let (path, at) = (segment.path, scan.end);
+                return Err(LogError::Damaged { path, index: scan.next, at, witness: scan.next });
+            }
+            Verdict::Damaged { witness } => {
+                let (path, at) = (segment.path, scan.end);
+                return Err(LogError::Damaged { path, index: scan.next, at, witness });
+            }
+        }
+        if last {
+            segment.file.sync().map_err(io)?;
+        }
+        segment.end = scan.end;
+        self.next = scan.next;
+        self.segments.push(segment);
+        Ok(())
+    }
+
+    /// The index of the first record that is still there; 1 for an empty log.
+    pub fn first(&self) -> LogIndex {
+        self.segments.first().map_or(LogIndex(1), |segment| segment.first)
+    }
+
+    /// The last record that was appended; 0 for none.
+    pub fn last(&self) -> LogIndex {
+        LogIndex(self.next.0 - 1)
+    }
+
+    /// The last record known to be on stable storage.
+    pub fn synced(&self) -> LogIndex {
+        LogIndex(self.shared.synced.load(Ordering::SeqCst))
+    }
+
+    /// Writes the records behind each other, with one call, and returns the index of the last. A kill of the process
+    /// does not lose them; a loss of power may, until a [`SyncPoint`] taken afterwards has run.
+    pub fn append(&mut self, term: Term, records: &[Record]) -> Result<LogIndex, LogError> {
+        if self.shared.failed.load(Ordering::SeqCst) {
+            return Err(LogError::Failed);
+        }
+        let mut bytes = Vec::new();
+        let synced = self.synced();
+        for (position, record) in records.iter().enumerate() {
+            let index = LogIndex(self.next.0 + position as u64);
+            let body = record.encode().map_err(|error| LogError::Record { index, error })?;
+            if body.len() > MAX_RECORD_BYTES {
+                return Err(LogError::TooLong(body.len()));
+            }
+            write_record(&mut bytes, self.cluster, RecordHeader { index, term, synced }, &body);
+        }
+        if bytes.is_empty() {
+            return Ok(self.last());
+        }
+        self.make_room()?;
+        let failed = self.shared.clone();
+        let Some(segment) = self.segments.last_mut() else { return Err(LogError::Failed) };
+        if let Err(error) = segment.file.write_at(&[&bytes], segment.end) {
+            // A full disk leaves the log usable if what was half written can be taken back.
+            if segment.file.set_len(segment.end).is_err() {
+                failed.failed.store(true, Ordering::SeqCst);
+            }
+            return Err(LogError::io(&segment.path, error));
+        }
+        segment.end += bytes.len() as u64;
+        self.next = LogIndex(self.next.0 + records.len() as u64);
+        Ok(self.last())
+    }
+
+    /// Everything appended so far, to be made durable.
+    pub fn sync_point(&self) -> SyncPoint {
+        let file = self.segments.last().map(|segment| (segment.path.clone(), segment.file.clone()));
+        SyncPoint { file, last: self.last(), shared: self.shared.clone() }
+    }
+
+    /// Begins a new segment if the last is full, after that one is synced: only a last segment can end torn.
+    fn make_room(&mut self) -> Result<(), LogError> {
+        if self.segments.last().is_some_and(|segment| segment.end < self.options.segment_bytes) {
+            return Ok(());
+        }
+        self.sync_point().run()?;
+        let path = format!("{}/{}", self.directory, segment::name(self.next));
+        let made = self.make_segment(&path);
+        let file = made.map_err(|error| LogError::io(&path, error))?;
+        self.segments.push(Segment { path, file, first: self.next, end: SEGMENT_HEADER_BYTES as u64 });
+        Ok(())
+    }
+
+    fn make_segment(&self, path: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let file = self.disk.open(path, true)?;
+        file.set_len(0)?;
+        file.write_at(&[&segment_header(self.cluster, self.next)], 0)?;
+        file.sync()?;
+        self.disk.sync_directory(&self.directory)?;
+        Ok(file)
+    }
+
+    /// The records from an index on, segment by segment.
+    pub fn entries(&self, from: LogIndex) -> impl Iterator<Item = Result<Entry, LogError>> + '_ {
+        let behind = self.segments.partition_point(|segment| segment.first <= from);
+        let segments = self.segments.iter().skip(behind.saturating_sub(1));
+        segments.flat_map(move |segment| match segment.entries(from, self.cluster) {
+            Ok(entries) => entries.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        })
+    }
+
+    /// Removes the segments that hold only records below `index`, which a durable checkpoint must cover.
+    pub fn cut_below(&mut self, index: LogIndex) -> Result<(), LogError> {
+        while self.segments.get(1).is_some_and(|second| second.first <= index) {
+            let path = self.segments[0].path.clone();
+            self.disk.remove(&path).map_err(|error| LogError::io(&path, error))?;
+            self.segments.remove(0);
+            // One at a time: a crash must not leave a gap.
+            self.disk
+                .sync_directory(&self.directory)
+                .map_err(|error| LogError::io(&self.directory, error))?;
+        }
+        Ok(())
+    }
+}
+
+/// A moment in the log. May run on another thread, once or never.
+pub struct SyncPoint {
+    file: Option<(String, Arc<dyn DiskFile>)>,
+    last: LogIndex,
+    shared: Arc<Shared>,
+}
+
+impl SyncPoint {
+    /// What will be durable.
+    pub fn last(&self) -> LogIndex {
+        self.last
+    }
+
+    /// Blocks until it is. After a failed sync nobody can say what the disk has: the log accepts nothing more.
+    pub fn run(&self) -> Result<LogIndex, LogError> {
+        if self.shared.failed.load(Ordering::SeqCst) {
+            return Err(LogError::Failed);
+        }
+        if let Some((path, file)) = &self.file {
+            file.sync().map_err(|error| {
+                self.shared.failed.store(true, Ordering::SeqCst);
+                LogError::io(path, error)
+            })?;
+            self.shared.synced.fetch_max(self.last.0, Ordering::SeqCst);
+        }
+        Ok(self.last)
+    }
+}
