@@ -121,8 +121,7 @@ async fn an_early_refusal_reaches_the_sender_of_a_long_payload() {
 #[tokio::test]
 async fn an_early_refusal_reaches_the_sender_of_pieces() {
     let pair = pair().await;
-    let mut call =
-        pair.client.start::<Sync>(RequestHeader::default(), &SYNC, 40 << 20, SHORT).await.unwrap();
+    let mut call = pair.client.start::<Sync>(RequestHeader::default(), &SYNC, 40 << 20, SHORT).await.unwrap();
     let incoming = pair.slave.accept().await.unwrap();
     incoming.fail(ReplyHeader::default(), Fault::bare(Code::NoChunk)).await.unwrap();
     for _ in 0..40 {
@@ -150,11 +149,18 @@ async fn a_role_that_may_not_ask_is_refused() {
     let header = RequestHeader::default;
     let allowed = pair.client.call::<Read>(header(), &READ, &[], SHORT).await.unwrap_err();
     assert_eq!(allowed.code, Code::Exists);
-    let sums = pair.client.call::<GetSums>(header(), &SumsRequest { chunk: ChunkId(1) }, &[], SHORT).await.unwrap_err();
+    let sums = pair
+        .client
+        .call::<GetSums>(header(), &SumsRequest { chunk: ChunkId(1) }, &[], SHORT)
+        .await
+        .unwrap_err();
     assert_eq!(sums.code, Code::Forbidden);
     assert!(sums.detail.contains("client") && sums.detail.contains("GetSums"), "{sums}");
     let delete = DeleteRequest { chunks: vec![(ChunkId(1), Epoch(1))] };
-    assert_eq!(pair.client.call::<Delete>(header(), &delete, &[], SHORT).await.unwrap_err().code, Code::Forbidden);
+    assert_eq!(
+        pair.client.call::<Delete>(header(), &delete, &[], SHORT).await.unwrap_err().code,
+        Code::Forbidden
+    );
 }
 
 #[tokio::test]
@@ -210,7 +216,8 @@ async fn a_request_dropped_by_its_handler_is_answered() {
 #[tokio::test]
 async fn an_oversized_request_is_refused_by_the_sender() {
     let pair = pair().await;
-    let request = FetchRequest { chunk: ChunkId(1), version: Version(1), leaves: vec![u32::MAX; MAX_BODY_BYTES / 4] };
+    let request =
+        FetchRequest { chunk: ChunkId(1), version: Version(1), leaves: vec![u32::MAX; MAX_BODY_BYTES / 4] };
     let fault = pair.client.call::<Fetch>(RequestHeader::default(), &request, &[], SHORT).await.unwrap_err();
     assert_eq!(fault.code, Code::Malformed);
     let payload = vec![Bytes::from(vec![0; 1 << 20]); 65];

@@ -3,7 +3,7 @@
 mod support;
 
 use godrive_proto::admin::{Join, Joined, Ping};
-use godrive_proto::frame::{ReplyHeader, RequestHeader};
+use godrive_proto::frame::ReplyHeader;
 use godrive_proto::net::identity::{Authority, Identity};
 use godrive_proto::net::machine::MachineSockets;
 use godrive_proto::net::token::{JoinToken, join, sha256};
@@ -27,10 +27,12 @@ async fn refused(server: &Endpoint, caller: &Identity, expect: Expect, cause: &s
 async fn still_serves(server: &Endpoint, authority: &Authority) {
     let caller = endpoint(&identity(authority, Role::Client, 77));
     let connecting = caller.connect(server.local_address(), any(Role::Slave));
-    let (connected, accepted) = tokio::join!(connecting, timeout(SHORT, server.accept()));
+    // Peers that found the server to be another than they wanted were let in before they left.
+    let accepting =
+        async { while server.accept().await.expect("the endpoint is open").peer().node != NodeId(77) {} };
+    let (connected, accepted) = tokio::join!(connecting, timeout(SHORT, accepting));
     assert_eq!(connected.unwrap().peer().node, NodeId(2));
-    let accepted = accepted.expect("nobody was accepted").unwrap();
-    assert_eq!((accepted.peer().role, accepted.peer().node), (Role::Client, NodeId(77)));
+    accepted.expect("the caller was not accepted");
 }
 
 #[tokio::test]
@@ -80,13 +82,19 @@ async fn an_expired_certificate_is_refused() {
 }
 
 /// Connects with quinn and rustls alone: without a certificate, or with another ALPN.
-async fn bare(server: SocketAddr, ours: &Authority, alpn: &[u8], own: Option<Identity>) -> Result<(), String> {
+async fn bare(
+    server: SocketAddr,
+    ours: &Authority,
+    alpn: &[u8],
+    own: Option<Identity>,
+) -> Result<(), String> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from(ours.ca().to_vec())).unwrap();
-    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(roots);
+    let config =
+        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots);
     let mut config = match own {
         Some(own) => config
             .with_client_auth_cert(vec![own.certificate.into()], PrivatePkcs8KeyDer::from(own.key).into())
@@ -176,7 +184,8 @@ async fn a_token_leads_to_an_identity() {
         assert_eq!(incoming.decode::<Ping>().unwrap_err().code, Code::Internal);
         let request = incoming.decode::<Join>().unwrap();
         assert_eq!((request.token_id, request.secret.as_slice()), (5, b"sixteen secrets!".as_slice()));
-        let certificate = authority.sign(&request.certificate_request, request.role, NodeId(8), now_s()).unwrap();
+        let certificate =
+            authority.sign(&request.certificate_request, request.role, NodeId(8), now_s()).unwrap();
         let ca = authority.ca().to_vec();
         let joined = Joined { cluster: ClusterId(1), node: NodeId(8), certificate, ca };
         incoming.reply::<Join>(ReplyHeader::default(), &joined, &[]).await.unwrap();
@@ -191,20 +200,27 @@ async fn a_token_leads_to_an_identity() {
     let (connected, accepted) =
         tokio::join!(slave.connect(master.local_address(), any(Role::Master)), master.accept());
     connected.unwrap();
-    assert_eq!((accepted.as_ref().unwrap().peer().role, accepted.unwrap().peer().node), (Role::Slave, NodeId(8)));
+    assert_eq!(
+        (accepted.as_ref().unwrap().peer().role, accepted.unwrap().peer().node),
+        (Role::Slave, NodeId(8))
+    );
 }
 
 #[tokio::test]
 async fn a_joiner_may_only_join() {
     let authority = authority(1);
     let master = endpoint_with(&identity(&authority, Role::Master, 1), &joiners());
-    let token = JoinToken { master: master.local_address(), ca_hash: sha256(authority.ca()), id: 5, secret: [0; 16] };
+    let token =
+        JoinToken { master: master.local_address(), ca_hash: sha256(authority.ca()), id: 5, secret: [0; 16] };
     let serving = async {
         let connection = master.accept().await.unwrap();
         let incoming = connection.accept().await.unwrap();
         // Whatever a joiner sends, its role is checked against each operation's.
         assert!(!<Ping as godrive_proto::Operation>::ROLES.contains(&connection.peer().role));
-        incoming.fail(ReplyHeader::default(), Fault::new(Code::Forbidden, "the token has expired")).await.unwrap();
+        incoming
+            .fail(ReplyHeader::default(), Fault::new(Code::Forbidden, "the token has expired"))
+            .await
+            .unwrap();
         connection.closed().await;
     };
     let (identity, ()) = tokio::join!(join(&MachineSockets, &token, Role::Client), serving);
@@ -216,7 +232,8 @@ async fn a_joiner_may_only_join() {
 async fn a_token_of_another_cluster_sends_no_secret() {
     let (ours, theirs) = (authority(1), authority(2));
     let master = endpoint_with(&identity(&ours, Role::Master, 1), &joiners());
-    let token = JoinToken { master: master.local_address(), ca_hash: sha256(theirs.ca()), id: 5, secret: [0; 16] };
+    let token =
+        JoinToken { master: master.local_address(), ca_hash: sha256(theirs.ca()), id: 5, secret: [0; 16] };
     let fault = join(&MachineSockets, &token, Role::Client).await.unwrap_err();
     assert_eq!(fault.code, Code::Forbidden, "{fault}");
     assert!(fault.detail.contains("another cluster"), "{fault}");
@@ -226,7 +243,8 @@ async fn a_token_of_another_cluster_sends_no_secret() {
 async fn joiners_are_accepted_only_where_joining_is() {
     let authority = authority(1);
     let master = endpoint(&identity(&authority, Role::Master, 1));
-    let token = JoinToken { master: master.local_address(), ca_hash: sha256(authority.ca()), id: 5, secret: [0; 16] };
+    let token =
+        JoinToken { master: master.local_address(), ca_hash: sha256(authority.ca()), id: 5, secret: [0; 16] };
     let fault = join(&MachineSockets, &token, Role::Client).await.unwrap_err();
     assert_eq!(fault.code, Code::Forbidden, "{fault}");
     assert!(fault.detail.contains("certificate"), "{fault}");
@@ -248,22 +266,20 @@ async fn a_malformed_frame_ends_only_its_own_connection() {
         closed.expect("the malformed frame was not noticed");
         assert!(!told.is_empty());
     }
-    let kept = support::pair().await;
-    assert!(!kept.client.is_closed());
     still_serves(&server, &authority).await;
-    let _ = RequestHeader::default();
 }
 
 /// Sends raw bytes on a stream and returns what the server says when it closes.
 async fn offend(server: SocketAddr, ours: &Authority, own: Identity, bytes: &[u8]) -> String {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from(ours.ca().to_vec())).unwrap();
-    let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_client_auth_cert(vec![own.certificate.into()], PrivatePkcs8KeyDer::from(own.key).into())
-        .unwrap();
+    let mut config =
+        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![own.certificate.into()], PrivatePkcs8KeyDer::from(own.key).into())
+            .unwrap();
     config.alpn_protocols = vec![godrive_proto::version::ALPN.to_vec()];
     let quinn = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()));

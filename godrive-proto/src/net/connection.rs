@@ -227,7 +227,8 @@ impl Connection {
         header.request = self.shared.requests.fetch_add(1, Ordering::Relaxed) + 1;
         header.payload_bytes = payload_length(payload_bytes)?;
         header.deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX).max(1);
-        encode(&header, request).map_err(|error| Fault::new(Code::Malformed, format!("{} request: {error}", O::NAME)))
+        encode(&header, request)
+            .map_err(|error| Fault::new(Code::Malformed, format!("{} request: {error}", O::NAME)))
     }
 
     async fn reply<O: Operation>(&self, mut reader: Reader) -> Result<Reply<O::Reply>, Fault> {
@@ -252,12 +253,16 @@ impl Connection {
     fn no_reply<O: Operation>(&self, error: StreamError) -> Fault {
         match error {
             StreamError::Lost(error) => self.lost::<O>(error),
-            StreamError::Cancelled => {
-                Fault::new(Code::Unreachable, format!("{}: {} gave the request up", O::NAME, self.shared.peer))
-            }
+            StreamError::Cancelled => Fault::new(
+                Code::Unreachable,
+                format!("{}: {} gave the request up", O::NAME, self.shared.peer),
+            ),
             StreamError::Malformed(reason) => {
                 self.offend(&format!("reply to {}: {reason}", O::NAME));
-                Fault::new(Code::Malformed, format!("{}: the reply of {}: {reason}", O::NAME, self.shared.peer))
+                Fault::new(
+                    Code::Malformed,
+                    format!("{}: the reply of {}: {reason}", O::NAME, self.shared.peer),
+                )
             }
         }
     }
@@ -270,7 +275,10 @@ impl Connection {
 
     fn late_answer<O: Operation>(&self, deadline: Duration) -> Fault {
         let waited_ms = deadline.as_millis();
-        Fault::new(Code::Timeout, format!("{}: no answer of {} within {waited_ms} ms", O::NAME, self.shared.peer))
+        Fault::new(
+            Code::Timeout,
+            format!("{}: no answer of {} within {waited_ms} ms", O::NAME, self.shared.peer),
+        )
     }
 }
 
@@ -309,7 +317,9 @@ impl<O: Operation> Call<O> {
         }
         self.writer.finish();
         let reply = self.connection.reply::<O>(self.reader);
-        timeout_at(self.expires, reply).await.unwrap_or_else(|_| Err(self.connection.late_answer::<O>(self.deadline)))
+        timeout_at(self.expires, reply)
+            .await
+            .unwrap_or_else(|_| Err(self.connection.late_answer::<O>(self.deadline)))
     }
 }
 
@@ -317,7 +327,10 @@ impl<O: Operation> Call<O> {
 pub(super) fn payload_length(bytes: usize) -> Result<u32, Fault> {
     match u32::try_from(bytes) {
         Ok(length) if bytes <= MAX_PAYLOAD_BYTES => Ok(length),
-        _ => Err(Fault::new(Code::Malformed, frame::FrameError::PayloadTooLong(bytes, MAX_PAYLOAD_BYTES).to_string())),
+        _ => Err(Fault::new(
+            Code::Malformed,
+            frame::FrameError::PayloadTooLong(bytes, MAX_PAYLOAD_BYTES).to_string(),
+        )),
     }
 }
 

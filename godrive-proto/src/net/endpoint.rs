@@ -4,6 +4,7 @@ use super::connection::{Connection, FORBIDDEN, Peer, fault_of};
 use super::identity::{Identity, subject};
 use super::tls;
 use crate::{ClusterId, Code, Fault, NodeId, Role};
+use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, EndpointConfig, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt};
 use rustls_pki_types::CertificateDer;
@@ -27,6 +28,8 @@ const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 /// The largest payload of a datagram over IPv4 is 65,507; discovery climbs to what the path carries.
 const LARGEST_MTU: u16 = 65_500;
+
+const INITIAL_WINDOW: u64 = 512 << 10;
 
 /// Where UDP sockets come from: the machine, or the simulated network.
 pub trait Sockets: Send + Sync + 'static {
@@ -95,7 +98,13 @@ impl Endpoint {
             Role::Client | Role::Admin | Role::Joiner => None,
         };
         let admission = Admission { cluster: identity.cluster, joiners: options.accept_joiners };
-        Self::assemble(sockets, bind, tls::client(identity)?, server.map(|config| (config, admission)), options)
+        Self::assemble(
+            sockets,
+            bind,
+            tls::client(identity)?,
+            server.map(|config| (config, admission)),
+            options,
+        )
     }
 
     /// An endpoint without an identity, which trusts the CA of this hash.
@@ -110,10 +119,14 @@ impl Endpoint {
         server: Option<(quinn::ServerConfig, Admission)>,
         options: &Options,
     ) -> Result<Self, Fault> {
-        let cannot = |error: std::io::Error| Fault::new(Code::Unreachable, format!("cannot listen on {bind}: {error}"));
+        let cannot = |error: std::io::Error| {
+            Fault::new(Code::Unreachable, format!("cannot listen on {bind}: {error}"))
+        };
         let mut config = EndpointConfig::default();
         config.rng_seed(options.rng_seed);
-        config.max_udp_payload_size(LARGEST_MTU).map_err(|error| Fault::new(Code::Internal, error.to_string()))?;
+        config
+            .max_udp_payload_size(LARGEST_MTU)
+            .map_err(|error| Fault::new(Code::Internal, error.to_string()))?;
         let socket = sockets.bind(bind).map_err(cannot)?;
         let (server, admission) = server.unzip();
         let quinn = quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))
@@ -125,7 +138,16 @@ impl Endpoint {
         let cluster = admission.as_ref().map(|admission| admission.cluster);
         let accepting = admission
             .map(|admission| tokio::spawn(accept_all(quinn.clone(), admission, connections)).abort_handle());
-        Ok(Self { shared: Arc::new(Shared { quinn, client, cluster, local, accepted: Mutex::new(accepted), accepting }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                quinn,
+                client,
+                cluster,
+                local,
+                accepted: Mutex::new(accepted),
+                accepting,
+            }),
+        })
     }
 
     pub fn local_address(&self) -> SocketAddr {
@@ -142,7 +164,8 @@ impl Endpoint {
                 .connect_with(self.shared.client.clone(), address, &name)
                 .map_err(|error| Fault::new(Code::Unreachable, error.to_string()))?;
             let quinn = connecting.await.map_err(|error| fault_of(&error))?;
-            let identity = certificate(&quinn).ok_or_else(|| Fault::new(Code::Forbidden, "it has no certificate"))?;
+            let identity =
+                certificate(&quinn).ok_or_else(|| Fault::new(Code::Forbidden, "it has no certificate"))?;
             let peer = self.check(&identity, address, expect).inspect_err(|fault| {
                 quinn.close(FORBIDDEN, fault.detail.as_bytes());
             })?;
@@ -155,7 +178,10 @@ impl Endpoint {
             Err(Fault::new(Code::Unreachable, format!("no answer within {} s", CONNECT_WITHIN.as_secs())))
         });
         outcome.map_err(|fault| {
-            Fault::new(fault.code, format!("connecting to the {} at {address}: {}", expect.role, fault.detail))
+            Fault::new(
+                fault.code,
+                format!("connecting to the {} at {address}: {}", expect.role, fault.detail),
+            )
         })
     }
 
@@ -163,7 +189,10 @@ impl Endpoint {
         let (cluster, role, node) = subject(certificate)?;
         let own = self.shared.cluster.unwrap_or(cluster);
         if cluster != own {
-            return Err(Fault::new(Code::Forbidden, format!("it belongs to cluster {cluster}, not to {own}")));
+            return Err(Fault::new(
+                Code::Forbidden,
+                format!("it belongs to cluster {cluster}, not to {own}"),
+            ));
         }
         if role != expect.role {
             return Err(Fault::new(Code::Forbidden, format!("it is a {role}, not a {}", expect.role)));
@@ -266,7 +295,10 @@ fn admitted(certificate: Option<&[u8]>, address: SocketAddr, admission: Admissio
     let (cluster, role, node) = subject(certificate)?;
     if cluster != admission.cluster {
         let own = admission.cluster;
-        return Err(Fault::new(Code::Forbidden, format!("the peer belongs to cluster {cluster}, not to {own}")));
+        return Err(Fault::new(
+            Code::Forbidden,
+            format!("the peer belongs to cluster {cluster}, not to {own}"),
+        ));
     }
     Ok(Peer { role, node, address })
 }
@@ -286,7 +318,11 @@ fn transport(side: Side) -> TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(LARGEST_MTU);
     let mut config = TransportConfig::default();
-    // An initial MTU near the initial congestion window would stall, so it starts small and climbs.
+    // Whatever exceeds the congestion window waits for it, a close included. A probe for a larger MTU counts as in
+    // flight, so the window must be well above the largest from the start.
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(INITIAL_WINDOW);
+    config.congestion_controller_factory(Arc::new(congestion));
     config.initial_mtu(1452).mtu_discovery_config(Some(discovery));
     config.max_idle_timeout(Some(VarInt::from_u32(IDLE.as_millis() as u32).into()));
     config.keep_alive_interval(Some(KEEP_ALIVE));

@@ -119,8 +119,9 @@ impl Authority {
 
     pub fn from_pem(text: &str) -> Result<Self, Fault> {
         let (certificates, key) = blocks(text)?;
-        let [certificate] = <[Vec<u8>; 1]>::try_from(certificates)
-            .map_err(|found| invalid(format!("an authority file holds one certificate, this has {}", found.len())))?;
+        let [certificate] = <[Vec<u8>; 1]>::try_from(certificates).map_err(|found| {
+            invalid(format!("an authority file holds one certificate, this has {}", found.len()))
+        })?;
         let cluster = match names(&certificate)?.as_slice() {
             [(cluster, word, _)] if word == "authority" => *cluster,
             other => return Err(invalid(format!("this is not a cluster's authority but {other:?}"))),
@@ -136,11 +137,24 @@ impl Authority {
     }
 
     /// As [`Self::issue`] with a key derived from the seed.
-    pub fn issue_seeded(&self, role: Role, node: NodeId, now_s: i64, seed: [u8; 32]) -> Result<Identity, Fault> {
+    pub fn issue_seeded(
+        &self,
+        role: Role,
+        node: NodeId,
+        now_s: i64,
+        seed: [u8; 32],
+    ) -> Result<Identity, Fault> {
         self.issue_for(role, node, now_s, SEEDED_VALID_S, seeded_key(seed)?)
     }
 
-    fn issue_for(&self, role: Role, node: NodeId, now_s: i64, valid_s: i64, key: KeyPair) -> Result<Identity, Fault> {
+    fn issue_for(
+        &self,
+        role: Role,
+        node: NodeId,
+        now_s: i64,
+        valid_s: i64,
+        key: KeyPair,
+    ) -> Result<Identity, Fault> {
         let params = self.node_parameters(role, node, now_s, valid_s)?;
         let certificate = params.signed_by(&key, &self.issuer).map_err(internal)?.der().to_vec();
         let key = key.serialize_der();
@@ -155,15 +169,22 @@ impl Authority {
         node: NodeId,
         now_s: i64,
     ) -> Result<Vec<u8>, Fault> {
-        let mut request =
-            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(certificate_request))
-                .map_err(|error| invalid(format!("the certificate request does not parse or verify: {error}")))?;
+        let mut request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(
+            certificate_request,
+        ))
+        .map_err(|error| invalid(format!("the certificate request does not parse or verify: {error}")))?;
         // Only the public key is the joiner's: names and usages are written here.
         request.params = self.node_parameters(role, node, now_s, NODE_VALID_S)?;
         Ok(request.signed_by(&self.issuer).map_err(internal)?.der().to_vec())
     }
 
-    fn node_parameters(&self, role: Role, node: NodeId, now_s: i64, valid_s: i64) -> Result<CertificateParams, Fault> {
+    fn node_parameters(
+        &self,
+        role: Role,
+        node: NodeId,
+        now_s: i64,
+        valid_s: i64,
+    ) -> Result<CertificateParams, Fault> {
         if role == Role::Joiner {
             return Err(invalid("a joiner has no certificate; issue one for the role it joins as"));
         }
@@ -173,7 +194,8 @@ impl Authority {
             SanType::URI(ia5(uri(self.cluster, role.word(), &node.to_string()))?),
         ];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         Ok(params)
     }
@@ -190,13 +212,17 @@ pub(super) fn certificate_request() -> Result<(Vec<u8>, Vec<u8>), Fault> {
 pub(super) fn subject(certificate: &[u8]) -> Result<(ClusterId, Role, NodeId), Fault> {
     let names = names(certificate)?;
     let [(cluster, word, node)] = names.as_slice() else {
-        return Err(invalid(format!("a certificate names one godrive:// identity, this names {}", names.len())));
+        return Err(invalid(format!(
+            "a certificate names one godrive:// identity, this names {}",
+            names.len()
+        )));
     };
     let role = Role::ALL
         .into_iter()
         .find(|role| *role != Role::Joiner && role.word() == word)
         .ok_or_else(|| invalid(format!("the certificate is for {word:?}, which is no role of a peer")))?;
-    let node = node.parse().map_err(|_| invalid(format!("the certificate's id {node:?} is not 32 hex digits")))?;
+    let node =
+        node.parse().map_err(|_| invalid(format!("the certificate's id {node:?} is not 32 hex digits")))?;
     Ok((*cluster, role, node))
 }
 
@@ -212,8 +238,14 @@ fn names(certificate: &[u8]) -> Result<Vec<(ClusterId, String, String)>, Fault> 
         let (cluster, word, rest) = (parts.next(), parts.next(), parts.next());
         let cluster = cluster.and_then(|text| text.parse().ok());
         match (cluster, word, rest) {
-            (Some(cluster), Some(word), Some(rest)) => found.push((cluster, word.to_owned(), rest.to_owned())),
-            _ => return Err(invalid(format!("the certificate's name {name:?} is not godrive://<cluster>/<role>/<id>"))),
+            (Some(cluster), Some(word), Some(rest)) => {
+                found.push((cluster, word.to_owned(), rest.to_owned()))
+            }
+            _ => {
+                return Err(invalid(format!(
+                    "the certificate's name {name:?} is not godrive://<cluster>/<role>/<id>"
+                )));
+            }
         }
     }
     Ok(found)

@@ -1,7 +1,7 @@
 //! A request of the peer, its payload as it arrives, and the duty to answer it.
 
 use super::connection::{Connection, Peer, payload_length};
-use super::stream::{Reader, StreamError, Writer, ends_early, encode, now};
+use super::stream::{Reader, StreamError, Writer, encode, ends_early, now};
 use crate::frame::{self, ReplyHeader, RequestHeader};
 use crate::{Code, Fault, Operation};
 use bytes::Bytes;
@@ -79,7 +79,9 @@ impl Incoming {
     }
 
     pub async fn fail(self, mut header: ReplyHeader, mut fault: Fault) -> Result<(), Fault> {
-        let end = (0..=MAX_DETAIL_BYTES.min(fault.detail.len())).rev().find(|at| fault.detail.is_char_boundary(*at));
+        let end = (0..=MAX_DETAIL_BYTES.min(fault.detail.len()))
+            .rev()
+            .find(|at| fault.detail.is_char_boundary(*at));
         fault.detail.truncate(end.unwrap_or(0));
         header.fault = Some(fault);
         header.payload_bytes = 0;
@@ -154,7 +156,10 @@ impl Payload {
             Ok(piece) => piece.map_err(|error| self.broken(error))?,
             Err(_) => {
                 let peer = self.connection.peer();
-                return Err(Fault::new(Code::Timeout, format!("the payload of {peer} did not arrive in time")));
+                return Err(Fault::new(
+                    Code::Timeout,
+                    format!("the payload of {peer} did not arrive in time"),
+                ));
             }
         };
         match &piece {

@@ -33,7 +33,11 @@ impl Sockets for SimulatedSockets {
         // turmoil's bind is asynchronous in name only.
         let binding = pin!(turmoil::net::UdpSocket::bind(address));
         match binding.poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(socket) => Ok(Arc::new(SimulatedSocket { inner: Arc::new(socket?), watcher: self.watcher.clone(), receiving: parking_lot::Mutex::new(None) })),
+            Poll::Ready(socket) => Ok(Arc::new(SimulatedSocket {
+                inner: Arc::new(socket?),
+                watcher: self.watcher.clone(),
+                receiving: parking_lot::Mutex::new(None),
+            })),
             Poll::Pending => Err(io::Error::other("turmoil's bind waits for something")),
         }
     }

@@ -24,7 +24,8 @@ pub(super) fn server(identity: &Identity, accept_joiners: bool) -> Result<QuicSe
     let provider = provider();
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(&identity.ca)?, provider.clone());
     let verifier = if accept_joiners { verifier.allow_unauthenticated() } else { verifier };
-    let verifier = verifier.build().map_err(|error| unusable(format!("the CA cannot verify clients: {error}")))?;
+    let verifier =
+        verifier.build().map_err(|error| unusable(format!("the CA cannot verify clients: {error}")))?;
     let (chain, key) = own(identity);
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -79,7 +80,9 @@ fn own(identity: &Identity) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'sta
 
 fn roots(ca: &[u8]) -> Result<Arc<RootCertStore>, Fault> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(ca.to_vec())).map_err(|error| unusable(format!("the CA does not parse: {error}")))?;
+    roots
+        .add(CertificateDer::from(ca.to_vec()))
+        .map_err(|error| unusable(format!("the CA does not parse: {error}")))?;
     Ok(Arc::new(roots))
 }
 

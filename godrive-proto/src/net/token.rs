@@ -30,7 +30,10 @@ pub struct JoinToken {
 /// The secret never reaches a log.
 impl std::fmt::Debug for JoinToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("JoinToken").field("master", &self.master).field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("JoinToken")
+            .field("master", &self.master)
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -48,8 +51,10 @@ impl std::str::FromStr for JoinToken {
     fn from_str(text: &str) -> Result<Self, Fault> {
         let wrong = |what: &str| Fault::new(Code::Invalid, format!("this is not a join token: {what}"));
         let text = text.trim().strip_prefix(PREFIX).ok_or_else(|| wrong("it does not begin with gd1."))?;
-        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| wrong("it was cut or altered when it was copied"))?;
-        let (fixed, address) = bytes.split_at_checked(FIXED_BYTES).ok_or_else(|| wrong("it was cut short"))?;
+        let bytes =
+            URL_SAFE_NO_PAD.decode(text).map_err(|_| wrong("it was cut or altered when it was copied"))?;
+        let (fixed, address) =
+            bytes.split_at_checked(FIXED_BYTES).ok_or_else(|| wrong("it was cut short"))?;
         let (mut ca_hash, mut secret, mut id) = ([0; 32], [0; 16], [0; 8]);
         ca_hash.copy_from_slice(&fixed[..32]);
         secret.copy_from_slice(&fixed[32..48]);
@@ -83,14 +88,18 @@ async fn ask(endpoint: &Endpoint, token: &JoinToken, role: Role) -> Result<Ident
     let master = Expect { role: Role::Master, node: None };
     let connection = endpoint.connect(token.master, master).await?;
     let (key, certificate_request) = identity::certificate_request()?;
-    let request = JoinRequest { token_id: token.id, secret: token.secret.to_vec(), role, certificate_request };
+    let request =
+        JoinRequest { token_id: token.id, secret: token.secret.to_vec(), role, certificate_request };
     let joined = connection.call::<Join>(RequestHeader::default(), &request, &[], JOIN_WITHIN).await?.body;
     if sha256(&joined.ca) != token.ca_hash {
         return Err(Fault::new(Code::Forbidden, "the master answered with another CA than the token names"));
     }
     let identity = Identity::new(joined.certificate, key, joined.ca)?;
     if (identity.cluster, identity.role, identity.node) != (joined.cluster, role, joined.node) {
-        return Err(Fault::new(Code::Forbidden, format!("the master issued a certificate for {identity:?} instead")));
+        return Err(Fault::new(
+            Code::Forbidden,
+            format!("the master issued a certificate for {identity:?} instead"),
+        ));
     }
     Ok(identity)
 }
@@ -107,7 +116,10 @@ mod tests {
     fn a_token_survives_pasting() {
         for master in ["127.0.0.1:7000", "[2001:db8::1]:65535"] {
             let text = token(master).to_string();
-            assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)), "{text}");
+            assert!(
+                text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)),
+                "{text}"
+            );
             assert_eq!(format!("  {text}\n").parse::<JoinToken>().unwrap(), token(master));
         }
     }
