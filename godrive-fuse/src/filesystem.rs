@@ -1,0 +1,314 @@
+//! fuser's trait, one line per operation: what it touches, and where it is converted.
+//!
+//! The conversions themselves lie beside each other by subject: [`crate::ops_names`], [`crate::ops_attrs`],
+//! [`crate::ops_data`], [`crate::ops_dirs`]. Not implemented on purpose: `access` (the kernel checks permissions),
+//! `forget` (inode numbers are never reused and the client remembers what it wants), `getlk` and `setlk` (the kernel
+//! keeps locks local to this mount), `bmap`, `ioctl`, `poll`.
+
+use crate::answer::Answers;
+use crate::convert::BLOCK_BYTES;
+use crate::operations::Operations;
+use fuser::{
+    CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use godrive_client::Fs;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::SystemTime;
+
+/// Requests the kernel may have under way without a caller waiting: read-ahead and direct I/O.
+const MAX_BACKGROUND: u16 = 128;
+
+/// What the kernel is asked for. Its write-back cache stays off, because it would own size and mtime of files that
+/// other mounts change; ACLs stay off, because nobody would enforce them on other machines.
+const WANTED: [InitFlags; 10] = [
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    InitFlags::FUSE_AUTO_INVAL_DATA,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+];
+
+/// One mount, as fuser sees it.
+pub struct Mount {
+    pub(crate) fs: Arc<Fs>,
+    pub(crate) answers: Answers,
+    stopping: Arc<AtomicBool>,
+    minor: Arc<AtomicU32>,
+}
+
+impl Mount {
+    pub fn new(fs: Arc<Fs>, runtime: tokio::runtime::Handle, operations: Arc<Operations>) -> Self {
+        let stopping = Arc::new(AtomicBool::new(false));
+        let answers = Answers::new(runtime, operations, stopping.clone());
+        Self { fs, answers, stopping, minor: Arc::default() }
+    }
+
+    /// Set it when the mount ends: nothing that cannot be flushed any more is accepted from then on.
+    pub fn stopping(&self) -> Arc<AtomicBool> {
+        self.stopping.clone()
+    }
+
+    /// The minor version of the kernel's FUSE interface, known after the handshake.
+    pub fn kernel_minor(&self) -> Arc<AtomicU32> {
+        self.minor.clone()
+    }
+}
+
+impl Filesystem for Mount {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        self.minor.store(config.kernel_abi().1, Ordering::SeqCst);
+        for flag in WANTED {
+            if config.add_capabilities(flag).is_err() {
+                tracing::info!(?flag, "this kernel lacks a capability; the mount works without it");
+            }
+        }
+        // The largest requests that the kernel makes; it answers a larger wish with the nearest value it grants.
+        let _ = config.set_max_write(BLOCK_BYTES);
+        if let Err(most) = config.set_max_readahead(BLOCK_BYTES) {
+            let _ = config.set_max_readahead(most);
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.answers.inline("lookup", parent, || self.op_lookup(parent, name, reply));
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        self.answers.inline("mknod", parent, || self.op_mknod(req, parent, name, mode, rdev, reply));
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        self.answers.inline("mkdir", parent, || self.op_mkdir(req, parent, name, mode, reply));
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        self.answers.inline("symlink", parent, || self.op_symlink(req, parent, name, target, reply));
+    }
+
+    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.answers.inline("link", ino, || self.op_link(ino, parent, name, reply));
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.answers.inline("unlink", parent, || self.op_unlink(parent, name, reply));
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.answers.inline("rmdir", parent, || self.op_rmdir(parent, name, reply));
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.answers
+            .inline("rename", parent, || self.op_rename(parent, name, new_parent, new_name, flags, reply));
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.answers.inline("getattr", ino, || self.op_getattr(ino, reply));
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = crate::ops_attrs::set_attr(req, mode, uid, gid, size, atime, mtime);
+        self.answers.inline("setattr", ino, || self.op_setattr(ino, fh, set, reply));
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        self.answers.inline("readlink", ino, || self.op_readlink(ino, reply));
+    }
+
+    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        self.answers.inline("statfs", ino, || self.op_statfs(ino, reply));
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.answers.inline("getxattr", ino, || self.op_getxattr(ino, name, size, reply));
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.answers.inline("listxattr", ino, || self.op_listxattr(ino, size, reply));
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        self.answers.inline("setxattr", ino, || self.op_setxattr(ino, name, value, flags, reply));
+    }
+
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.answers.inline("removexattr", ino, || self.op_removexattr(ino, name, reply));
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        self.answers.inline("create", parent, || self.op_create(req, parent, name, mode, flags, reply));
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.answers.inline("open", ino, || self.op_open(req, ino, flags, reply));
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.answers.inline("read", ino, || self.op_read(ino, fh, offset, size, reply));
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.answers.inline("write", ino, || self.op_write(ino, fh, offset, data, write_flags, reply));
+    }
+
+    fn flush(&self, _: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        self.answers.inline("flush", ino, || self.op_flush(ino, fh, reply));
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.answers.inline("release", ino, || self.op_release(fh, reply));
+    }
+
+    fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.answers.inline("fsync", ino, || self.op_fsync(ino, fh, datasync, reply));
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.answers.inline("fallocate", ino, || self.op_fallocate(ino, fh, offset, length, mode, reply));
+    }
+
+    fn lseek(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        self.answers.inline("lseek", ino, || self.op_lseek(ino, fh, offset, whence, reply));
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let (from, to) = ((ino_in, fh_in, offset_in), (ino_out, fh_out, offset_out));
+        self.answers.inline("copy_file_range", ino_in, || self.op_copy_file_range(from, to, len, reply));
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.answers.inline("opendir", ino, || self.op_opendir(ino, reply));
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.answers.inline("readdir", ino, || self.op_readdir(ino, fh, offset, reply));
+    }
+
+    fn readdirplus(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        self.answers.inline("readdirplus", ino, || self.op_readdirplus(ino, fh, offset, reply));
+    }
+
+    fn releasedir(&self, _: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.answers.inline("releasedir", ino, || self.op_releasedir(fh, reply));
+    }
+
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.answers.inline("fsyncdir", ino, || self.op_fsyncdir(ino, fh, reply));
+    }
+}

@@ -1,0 +1,307 @@
+//! Telling the kernel to forget: what a recalled lease makes necessary.
+//!
+//! A notification may have to wait for a lock that the kernel holds for one of our own callers: the pages of a
+//! READ or WRITE under way, the directory of a lookup or create under way. And that operation may in turn wait for
+//! another mount, which waits for the very release that this notification belongs to. So no notification is waited
+//! for without end: each runs in a thread of its own, and when an operation on the same inode is found waiting,
+//! the release goes ahead while the thread completes later. What keeps that sound:
+//!
+//! - Of an inode the kernel drops the attributes first, before it waits for pages, and with AUTO_INVAL_DATA every
+//!   read(2) then asks for them again, so that it meets the lease.
+//! - Of a directory all names of the mount are expired at once by raising the connection's epoch, which takes no
+//!   lock (Linux 6.16). Older kernels have no such call: there a name may be found stale until the operation that
+//!   is under way in its directory was answered.
+//!
+//! Names are expired, not dropped: the next walk asks for each again and keeps it if it is the same, so that working
+//! directories and the pages of unchanged files stay.
+
+use crate::operations::Operations;
+use fuser::{INodeNo, Notifier};
+use godrive_client::driver::BoxFuture;
+use godrive_client::fs::{Invalidate, Invalidation};
+use godrive_proto::Ino;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::io::{IoSlice, Write};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// A notification waits this long for an operation of the same inode before the release goes ahead without it.
+const GRACE: Duration = Duration::from_millis(20);
+/// And this long if none is waiting, for example while the kernel drops gigabytes of pages.
+const PATIENCE: Duration = Duration::from_secs(4);
+const GLANCE: Duration = Duration::from_millis(2);
+/// Expiring more names than this one by one costs more than expiring all at once.
+const MANY_NAMES: usize = 8192;
+
+/// The kernel's interface from this version on can expire all names at once.
+const MINOR_WITH_EPOCHS: u32 = 44;
+
+const NOTIFY_INVAL_ENTRY: i32 = 3;
+const NOTIFY_INC_EPOCH: i32 = 8;
+const EXPIRE_ONLY: u32 = 1;
+
+/// Everything that can be told to the kernel; clones share it. Made before the mount, because the client needs it first; until
+/// [`Notifications::attach`] there is no kernel cache to invalidate.
+#[derive(Clone)]
+pub struct Notifications {
+    kernel: Arc<OnceLock<Arc<Kernel>>>,
+    operations: Arc<Operations>,
+    workers: Workers,
+    /// Releases that went ahead of their notification, for the log.
+    overtaken: Arc<AtomicU64>,
+}
+
+struct Kernel {
+    notifier: Notifier,
+    device: File,
+    epochs: bool,
+}
+
+impl Notifications {
+    pub fn new(operations: Arc<Operations>) -> Self {
+        Self { kernel: Arc::default(), operations, workers: Workers::default(), overtaken: Arc::default() }
+    }
+
+    /// The mount exists from now on. `device` is a duplicate of its /dev/fuse descriptor.
+    pub fn attach(&self, notifier: Notifier, device: OwnedFd, minor: u32) {
+        let epochs = minor >= MINOR_WITH_EPOCHS;
+        if !epochs {
+            tracing::info!(minor, "this kernel cannot expire all names at once (Linux 6.16 can)");
+        }
+        if self.kernel.set(Arc::new(Kernel { notifier, device: device.into(), epochs })).is_err() {
+            tracing::error!("a second mount was attached to the same notifications; it is ignored");
+        }
+    }
+
+    /// Drops the attributes of an inode; of its pages those in the range (of a directory: its cached listing).
+    async fn pages(&self, ino: Ino, range: Range<u64>) {
+        let Some(kernel) = self.kernel.get().cloned() else { return };
+        // A length of 0 means to the end.
+        let (offset, len) = (signed(range.start), range.end.checked_sub(range.start).map_or(0, signed));
+        let len = if len == i64::MAX { 0 } else { len };
+        let told = self.tell(ino, move || log(kernel.notifier.inval_inode(INodeNo(ino.0), offset, len), ino));
+        if !told.await {
+            self.overtake(ino, "pages");
+        }
+    }
+
+    /// Drops the attributes and no pages, which waits for nothing.
+    fn attributes(&self, ino: Ino) {
+        if let Some(kernel) = self.kernel.get() {
+            log(kernel.notifier.inval_inode(INodeNo(ino.0), -1, 0), ino);
+        }
+    }
+
+    /// Expires names of a directory.
+    async fn names(&self, parent: Ino, names: Vec<Vec<u8>>) {
+        let Some(kernel) = self.kernel.get().cloned() else { return };
+        if kernel.epochs && (names.len() > MANY_NAMES || self.operations.waiting_on(parent).is_some()) {
+            return log(kernel.expire_all(), parent);
+        }
+        let teller = kernel.clone();
+        let told = self.tell(parent, move || {
+            for name in &names {
+                log(teller.expire(parent, name), parent);
+            }
+        });
+        if told.await {
+            return;
+        }
+        if kernel.epochs {
+            log(kernel.expire_all(), parent);
+        } else {
+            self.overtake(parent, "names");
+        }
+    }
+
+    /// Runs a notification elsewhere and waits as long as that is safe. False: it is still under way.
+    async fn tell(&self, ino: Ino, notification: impl FnOnce() + Send + 'static) -> bool {
+        let (done, mut told) = oneshot::channel();
+        self.workers.run(Job { notification: Box::new(notification), done });
+        let start = Instant::now();
+        loop {
+            if let Ok(ended) = tokio::time::timeout(GLANCE, &mut told).await {
+                // An error is a panic in the notification, which ended it too.
+                drop(ended);
+                return true;
+            }
+            let blocked = self.operations.waiting_on(ino).is_some_and(|age| age > GRACE);
+            if start.elapsed() > PATIENCE || (blocked && start.elapsed() > GRACE) {
+                return false;
+            }
+        }
+    }
+
+    fn overtake(&self, ino: Ino, what: &'static str) {
+        let total = self.overtaken.fetch_add(1, Ordering::Relaxed) + 1;
+        tracing::debug!(%ino, what, total, "a lease goes back while the kernel still drops its cache");
+    }
+}
+
+/// All of it at once, for what blocks one must not hold back another.
+impl Invalidate for Notifications {
+    fn invalidate(&self, what: Vec<Invalidation>) -> BoxFuture<'static, ()> {
+        let all = self.clone();
+        let mut names: BTreeMap<Ino, Vec<Vec<u8>>> = BTreeMap::new();
+        let mut pages = Vec::new();
+        for one in what {
+            match one {
+                Invalidation::Attributes(ino) => all.attributes(ino),
+                Invalidation::Pages(ino, range) => pages.push((ino, range)),
+                Invalidation::Entry(parent, name) => names.entry(parent).or_default().push(name),
+            }
+        }
+        Box::pin(async move {
+            let mut under_way = JoinSet::new();
+            for (ino, range) in pages {
+                let all = all.clone();
+                under_way.spawn(async move { all.pages(ino, range).await });
+            }
+            for (parent, names) in names {
+                let all = all.clone();
+                under_way.spawn(async move { all.names(parent, names).await });
+            }
+            under_way.join_all().await;
+        })
+    }
+}
+
+impl Kernel {
+    /// Lets the next walk over this name ask again.
+    fn expire(&self, parent: Ino, name: &[u8]) -> io::Result<()> {
+        let mut body = Vec::with_capacity(17 + name.len());
+        body.extend(parent.0.to_ne_bytes());
+        body.extend(u32::try_from(name.len()).map_err(io::Error::other)?.to_ne_bytes());
+        body.extend(EXPIRE_ONLY.to_ne_bytes());
+        body.extend(name);
+        body.push(0);
+        self.send(NOTIFY_INVAL_ENTRY, &body)
+    }
+
+    /// Lets every walk over every name of this mount ask again.
+    fn expire_all(&self) -> io::Result<()> {
+        self.send(NOTIFY_INC_EPOCH, &[])
+    }
+
+    /// One message in the kernel's format: length, code, the id 0 of a notification, body.
+    fn send(&self, code: i32, body: &[u8]) -> io::Result<()> {
+        let header = header(code, body.len())?;
+        // The kernel takes a message whole or not at all.
+        (&self.device).write_vectored(&[IoSlice::new(&header), IoSlice::new(body)]).map(|_| ())
+    }
+}
+
+fn header(code: i32, body_bytes: usize) -> io::Result<[u8; 16]> {
+    let length = u32::try_from(16 + body_bytes).map_err(io::Error::other)?;
+    let mut header = [0; 16];
+    header[..4].copy_from_slice(&length.to_ne_bytes());
+    header[4..8].copy_from_slice(&code.to_ne_bytes());
+    Ok(header)
+}
+
+/// The kernel's offsets are signed.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// ENOENT says that the kernel has nothing to forget, ENOTCONN and ENODEV that the mount is gone.
+fn log(result: io::Result<()>, ino: Ino) {
+    match result.as_ref().map_err(io::Error::raw_os_error) {
+        Ok(()) | Err(Some(libc::ENOENT | libc::ENOTCONN | libc::ENODEV | libc::ENOTDIR)) => {}
+        Err(_) => {
+            tracing::warn!(%ino, ?result, "the kernel refused a notification; its cache ends with its time to live")
+        }
+    }
+}
+
+struct Job {
+    notification: Box<dyn FnOnce() + Send>,
+    done: oneshot::Sender<()>,
+}
+
+/// Threads that may get stuck in the kernel. One that is stuck is simply not idle; another is started.
+#[derive(Clone, Default)]
+struct Workers {
+    idle: Arc<Mutex<Vec<mpsc::Sender<Job>>>>,
+}
+
+impl Workers {
+    fn run(&self, mut job: Job) {
+        loop {
+            let Some(worker) = self.idle.lock().pop() else { break };
+            match worker.send(job) {
+                Ok(()) => return,
+                Err(mpsc::SendError(returned)) => job = returned,
+            }
+        }
+        let (worker, jobs) = mpsc::channel::<Job>();
+        let idle = self.idle.clone();
+        #[expect(clippy::disallowed_methods, reason = "notifications block in the kernel")]
+        std::thread::spawn(move || {
+            let mut next = Ok(job);
+            while let Ok(job) = next {
+                (job.notification)();
+                idle.lock().push(worker.clone());
+                // Nobody listens any more if the release went ahead.
+                let _ = job.done.send(());
+                next = jobs.recv();
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operations::What;
+
+    #[test]
+    fn a_message_has_the_kernels_format() {
+        assert_eq!(header(NOTIFY_INC_EPOCH, 0).unwrap(), [16, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(signed(u64::MAX), i64::MAX);
+    }
+
+    #[tokio::test]
+    async fn an_idle_thread_is_used_again_and_a_stuck_one_is_not_waited_for() {
+        let notifications = Notifications::new(Arc::default());
+        let (entered, started) = mpsc::channel();
+        for _ in 0..10 {
+            let entered = entered.clone();
+            assert!(
+                notifications.tell(Ino(1), move || entered.send(std::thread::current().id()).unwrap()).await
+            );
+        }
+        let mut threads: Vec<_> = started.try_iter().collect();
+        assert_eq!(threads.len(), 10);
+        threads.dedup();
+        assert_eq!(threads.len(), 1, "the thread was idle each time");
+
+        let (release, stuck) = mpsc::channel::<()>();
+        let guard = notifications.operations.begin(What::new("write", Ino(2)));
+        let blocked = notifications.tell(Ino(2), move || assert!(stuck.recv().is_err()));
+        assert!(!blocked.await, "the release goes ahead");
+        drop(guard);
+        assert!(notifications.tell(Ino(3), || {}).await, "another thread answers meanwhile");
+        drop(release);
+    }
+
+    #[tokio::test]
+    async fn without_a_mount_there_is_nothing_to_tell() {
+        let notifications = Notifications::new(Arc::default());
+        let all = vec![
+            Invalidation::Attributes(Ino(1)),
+            Invalidation::Pages(Ino(1), 0..u64::MAX),
+            Invalidation::Entry(Ino(1), b"a".to_vec()),
+        ];
+        notifications.invalidate(all).await;
+    }
+}

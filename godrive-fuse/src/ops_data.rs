@@ -1,0 +1,245 @@
+//! Bytes: files opened, read, written, flushed and closed.
+
+use crate::answer::finish;
+use crate::convert;
+use crate::filesystem::Mount;
+use crate::operations::What;
+use crate::ops_attrs::without_privileges;
+use crate::ops_names::{GENERATION, caller, common_ttl, done};
+use bytes::Bytes;
+use fuser::{
+    Errno, FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyData, ReplyEmpty, ReplyLseek,
+    ReplyOpen, ReplyWrite, Request, WriteFlags,
+};
+use godrive_client::FsError;
+use godrive_client::fs::{Created, Fs, Handle, Opened, Pieces, Served, SetAttr, Whence};
+use godrive_proto::Ino;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+/// One copy_file_range copies at most this much, so that none takes long; callers go on where it ended.
+const MAX_COPY_BYTES: u64 = 64 << 20;
+
+type Place = (INodeNo, FileHandle, u64);
+
+impl Mount {
+    pub(crate) fn op_create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (fs, name, parent, caller) =
+            (self.fs.clone(), name.as_bytes().to_vec(), convert::ino(parent), caller(req));
+        let mode = convert::permissions(mode);
+        self.answers.spawn(
+            What::new("create", parent),
+            reply,
+            async move { fs.create(parent, &name, mode, flags, caller).await },
+            move |reply, created| {
+                let Served { value: Created { entry, opened }, pass: _pass } = created;
+                let attr = convert::attr(&entry.attr);
+                let ttl = common_ttl(&entry);
+                reply.created(
+                    &ttl,
+                    &attr,
+                    GENERATION,
+                    FileHandle(opened.handle.0),
+                    open_flags(&opened, flags),
+                );
+            },
+        );
+    }
+
+    pub(crate) fn op_open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let ino = convert::ino(ino);
+        let flags = flags.0;
+        let what = What::new("open", ino);
+        let answer = move |reply: ReplyOpen, opened: Served<Opened>| {
+            let Served { value: opened, pass: _pass } = opened;
+            reply.opened(FileHandle(opened.handle.0), open_flags(&opened, flags));
+        };
+        if let Some(known) = self.fs.try_open(ino, flags) {
+            return finish(what, reply, known, answer);
+        }
+        let fs = self.fs.clone();
+        let truncates_as_user = flags & libc::O_TRUNC != 0 && req.uid() != 0;
+        self.answers.spawn(
+            what,
+            reply,
+            async move {
+                if truncates_as_user {
+                    clear_privileges(&fs, ino).await?;
+                }
+                fs.open(ino, flags).await
+            },
+            answer,
+        );
+    }
+
+    pub(crate) fn op_read(&self, ino: INodeNo, fh: FileHandle, offset: u64, size: u32, reply: ReplyData) {
+        let handle = Handle(fh.0);
+        let what = What::new("read", convert::ino(ino));
+        if let Some(known) = self.fs.try_read(handle, offset, size) {
+            return finish(what, reply, known, answer_read);
+        }
+        let fs = self.fs.clone();
+        self.answers.spawn(what, reply, async move { fs.read(handle, offset, size).await }, answer_read);
+    }
+
+    /// The bytes are copied once, out of the reader's buffer.
+    pub(crate) fn op_write(
+        &self,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        flags: WriteFlags,
+        reply: ReplyWrite,
+    ) {
+        if self.answers.stopping() {
+            return reply.error(Errno::ENOTCONN);
+        }
+        let (handle, data) = (Handle(fh.0), Bytes::copy_from_slice(data));
+        let kill_privileges = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let what = What::new("write", convert::ino(ino));
+        if let Some(known) = self.fs.try_write(handle, offset, &data, kill_privileges) {
+            return finish(what, reply, known, answer_write);
+        }
+        let fs = self.fs.clone();
+        let work = async move { fs.write(handle, offset, data, kill_privileges).await };
+        self.answers.spawn(what, reply, work, answer_write);
+    }
+
+    pub(crate) fn op_flush(&self, ino: INodeNo, fh: FileHandle, reply: ReplyEmpty) {
+        let handle = Handle(fh.0);
+        let what = What::new("flush", convert::ino(ino));
+        if let Some(known) = self.fs.try_flush(handle) {
+            return finish(what, reply, known, done);
+        }
+        let fs = self.fs.clone();
+        self.answers.spawn(what, reply, async move { fs.flush(handle).await }, done);
+    }
+
+    pub(crate) fn op_release(&self, fh: FileHandle, reply: ReplyEmpty) {
+        self.answers.enter(|| self.fs.release(Handle(fh.0)));
+        reply.ok();
+    }
+
+    pub(crate) fn op_fsync(&self, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        let (fs, handle) = (self.fs.clone(), Handle(fh.0));
+        let what = What::new("fsync", convert::ino(ino));
+        self.answers.spawn(what, reply, async move { fs.fsync(handle, datasync).await }, done);
+    }
+
+    pub(crate) fn op_fallocate(
+        &self,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let (fs, handle) = (self.fs.clone(), Handle(fh.0));
+        let what = What::new("fallocate", convert::ino(ino));
+        self.answers.spawn(
+            what,
+            reply,
+            async move { fs.fallocate(handle, mode, offset, length).await },
+            done,
+        );
+    }
+
+    pub(crate) fn op_lseek(&self, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let whence = match whence {
+            libc::SEEK_DATA => Whence::Data,
+            libc::SEEK_HOLE => Whence::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        let (fs, handle) = (self.fs.clone(), Handle(fh.0));
+        let what = What::new("lseek", convert::ino(ino));
+        self.answers.spawn(
+            what,
+            reply,
+            async move { fs.lseek(handle, offset, whence).await },
+            |reply, offset| match i64::try_from(offset) {
+                Ok(offset) => reply.offset(offset),
+                Err(_) => reply.error(Errno::EOVERFLOW),
+            },
+        );
+    }
+
+    pub(crate) fn op_copy_file_range(&self, from: Place, to: Place, len: u64, reply: ReplyWrite) {
+        let fs = self.fs.clone();
+        let ((from_ino, from, from_offset), (to_ino, to, to_offset)) = (from, to);
+        let what = What::new("copy_file_range", convert::ino(from_ino)).and(convert::ino(to_ino));
+        let work = async move {
+            let len = len.min(MAX_COPY_BYTES);
+            fs.copy_file_range(Handle(from.0), from_offset, Handle(to.0), to_offset, len).await
+        };
+        self.answers.spawn(what, reply, work, |reply, copied| match u32::try_from(copied) {
+            Ok(copied) => reply.written(copied),
+            Err(_) => reply.error(Errno::EIO),
+        });
+    }
+}
+
+/// What the kernel may do with an open file.
+///
+/// A file opened for appending bypasses the kernel's pages: the kernel appends where it believes the end to be, and
+/// another mount may have moved it. The client puts the bytes at the true end; pages filled at the believed one would
+/// show them in the wrong place.
+fn open_flags(opened: &Opened, flags: i32) -> FopenFlags {
+    let mut open = FopenFlags::empty();
+    open.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
+    open.set(FopenFlags::FOPEN_NOFLUSH, opened.no_flush);
+    open.set(FopenFlags::FOPEN_DIRECT_IO, flags & libc::O_APPEND != 0 && convert::writes(OpenFlags(flags)));
+    open
+}
+
+/// O_TRUNC by an ordinary user takes the set-id bits; the kernel's flag for it does not get through fuser.
+async fn clear_privileges(fs: &Arc<Fs>, ino: Ino) -> Result<(), FsError> {
+    let attr = fs.getattr(ino).await?;
+    let Some(mode) = without_privileges(&attr.attr) else { return Ok(()) };
+    drop(attr);
+    fs.setattr(ino, None, SetAttr { mode: Some(mode), ..SetAttr::default() }).await.map(drop)
+}
+
+/// fuser sends one slice, so that a read across several pieces is joined first.
+fn answer_read(reply: ReplyData, read: Served<Pieces>) {
+    let Served { value: pieces, pass: _pass } = read;
+    match pieces.as_slice() {
+        [] => reply.data(&[]),
+        [one] => reply.data(one),
+        many => reply.data(&many.concat()),
+    }
+}
+
+fn answer_write(reply: ReplyWrite, written: Served<u32>) {
+    let Served { value: bytes, pass: _pass } = written;
+    reply.written(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opened(keep_cache: bool, no_flush: bool) -> Opened {
+        Opened { handle: Handle(1), keep_cache, no_flush }
+    }
+
+    #[test]
+    fn appending_bypasses_the_kernels_pages() {
+        let append = open_flags(&opened(false, false), libc::O_WRONLY | libc::O_APPEND);
+        assert_eq!(append, FopenFlags::FOPEN_DIRECT_IO);
+        let read = open_flags(&opened(true, true), libc::O_RDONLY | libc::O_APPEND);
+        assert_eq!(read, FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+        assert_eq!(open_flags(&opened(false, false), libc::O_RDWR), FopenFlags::empty());
+    }
+}

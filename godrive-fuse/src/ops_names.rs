@@ -1,0 +1,175 @@
+//! Names: looked up, made, moved and removed.
+
+use crate::answer::{Refuse, finish};
+use crate::convert;
+use crate::filesystem::Mount;
+use crate::operations::What;
+use fuser::{Errno, Generation, INodeNo, RenameFlags, ReplyEmpty, ReplyEntry, Request};
+use godrive_client::fs::{Caller, Entry, Found, Served};
+use godrive_proto::meta::{Kind, NewNode};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+
+/// Inode numbers are never reused, so there is only one generation.
+pub const GENERATION: Generation = Generation(0);
+
+impl Mount {
+    pub(crate) fn op_lookup(&self, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let parent = convert::ino(parent);
+        let what = What::new("lookup", parent);
+        if let Some(known) = self.fs.try_lookup(parent, name.as_bytes()) {
+            return finish(what, reply, known, found);
+        }
+        let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
+        self.answers.spawn(what, reply, async move { fs.lookup(parent, &name).await }, found);
+    }
+
+    pub(crate) fn op_mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        match convert::new_node(mode, rdev) {
+            Ok(node) => self.make("mknod", req, parent, name, node, mode, reply),
+            Err(errno) => reply.error(Errno::from_i32(errno)),
+        }
+    }
+
+    pub(crate) fn op_mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        reply: ReplyEntry,
+    ) {
+        self.make("mkdir", req, parent, name, NewNode::Directory, mode, reply);
+    }
+
+    pub(crate) fn op_symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let node = NewNode::Symlink(target.as_os_str().as_bytes().to_vec());
+        self.make("symlink", req, parent, name, node, 0o777, reply);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the kernel's own list")]
+    fn make(
+        &self,
+        operation: &'static str,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        node: NewNode,
+        mode: u32,
+        reply: ReplyEntry,
+    ) {
+        let (fs, name, parent, caller) =
+            (self.fs.clone(), name.as_bytes().to_vec(), convert::ino(parent), caller(req));
+        let mode = convert::permissions(mode);
+        self.answers.spawn(
+            What::new(operation, parent),
+            reply,
+            async move { fs.make(parent, &name, node, mode, caller).await },
+            entry,
+        );
+    }
+
+    pub(crate) fn op_link(&self, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (fs, name, ino, parent) =
+            (self.fs.clone(), name.as_bytes().to_vec(), convert::ino(ino), convert::ino(parent));
+        self.answers.spawn(
+            What::new("link", ino).and(parent),
+            reply,
+            async move { fs.link(ino, parent, &name).await },
+            entry,
+        );
+    }
+
+    pub(crate) fn op_unlink(&self, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, name, parent) = (self.fs.clone(), name.as_bytes().to_vec(), convert::ino(parent));
+        self.answers.spawn(
+            What::new("unlink", parent),
+            reply,
+            async move { fs.unlink(parent, &name).await },
+            done,
+        );
+    }
+
+    pub(crate) fn op_rmdir(&self, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (fs, name, parent) = (self.fs.clone(), name.as_bytes().to_vec(), convert::ino(parent));
+        self.answers.spawn(
+            What::new("rmdir", parent),
+            reply,
+            async move { fs.rmdir(parent, &name).await },
+            done,
+        );
+    }
+
+    pub(crate) fn op_rename(
+        &self,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match convert::rename_mode(flags) {
+            Ok(mode) => mode,
+            Err(errno) => return reply.refuse(Errno::from_i32(errno)),
+        };
+        let (parent, new_parent) = (convert::ino(parent), convert::ino(new_parent));
+        let (fs, name, new_name) = (self.fs.clone(), name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
+        self.answers.spawn(
+            What::new("rename", parent).and(new_parent),
+            reply,
+            async move { fs.rename(parent, &name, new_parent, &new_name, mode).await },
+            done,
+        );
+    }
+}
+
+pub(crate) fn caller(req: &Request) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid() }
+}
+
+pub(crate) fn done(reply: ReplyEmpty, (): ()) {
+    reply.ok();
+}
+
+fn found(reply: ReplyEntry, found: Served<Found>) {
+    // The pass is given back after the kernel was answered, here as everywhere.
+    let Served { value, pass: _pass } = found;
+    match value {
+        Found::Entry(entry) => answer_entry(reply, &entry),
+        Found::Missing(ttl) if ttl.is_zero() => reply.error(Errno::ENOENT),
+        // Inode 0 says that the name does not exist, for as long as the entry may be cached.
+        Found::Missing(ttl) => reply.entry(&ttl, &convert::blank(0, Kind::File), GENERATION),
+    }
+}
+
+fn entry(reply: ReplyEntry, entry: Served<Entry>) {
+    let Served { value, pass: _pass } = entry;
+    answer_entry(reply, &value);
+}
+
+fn answer_entry(reply: ReplyEntry, entry: &Entry) {
+    reply.entry_with_ttls(&entry.attr_ttl, &entry.entry_ttl, &convert::attr(&entry.attr), GENERATION);
+}
+
+/// Where the kernel takes one time to live for a name and its attributes.
+pub(crate) fn common_ttl(entry: &Entry) -> Duration {
+    entry.attr_ttl.min(entry.entry_ttl)
+}

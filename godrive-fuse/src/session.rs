@@ -1,0 +1,236 @@
+//! A mount from start to end: the client's session with the cluster around the kernel's session with us.
+//!
+//! The order matters at both ends. The client comes first, so that a cluster that is down is an error message and not
+//! a hanging mount. At the end the kernel's caches come back first (unmount), then the client flushes, and only then
+//! the cluster's session is closed.
+
+use crate::config::{Close, Config};
+use crate::filesystem::Mount;
+use crate::mountpoint;
+use crate::notify::Notifications;
+use crate::operations::{self, Operations};
+use crate::options::kernel_option;
+use anyhow::{Context, Result, bail};
+use fuser::{MountOption, SessionACL};
+pub use godrive_client::World;
+use godrive_client::fs::Unflushed;
+use godrive_client::{Client, CloseMode, Fs};
+use godrive_proto::{Code, Fault};
+use nix::errno::Errno;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Two readers, so that one waiting to be scheduled does not stop the mount; none of them ever waits for the network.
+const READERS: usize = 2;
+/// The kernel's read-ahead per open file. The client reads ahead itself; this gives it several requests to work on.
+const READ_AHEAD_KIB: u32 = 4096;
+/// How long the end waits for the kernel.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Mounts and serves until `shutdown` ends or somebody unmounts. An error at the end names what could not be flushed.
+pub async fn run(config: Config, world: World, shutdown: impl Future<Output = ()>) -> Result<()> {
+    let path = blocking({
+        let path = config.mountpoint.clone();
+        move || mountpoint::prepare(&path)
+    })
+    .await?;
+    let operations = Arc::new(Operations::default());
+    let notifications = Notifications::new(operations.clone());
+    let master = config.master;
+    let fs = Client::start(client_config(&config, &path), world)
+        .await
+        .map_err(|fault| explain(&fault, &config))?;
+    fs.set_invalidate(Arc::new(notifications.clone()));
+
+    let mount = Mount::new(fs.clone(), tokio::runtime::Handle::current(), operations.clone());
+    let stopping = mount.stopping();
+    let mut ended = match start(mount, &config, &path, &notifications).await {
+        Ok(ended) => ended,
+        Err(error) => {
+            return match flush(&fs).await {
+                Ok(()) => Err(error),
+                Err(lost) => Err(error.context(lost)),
+            };
+        }
+    };
+    let watchdog = tokio::spawn(operations::watch(operations, config.deadline()));
+    tracing::info!(mountpoint = %path.display(), %master, read_only = config.read_only, "mounted");
+    tell_systemd(sd_notify::NotifyState::Ready);
+
+    let mut result = tokio::select! {
+        result = &mut ended => {
+            tracing::info!(mountpoint = %path.display(), "unmounted from outside");
+            result.unwrap_or_else(|_| Err(std::io::Error::other("the readers of /dev/fuse panicked")))
+        }
+        () = shutdown => {
+            tell_systemd(sd_notify::NotifyState::Stopping);
+            take_down(&path, ended).await;
+            Ok(())
+        }
+    };
+    stopping.store(true, Ordering::SeqCst);
+    watchdog.abort();
+    if let Err(error) = flush(&fs).await {
+        result = Err(std::io::Error::other(error));
+    }
+    result.with_context(|| format!("the mount at {}", path.display()))
+}
+
+/// Mounts, starts the readers and tunes the kernel. The receiver learns how the readers ended.
+async fn start(
+    mount: Mount,
+    config: &Config,
+    path: &Path,
+    notifications: &Notifications,
+) -> Result<oneshot::Receiver<std::io::Result<()>>> {
+    let options = kernel_config(config)?;
+    let minor = mount.kernel_minor();
+    let target = path.to_owned();
+    let session = blocking(move || {
+        fuser::Session::new(mount, &target, &options).map_err(|error| mount_failed(error, &target))
+    })
+    .await?;
+    let device = session.as_fd().try_clone_to_owned().context("duplicating the descriptor of /dev/fuse")?;
+    notifications.attach(session.notifier(), device, minor.load(Ordering::SeqCst));
+    let (finished, ended) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("fuse-session".into())
+        .spawn(move || {
+            // Nobody listens any more if the daemon is stopping.
+            let _ = finished.send(session.run());
+        })
+        .context("starting the readers")?;
+    let target = path.to_owned();
+    if !blocking(move || mountpoint::raise_read_ahead(&target, READ_AHEAD_KIB)).await? {
+        tracing::info!("the kernel's read-ahead stays at its default; root could raise it");
+    }
+    Ok(ended)
+}
+
+fn kernel_config(config: &Config) -> Result<fuser::Config> {
+    let root = nix::unistd::geteuid().is_root();
+    let mut options = fuser::Config::default();
+    options.n_threads = Some(READERS);
+    options.acl = if config.allow_other.unwrap_or(root) { SessionACL::All } else { SessionACL::Owner };
+    options.mount_options = vec![
+        MountOption::FSName("godrive".into()),
+        // As a plain option, because fuser passes its own `Subtype` only to fusermount3.
+        MountOption::CUSTOM("subtype=godrive".into()),
+        MountOption::DefaultPermissions,
+    ];
+    if config.read_only {
+        options.mount_options.push(MountOption::RO);
+    }
+    for option in &config.mount_options {
+        options.mount_options.push(kernel_option(option).map_err(anyhow::Error::msg)?);
+    }
+    Ok(options)
+}
+
+/// Unmounts for a shutdown. A mount in use is detached: programs keep their open files until the daemon has flushed,
+/// then they get ENOTCONN.
+async fn take_down(path: &Path, ended: oneshot::Receiver<std::io::Result<()>>) {
+    let target = path.to_owned();
+    let unmounted = blocking(move || {
+        match mountpoint::unmount(&target) {
+            Err(Errno::EBUSY) => {
+                tracing::warn!(mountpoint = %target.display(), "still in use; it is detached and flushed as it is now");
+                mountpoint::write_mapped_pages(&target, Duration::from_secs(5));
+                mountpoint::detach(&target).map(|()| false)
+            }
+            other => other.map(|()| true),
+        }
+        .context("unmounting")
+    })
+    .await;
+    match unmounted {
+        Ok(true) if tokio::time::timeout(PATIENCE, ended).await.is_err() => {
+            tracing::warn!("the kernel did not end the session; flushing without waiting for it");
+        }
+        Ok(_) => {}
+        Err(error) => {
+            tracing::warn!(mountpoint = %path.display(), ?error, "could not be unmounted; flushing anyway")
+        }
+    }
+}
+
+/// Flushes everything and closes the session. The error names what was lost.
+async fn flush(fs: &Arc<Fs>) -> Result<(), String> {
+    let Err(Unflushed(lost)) = fs.stop().await else {
+        tracing::info!("everything is flushed");
+        return Ok(());
+    };
+    for (ino, why) in &lost {
+        tracing::error!(%ino, why, "could not be flushed");
+    }
+    let all: Vec<_> = lost.iter().map(|(ino, why)| format!("inode {ino}: {why}")).collect();
+    Err(format!("{} files could not be flushed: {}", lost.len(), all.join("; ")))
+}
+
+fn client_config(config: &Config, path: &Path) -> godrive_client::Config {
+    let mut driver = godrive_client::driver::Config::new(config.master, mountpoint::label(path));
+    driver.deadline = config.deadline();
+    driver.hard = config.hard;
+    let mut client = godrive_client::Config::new(driver);
+    client.cache_bytes = config.cache_bytes;
+    client.write_buffer_bytes = config.write_buffer_bytes;
+    client.close = match config.close {
+        Close::Held => CloseMode::Held,
+        Close::Queued => CloseMode::Queued,
+    };
+    client
+}
+
+/// What a person can do about a client that does not start.
+fn explain(fault: &Fault, config: &Config) -> anyhow::Error {
+    let master = config.master;
+    match fault.code {
+        Code::Unreachable | Code::Timeout => anyhow::anyhow!(
+            "the master {master} does not answer ({fault}). Is it running (`godrive status`, `systemctl status \
+             godrive-master`)? Is `master` right in the configuration, and UDP port {} open on the way?",
+            master.port()
+        ),
+        Code::NotReady => {
+            anyhow::anyhow!("the master {master} is not ready: {fault}. Its log says what it waits for.")
+        }
+        Code::Forbidden => anyhow::anyhow!(
+            "the master {master} and the identity {} do not belong together: {fault}. Join the cluster anew: \
+             godrive-fuse --join TOKEN --dir DIR",
+            config.identity.display()
+        ),
+        _ => anyhow::anyhow!("the session with the master {master} cannot be opened: {fault}"),
+    }
+}
+
+fn mount_failed(error: std::io::Error, path: &Path) -> anyhow::Error {
+    let hint = match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            "; others than root need fusermount3 (package fuse3) and write access to the directory, and \
+             `allow_other` needs `user_allow_other` in /etc/fuse.conf"
+        }
+        std::io::ErrorKind::NotFound => {
+            "; /dev/fuse or fusermount3 is missing (modprobe fuse; package fuse3)"
+        }
+        _ => "",
+    };
+    anyhow::anyhow!("mounting at {}: {error}{hint}", path.display())
+}
+
+fn tell_systemd(state: sd_notify::NotifyState) {
+    // Without systemd there is nobody to tell, and that is no error.
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "systemd could not be told");
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "mounting and unmounting block in the kernel")]
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(panic) => bail!("a defect: {panic}"),
+    }
+}

@@ -1,0 +1,171 @@
+//! A whole cluster of real processes in a temporary folder, mounted, and taken away again whatever happens.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// One master, three slaves and as many mounts as a test asks for.
+pub struct Cluster {
+    folder: tempfile::TempDir,
+    mounts: Vec<PathBuf>,
+}
+
+impl Cluster {
+    /// Starts the cluster with `mounts` mounts at `<folder>/m1`, `m2`, …
+    pub fn start(mounts: usize) -> Self {
+        assert!(mounts >= 1);
+        let folder =
+            tempfile::Builder::new().prefix("godrive-mount-test-").tempdir().expect("a temporary folder");
+        let mut cluster = Self { folder, mounts: Vec::new() };
+        let first = cluster.path("m1");
+        cluster.mounts.push(first.clone());
+        cluster.godrive(&["up", "--dir", &cluster.dir(), "--slaves", "3", "--mount", text(&first)]);
+        for number in 2..=mounts {
+            let path = cluster.path(&format!("m{number}"));
+            cluster.mounts.push(path.clone());
+            cluster.godrive(&["mount", "--dir", &cluster.dir(), text(&path)]);
+        }
+        cluster
+    }
+
+    pub fn mount(&self, number: usize) -> &Path {
+        &self.mounts[number - 1]
+    }
+
+    /// `godrive umount`, and the same mount again.
+    pub fn remount(&self, number: usize) {
+        self.godrive(&["umount", text(self.mount(number))]);
+        self.godrive(&["mount", "--dir", &self.dir(), text(self.mount(number))]);
+    }
+
+    /// Runs the command line and fails the test with its output.
+    pub fn godrive(&self, arguments: &[&str]) -> String {
+        let output = run(&program("godrive"), arguments);
+        let both =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        if !output.status.success() {
+            self.show_logs();
+            panic!("godrive {arguments:?}: {}\n{both}", output.status);
+        }
+        both
+    }
+
+    /// The pid of the daemon that serves a mount.
+    pub fn daemon(&self, number: usize) -> i32 {
+        let configs = nodes(self.folder.path())
+            .into_iter()
+            .filter(|node| node.join("mountpoint").exists() || is_mount(node));
+        for node in configs {
+            let config = std::fs::read_to_string(node.join("config.toml")).unwrap_or_default();
+            let here = config.lines().any(|line| {
+                line.starts_with("mountpoint") && line.contains(&format!("\"{}\"", text(self.mount(number))))
+            });
+            if here {
+                return pid(&node).expect("a running mount has a pid file");
+            }
+        }
+        panic!("no mount daemon says that it serves {}", self.mount(number).display());
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn dir(&self) -> String {
+        text(&self.path("cluster")).to_owned()
+    }
+
+    fn show_logs(&self) {
+        for node in nodes(&self.path("cluster")) {
+            let log = std::fs::read_to_string(node.join("log")).unwrap_or_default();
+            let tail: Vec<_> = log.lines().rev().take(40).collect();
+            eprintln!("--- the end of {}/log", node.display());
+            for line in tail.iter().rev() {
+                eprintln!("{line}");
+            }
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.show_logs();
+        }
+        let dir = self.path("cluster");
+        let down = run(&program("godrive"), &["down", "--dir", text(&dir)]);
+        if !down.status.success() {
+            eprintln!("godrive down: {}", String::from_utf8_lossy(&down.stderr));
+        }
+        for node in nodes(&dir) {
+            end(&node);
+        }
+        for mount in &self.mounts {
+            // Not mounted any more is what is wanted.
+            let _ = nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+/// Ends what is left of a node, only if the process is really one of this cluster.
+fn end(node: &Path) {
+    let Some(pid) = pid(node) else { return };
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let ours = text(node.parent().expect("a node lies in the cluster's folder")).as_bytes();
+    if command.windows(ours.len()).any(|part| part == ours) {
+        eprintln!("{} still ran as {pid} and is killed", node.display());
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+fn pid(node: &Path) -> Option<i32> {
+    std::fs::read_to_string(node.join("pid")).ok()?.trim().parse().ok()
+}
+
+fn is_mount(node: &Path) -> bool {
+    node.file_name().is_some_and(|name| name.to_string_lossy().starts_with("mount-"))
+}
+
+/// The folders of nodes and mounts below a folder or its `cluster`.
+fn nodes(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for folder in [folder.to_owned(), folder.join("cluster")] {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        found.extend(entries.map(|entry| entry.path()).filter(|path| path.join("config.toml").exists()));
+    }
+    found.sort();
+    found
+}
+
+fn run(program: &Path, arguments: &[&str]) -> Output {
+    Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("{}: {error}", program.display()))
+}
+
+/// The binaries lie beside the tests' folder `deps`, as cargo builds them.
+fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the test has a path");
+    let folder = test.parent().and_then(Path::parent).expect("target/<profile>/deps");
+    let program = folder.join(name);
+    assert!(
+        program.exists(),
+        "{} is missing: cargo build --workspace --bins with the same profile",
+        program.display()
+    );
+    program
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are text")
+}
+
+/// Waits for a condition; says what was waited for.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited 10 s: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,7 @@
+//! Real mounts of a real cluster: what programs see. Built only with the feature `mount-tests`, because it needs
+//! root, /dev/fuse and the binaries of the whole workspace.
+#![allow(clippy::disallowed_methods, reason = "these tests are programs that use files")]
+
+mod cluster;
+mod one_mount;
+mod two_mounts;

@@ -1,0 +1,154 @@
+//! Two mounts of one cluster: each sees at once what the other did.
+
+use crate::cluster::Cluster;
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::FileExt;
+
+#[test]
+fn alternate_writes_are_seen_at_once_in_both_directions() {
+    let cluster = Cluster::start(2);
+    let open = |number: usize| {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(cluster.mount(number).join("file"))
+            .unwrap()
+    };
+    let files = [open(1), open(2)];
+    for round in 0..1000_u64 {
+        let (writer, reader) = if round % 2 == 0 { (&files[0], &files[1]) } else { (&files[1], &files[0]) };
+        let text = format!("round {round:08}");
+        writer.write_all_at(text.as_bytes(), 5000).unwrap();
+        let mut seen = vec![0; text.len()];
+        reader.read_exact_at(&mut seen, 5000).unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&seen),
+            text,
+            "written without close, read through an open handle"
+        );
+    }
+}
+
+#[test]
+fn lengths_names_and_removals_are_seen_at_once() {
+    let cluster = Cluster::start(2);
+    let paths = [cluster.mount(1), cluster.mount(2)];
+    for round in 0..200 {
+        let (here, there) = (paths[round % 2], paths[(round + 1) % 2]);
+        let name = format!("name-{round}");
+        assert_eq!(fs::metadata(there.join(&name)).unwrap_err().kind(), ErrorKind::NotFound);
+        fs::write(here.join(&name), vec![b'x'; round]).unwrap();
+        assert_eq!(fs::metadata(there.join(&name)).unwrap().len(), round as u64);
+        assert_eq!(fs::read(there.join(&name)).unwrap().len(), round);
+        let moved = format!("moved-{round}");
+        fs::rename(there.join(&name), there.join(&moved)).unwrap();
+        assert_eq!(fs::metadata(here.join(&name)).unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(fs::read_dir(here).unwrap().any(|entry| entry.unwrap().file_name().to_str() == Some(&moved)));
+        fs::remove_file(here.join(&moved)).unwrap();
+        assert_eq!(fs::metadata(there.join(&moved)).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+}
+
+#[test]
+fn two_mounts_append_to_one_log_without_lost_or_torn_lines() {
+    const LINES: usize = 500;
+    let cluster = Cluster::start(2);
+    File::create(cluster.mount(1).join("log")).unwrap();
+    std::thread::scope(|scope| {
+        for number in 1..=2 {
+            let path = cluster.mount(number).join("log");
+            scope.spawn(move || {
+                let mut log = OpenOptions::new().append(true).open(path).unwrap();
+                for line in 0..LINES {
+                    let filler = "-".repeat(line % 90);
+                    log.write_all(format!("<{number} {line} {filler}>\n").as_bytes()).unwrap();
+                }
+            });
+        }
+    });
+    for number in 1..=2 {
+        let text = fs::read_to_string(cluster.mount(number).join("log")).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        let expected: BTreeSet<_> = (1..=2)
+            .flat_map(|writer| {
+                (0..LINES).map(move |line| format!("<{writer} {line} {}>", "-".repeat(line % 90)))
+            })
+            .collect();
+        let seen: BTreeSet<_> = lines.iter().map(|line| (*line).to_owned()).collect();
+        let missing: Vec<_> = expected.difference(&seen).take(5).collect();
+        let torn: Vec<_> = seen.difference(&expected).take(5).collect();
+        assert!(missing.is_empty() && torn.is_empty(), "mount {number}: missing {missing:?}, torn {torn:?}");
+        assert_eq!(lines.len(), 2 * LINES);
+    }
+}
+
+#[test]
+fn both_create_in_one_directory() {
+    const FILES: usize = 100;
+    let cluster = Cluster::start(2);
+    fs::create_dir(cluster.mount(1).join("shared")).unwrap();
+    std::thread::scope(|scope| {
+        for number in 1..=2 {
+            let folder = cluster.mount(number).join("shared");
+            scope.spawn(move || {
+                for file in 0..FILES {
+                    fs::write(folder.join(format!("{number}-{file}")), format!("{number} {file}")).unwrap();
+                }
+            });
+        }
+    });
+    for number in 1..=2 {
+        let folder = cluster.mount(number).join("shared");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 2 * FILES);
+        for writer in 1..=2 {
+            for file in 0..FILES {
+                assert_eq!(
+                    fs::read_to_string(folder.join(format!("{writer}-{file}"))).unwrap(),
+                    format!("{writer} {file}")
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_removed_on_one_mount_lives_on_while_the_other_has_it_open() {
+    let cluster = Cluster::start(2);
+    let mut file =
+        File::options().read(true).write(true).create_new(true).open(cluster.mount(1).join("file")).unwrap();
+    file.write_all(b"still here").unwrap();
+    fs::remove_file(cluster.mount(2).join("file")).unwrap();
+    assert_eq!(fs::metadata(cluster.mount(1).join("file")).unwrap_err().kind(), ErrorKind::NotFound);
+    let mut read = [0; 10];
+    file.read_exact_at(&mut read, 0).unwrap();
+    assert_eq!(&read, b"still here");
+    file.write_all(b", and grows").unwrap();
+    file.sync_all().unwrap();
+}
+
+#[test]
+fn two_writers_in_one_page_do_not_wait_for_each_other_for_ever() {
+    const ROUNDS: usize = 100;
+    let cluster = Cluster::start(2);
+    fs::write(cluster.mount(1).join("page"), vec![b'.'; 200]).unwrap();
+    std::thread::scope(|scope| {
+        for number in 1..=2_usize {
+            let path = cluster.mount(number).join("page");
+            scope.spawn(move || {
+                let file = OpenOptions::new().write(true).open(path).unwrap();
+                for round in 0..ROUNDS {
+                    let byte = [b'a' + (round % 26) as u8];
+                    file.write_all_at(&byte, (2 * round + number - 1) as u64).unwrap();
+                }
+            });
+        }
+    });
+    let expected: Vec<u8> = (0..ROUNDS).flat_map(|round| [b'a' + (round % 26) as u8; 2]).collect();
+    for number in 1..=2 {
+        assert_eq!(fs::read(cluster.mount(number).join("page")).unwrap(), expected);
+    }
+}
