@@ -1,1 +1,4 @@
-
+pub mod clock;
+pub mod oracle;
+pub mod stamp;
+pub mod trace;

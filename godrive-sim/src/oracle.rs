@@ -1,0 +1,327 @@
+//! The contract as a judge: it is told when operations begin and end, and says of every read whether any run of a
+//! correct cluster could have answered it.
+//!
+//! Each block is a register. A write that returned is visible to every later read, so a read may return a write only
+//! if no other one lies between the two: begun after that write had ended, and ended before the read began. The same
+//! goes for what reads have shown: once a read has returned a write, no later read may return one that ended before
+//! that one began. A write whose end is unknown (it failed, or its client died) may have happened or not.
+//!
+//! What may be lost is what the contract lets go: a client that is cut off past its lease may lose what it wrote and
+//! did not `close` or `fsync`; a power loss takes what was not `fsync`ed. [`Oracle::loses`] says so, and the writes that
+//! it names no longer prove others to be old, until a flush of them succeeds after all. Nothing else is ever forgiven.
+
+use crate::stamp::{Found, Stamp};
+use std::collections::BTreeMap;
+
+/// A block: the file's number and the block's place in it.
+pub type Place = (u32, u64);
+
+/// How safe a write is, by what has returned to its writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Safety {
+    /// `write` returned.
+    Written,
+    /// `close` returned: the members hold it.
+    Held,
+    /// `fsync` returned.
+    Stable,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Write {
+    stamp: Stamp,
+    begun: u64,
+    /// None: under way, or its outcome will never be known.
+    ended: Option<u64>,
+    safety: Safety,
+    fate: Fate,
+}
+
+/// What the contract owes of a finished write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Kept,
+    /// It may be there or not, unless a later flush or fsync of it returns 0.
+    InDoubt,
+    /// It may be there or not, for good: its writer was told.
+    GivenUp,
+}
+
+#[derive(Default)]
+struct Register {
+    /// In the order of their beginnings.
+    writes: Vec<Write>,
+    /// The latest beginning of a write that a finished read has returned, with the read's end.
+    shown: Vec<(u64, u64)>,
+}
+
+/// A read that is under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    place: Place,
+    begun: u64,
+}
+
+/// What was asked of the cluster and acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub reads: u64,
+    pub writes: u64,
+    pub syncs: u64,
+    pub closes: u64,
+    pub errors: u64,
+    pub lost_writes: u64,
+}
+
+#[derive(Default)]
+pub struct Oracle {
+    /// Counts beginnings and ends: the order in which the one process saw them.
+    now: u64,
+    registers: BTreeMap<Place, Register>,
+    /// Clients that may be past their lease.
+    cut: BTreeMap<u16, bool>,
+    pub tally: Tally,
+    pub violations: Vec<String>,
+}
+
+impl Oracle {
+    fn tick(&mut self) -> u64 {
+        self.now += 1;
+        self.now
+    }
+
+    pub fn write_begins(&mut self, place: Place, stamp: Stamp) {
+        let begun = self.tick();
+        let write = Write { stamp, begun, ended: None, safety: Safety::Written, fate: Fate::Kept };
+        self.registers.entry(place).or_default().writes.push(write);
+    }
+
+    pub fn write_ends(&mut self, place: Place, stamp: Stamp) {
+        let ended = self.tick();
+        let fate = if self.is_cut(stamp.client) { Fate::InDoubt } else { Fate::Kept };
+        self.tally.writes += 1;
+        let register = self.registers.entry(place).or_default();
+        if let Some(write) = register.writes.iter_mut().find(|write| write.stamp == stamp) {
+            write.ended = Some(ended);
+            write.fate = fate;
+        }
+    }
+
+    /// A flush or fsync that was begun when the client's sequence stood at `below` has returned 0.
+    pub fn safe(&mut self, client: u16, file: u32, below: u64, safety: Safety) {
+        match safety {
+            Safety::Stable => self.tally.syncs += 1,
+            _ => self.tally.closes += 1,
+        }
+        for write in self.of_client(client, file) {
+            if write.stamp.sequence < below && write.ended.is_some() {
+                write.safety = write.safety.max(safety);
+                if write.fate == Fate::InDoubt {
+                    write.fate = Fate::Kept;
+                }
+            }
+        }
+    }
+
+    /// An operation of the client on the file failed: what it had written and not flushed may be gone.
+    pub fn failed(&mut self, client: u16, file: u32) {
+        self.tally.errors += 1;
+        let mut lost = 0;
+        for write in self.of_client(client, file) {
+            if write.safety == Safety::Written && write.fate != Fate::GivenUp {
+                write.fate = Fate::GivenUp;
+                lost += 1;
+            }
+        }
+        self.tally.lost_writes += lost;
+    }
+
+    /// From now on the client may be past its lease (it is cut off, frozen or dead), or is back.
+    pub fn cut(&mut self, client: u16, cut: bool) {
+        self.cut.insert(client, cut);
+        if cut {
+            self.loses(Safety::Held, |write| write.client == client);
+        }
+    }
+
+    /// The contract lets go of every write below this safety that `which` picks.
+    pub fn loses(&mut self, below: Safety, which: impl Fn(Stamp) -> bool) {
+        for register in self.registers.values_mut() {
+            for write in &mut register.writes {
+                if write.safety < below && write.fate == Fate::Kept && which(write.stamp) {
+                    write.fate = Fate::InDoubt;
+                    self.tally.lost_writes += 1;
+                }
+            }
+            // What reads have shown of those writes may be unseen again.
+            let lost: Vec<u64> = register
+                .writes
+                .iter()
+                .filter(|write| write.fate != Fate::Kept)
+                .map(|write| write.begun)
+                .collect();
+            register.shown.retain(|(begun, _)| !lost.contains(begun));
+        }
+    }
+
+    pub fn read_begins(&mut self, place: Place) -> Reading {
+        Reading { place, begun: self.tick() }
+    }
+
+    /// Judges what the client's read found.
+    pub fn read_ends(&mut self, client: u16, reading: Reading, found: Found) {
+        let ended = self.tick();
+        self.tally.reads += 1;
+        match self.judge(reading, found) {
+            // What a client that is cut off shows itself of its own may yet be lost.
+            Ok(begun) if !self.is_cut(client) => {
+                self.registers.entry(reading.place).or_default().shown.push((begun, ended));
+            }
+            Ok(_) => {}
+            Err(reason) => {
+                let (file, place) = reading.place;
+                self.violations.push(format!("client {client} read block {place} of file {file}: {reason}"));
+            }
+        }
+    }
+
+    /// When the write that was found had begun, if it may be found at all.
+    fn judge(&mut self, reading: Reading, found: Found) -> Result<u64, String> {
+        let register = self.registers.entry(reading.place).or_default();
+        let (begun, was_ended) = match found {
+            Found::Torn => return Err("a mixture that no write has made".into()),
+            Found::Nothing => (0, Some(0)),
+            Found::Written(stamp) => {
+                let write = register.writes.iter().find(|write| write.stamp == stamp);
+                let write = write.ok_or_else(|| format!("{stamp:?}, which was never written there"))?;
+                (write.begun, write.ended)
+            }
+        };
+        if let Some(was_ended) = was_ended {
+            let newer = register.writes.iter().find(|write| {
+                write.fate == Fate::Kept
+                    && write.begun > was_ended
+                    && write.ended.is_some_and(|end| end < reading.begun)
+            });
+            if let Some(newer) = newer {
+                return Err(format!("{found:?}, although {newer:?} had ended before the read began"));
+            }
+            if let Some(shown) =
+                register.shown.iter().find(|(begun, at)| *begun > was_ended && *at < reading.begun)
+            {
+                return Err(format!(
+                    "{found:?}, although an earlier read returned the write begun at {}",
+                    shown.0
+                ));
+            }
+        }
+        Ok(begun)
+    }
+
+    fn is_cut(&self, client: u16) -> bool {
+        self.cut.get(&client).copied().unwrap_or(false)
+    }
+
+    fn of_client(&mut self, client: u16, file: u32) -> impl Iterator<Item = &mut Write> {
+        self.registers
+            .iter_mut()
+            .filter(move |((of, _), _)| *of == file)
+            .flat_map(|(_, register)| register.writes.iter_mut())
+            .filter(move |write| write.stamp.client == client)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLACE: Place = (1, 2);
+
+    fn stamp(client: u16, sequence: u64) -> Stamp {
+        Stamp { client, sequence }
+    }
+
+    fn write(oracle: &mut Oracle, stamp: Stamp) {
+        oracle.write_begins(PLACE, stamp);
+        oracle.write_ends(PLACE, stamp);
+    }
+
+    fn read(oracle: &mut Oracle, found: Found) -> usize {
+        let reading = oracle.read_begins(PLACE);
+        oracle.read_ends(7, reading, found);
+        oracle.violations.len()
+    }
+
+    #[test]
+    fn a_read_must_return_the_last_finished_write() {
+        let mut oracle = Oracle::default();
+        assert_eq!(read(&mut oracle, Found::Nothing), 0);
+        write(&mut oracle, stamp(1, 1));
+        write(&mut oracle, stamp(2, 1));
+        assert_eq!(read(&mut oracle, Found::Written(stamp(2, 1))), 0);
+        assert_eq!(read(&mut oracle, Found::Written(stamp(1, 1))), 1);
+        assert_eq!(read(&mut oracle, Found::Nothing), 2);
+        assert_eq!(read(&mut oracle, Found::Torn), 3);
+        assert_eq!(read(&mut oracle, Found::Written(stamp(9, 9))), 4);
+    }
+
+    #[test]
+    fn overlapping_writes_may_be_seen_in_either_order_but_not_both() {
+        let mut oracle = Oracle::default();
+        oracle.write_begins(PLACE, stamp(1, 1));
+        oracle.write_begins(PLACE, stamp(2, 1));
+        oracle.write_ends(PLACE, stamp(1, 1));
+        oracle.write_ends(PLACE, stamp(2, 1));
+        assert_eq!(read(&mut oracle, Found::Written(stamp(1, 1))), 0);
+        write(&mut oracle, stamp(1, 2));
+        assert_eq!(read(&mut oracle, Found::Written(stamp(1, 1))), 1);
+    }
+
+    #[test]
+    fn what_a_read_has_shown_stays() {
+        let mut oracle = Oracle::default();
+        write(&mut oracle, stamp(1, 1));
+        // Never ends: may or may not have happened, until a read shows it.
+        oracle.write_begins(PLACE, stamp(2, 1));
+        assert_eq!(read(&mut oracle, Found::Written(stamp(1, 1))), 0);
+        assert_eq!(read(&mut oracle, Found::Written(stamp(2, 1))), 0);
+        assert_eq!(read(&mut oracle, Found::Written(stamp(1, 1))), 1);
+    }
+
+    #[test]
+    fn a_cut_client_may_lose_what_it_did_not_flush_and_nothing_else() {
+        let mut oracle = Oracle::default();
+        write(&mut oracle, stamp(1, 1));
+        oracle.safe(1, 1, 2, Safety::Held);
+        write(&mut oracle, stamp(1, 2));
+        oracle.cut(1, true);
+        write(&mut oracle, stamp(1, 3));
+        assert_eq!(read(&mut oracle, Found::Written(stamp(1, 1))), 0);
+        assert_eq!(read(&mut oracle, Found::Nothing), 1);
+    }
+
+    #[test]
+    fn a_failed_write_stays_in_doubt_although_a_later_flush_succeeds() {
+        let mut oracle = Oracle::default();
+        write(&mut oracle, stamp(1, 1));
+        oracle.safe(1, 1, 2, Safety::Held);
+        write(&mut oracle, stamp(1, 2));
+        oracle.failed(1, 1);
+        oracle.safe(1, 1, 3, Safety::Held);
+        assert_eq!(read(&mut oracle, Found::Written(stamp(1, 1))), 0);
+        assert_eq!(read(&mut oracle, Found::Nothing), 1);
+    }
+
+    #[test]
+    fn a_power_loss_takes_what_was_not_synced() {
+        let mut oracle = Oracle::default();
+        write(&mut oracle, stamp(1, 1));
+        oracle.safe(1, 1, 2, Safety::Stable);
+        write(&mut oracle, stamp(1, 2));
+        oracle.safe(1, 1, 3, Safety::Held);
+        assert_eq!(read(&mut oracle, Found::Written(stamp(1, 2))), 0);
+        oracle.loses(Safety::Stable, |_| true);
+        assert_eq!(read(&mut oracle, Found::Written(stamp(1, 1))), 0);
+        assert_eq!(read(&mut oracle, Found::Nothing), 1);
+    }
+}
