@@ -118,13 +118,14 @@ struct Tries<'a> {
     patience: Patience,
     backoff: Backoff,
     corrupt: u32,
+    failures: u32,
 }
 
 impl<'a> Tries<'a> {
     fn new(writer: &'a Writer, layout: &'a mut Layout) -> Self {
         let master = &writer.master;
         let (session, patience) = (master.session(), master.patience());
-        Self { writer, layout, session, patience, backoff: Backoff::default(), corrupt: 0 }
+        Self { writer, layout, session, patience, backoff: Backoff::default(), corrupt: 0, failures: 0 }
     }
 
     async fn apply(
@@ -227,7 +228,11 @@ impl<'a> Tries<'a> {
             ChainFault::Final => return Err(fault),
             ChainFault::Stale => Some(Problem::StaleLayout),
             ChainFault::Diverged => Some(Problem::Diverged),
-            ChainFault::Failed(node) => Some(Problem::Failed(node)),
+            ChainFault::Failed(node) => {
+                // If the master still counts it in, the next chain reaches it by another way.
+                self.writer.slaves.failed(node);
+                Some(Problem::Failed(node))
+            }
             ChainFault::Corrupt(_) if self.corrupt < RESENDS_OF_CORRUPT => {
                 self.corrupt += 1;
                 None
@@ -245,7 +250,8 @@ impl<'a> Tries<'a> {
             self.report(problem, &fault.to_string()).await?;
         }
         Stats::add(&self.writer.master.stats.retries, 1);
-        if self.layout.epoch > epoch {
+        self.failures += 1;
+        if self.layout.epoch > epoch && self.failures == 1 {
             return Ok(());
         }
         let wait = self.backoff.next(self.writer.master.jitter());

@@ -35,6 +35,7 @@ pub async fn run(master: Arc<Master>, up: Arc<dyn Upcalls>) {
     let keeper = Keeper { master, up, turn: Arc::default() };
     let mut stopped = keeper.master.link.subscribe();
     tokio::select! {
+            biased;
         _ = stopped.wait_for(|link| link.gate == Gate::Stopped) => {}
         () = keeper.keep() => {}
     }
@@ -79,6 +80,7 @@ impl Keeper {
     /// Until the next renewal is due or asked for, or the connection ends.
     async fn wait(&self, link: &Link, last_renewal: Instant) {
         tokio::select! {
+            biased;
             () = sleep_until(last_renewal + link.session.renew_every()) => {}
             _ = link.connection.closed() => {}
             () = async {

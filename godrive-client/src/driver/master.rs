@@ -9,6 +9,7 @@ use super::retry::{Backoff, MasterFault, Patience, master_fault};
 use super::sequence::Window;
 use super::stats::Stats;
 use super::timing::Timing;
+use super::tries::{Ticket, Tries};
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
 use godrive_proto::lease::{ClusterParameters, LeaseTiming, OpenSession, OpenSessionRequest};
 use godrive_proto::net::{Connection, Endpoint, Expect, Options, Reply};
@@ -28,8 +29,9 @@ pub struct Session {
     pub id: SessionId,
     pub timing: LeaseTiming,
     pub parameters: ClusterParameters,
-    window: Mutex<Window>,
-    settled: Notify,
+    pub window: Mutex<Window>,
+    /// A sequence was settled.
+    pub settled: Notify,
 }
 
 /// Whether requests may be sent.
@@ -268,101 +270,6 @@ impl Session {
 
     pub fn renew_every(&self) -> Duration {
         Duration::from_millis(u64::from(self.timing.renew_every_ms.max(10)))
-    }
-}
-
-/// A sequence of the session. Dropped, it counts as answered: nobody will ask for its result again.
-struct Ticket<'a> {
-    session: &'a Session,
-    sequence: u64,
-}
-
-impl Drop for Ticket<'_> {
-    fn drop(&mut self) {
-        self.session.window.lock().settle(self.sequence);
-        self.session.settled.notify_waiters();
-    }
-}
-
-/// The tries of one request.
-struct Tries<'a> {
-    master: &'a Master,
-    patience: Patience,
-    backoff: Backoff,
-    last: Option<Fault>,
-    /// A mutation was sent and not answered.
-    outcome_unknown: bool,
-}
-
-impl<'a> Tries<'a> {
-    fn new(master: &'a Master, patience: Patience) -> Self {
-        Self { master, patience, backoff: Backoff::default(), last: None, outcome_unknown: false }
-    }
-
-    fn failed(&mut self, fault: Fault) {
-        self.last = Some(fault);
-    }
-
-    fn remaining(&self) -> Result<Duration, Fault> {
-        self.patience.remaining(self.master.timing.now()).ok_or_else(|| self.expired())
-    }
-
-    fn expired(&self) -> Fault {
-        let master = self.master.config.master;
-        match &self.last {
-            Some(last) if self.outcome_unknown => Fault::new(
-                Code::Timeout,
-                format!("no answer of the master at {master} before the deadline: {last}"),
-            ),
-            Some(last) => last.clone(),
-            None => Fault::new(
-                Code::Unreachable,
-                format!("no connection to the master at {master} before the deadline"),
-            ),
-        }
-    }
-
-    /// Waits until requests may be sent.
-    async fn admitted(&self) -> Result<Link, Fault> {
-        let mut watcher = self.master.link.subscribe();
-        loop {
-            {
-                let link = watcher.borrow_and_update();
-                let usable = link.gate == Gate::Open && !link.connection.is_closed();
-                if usable && self.master.timing.lease_remaining().is_some() {
-                    return Ok(link.clone());
-                }
-                if link.gate == Gate::Stopped {
-                    return Err(Fault::new(Code::Unreachable, "the mount is being stopped"));
-                }
-            }
-            self.master.renew_now.notify_one();
-            let wait = self.remaining()?.min(Duration::from_secs(1));
-            // Neither a change nor its absence matters: the loop looks again.
-            let _ = timeout(wait, watcher.changed()).await;
-        }
-    }
-
-    async fn ticket<'s>(&self, session: &'s Session) -> Result<Ticket<'s>, Fault> {
-        loop {
-            let mut settled = std::pin::pin!(session.settled.notified());
-            settled.as_mut().enable();
-            if let Some(sequence) = session.window.lock().allot() {
-                return Ok(Ticket { session, sequence });
-            }
-            let _ = timeout(self.remaining()?, settled).await;
-        }
-    }
-
-    async fn pause<O: Operation>(&mut self) -> Result<(), Fault> {
-        let wait = self.backoff.next(self.master.jitter());
-        if self.remaining()? <= wait {
-            return Err(self.expired());
-        }
-        tracing::debug!(operation = O::NAME, fault = ?self.last, ?wait, "asking the master again");
-        Stats::add(&self.master.stats.retries, 1);
-        sleep(wait).await;
-        Ok(())
     }
 }
 

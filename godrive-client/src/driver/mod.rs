@@ -20,13 +20,14 @@ mod sequence;
 mod slaves;
 mod stats;
 mod timing;
+mod tries;
 mod upcalls;
 
 pub use config::{Config, Timeouts, World};
 pub use delta::Delta;
 pub use reading::Leaves;
 pub use stats::{Counts, Stats};
-pub use upcalls::{BoxFuture, Upcalls};
+pub use upcalls::{BoxFuture, Declared, Upcalls};
 
 use delta::Writer;
 use godrive_proto::data::{Applied, Layout};
@@ -129,5 +130,14 @@ impl Driver {
             tracing::warn!(%fault, session = %link.session.id, "the session was not closed; it will lapse");
         }
         self.master.endpoint.close().await;
+    }
+}
+
+impl Drop for Driver {
+    /// Without [`Driver::stop`] the session lapses; the tasks must not outlive their driver.
+    fn drop(&mut self) {
+        self.master.timing.lapse();
+        self.master.link.send_modify(|link| link.gate = Gate::Stopped);
+        self.master.link.borrow().connection.close("the driver was dropped");
     }
 }

@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn a_wrong_replica_is_reported_before_a_silent_one() {
         let silent = failure(1, Code::Timeout);
-        assert_eq!(heals(&[silent.clone()]), None);
+        assert_eq!(heals(std::slice::from_ref(&silent)), None);
         let failures = [silent.clone(), failure(2, Code::WrongVersion), failure(3, Code::Corrupt)];
         assert_eq!(heals(&failures).map(|(problem, _)| problem), Some(Problem::Corrupt(NodeId(3))));
         assert_eq!(asks(&failures, false), Problem::Corrupt(NodeId(3)));

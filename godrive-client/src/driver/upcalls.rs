@@ -7,6 +7,9 @@ use std::sync::Arc;
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// The exclusive leases a mount holds, and the inodes it has open.
+pub type Declared = (Vec<(Ino, LeaseId)>, Vec<Ino>);
+
 /// Implemented by the file system.
 ///
 /// While `resume` and `session_lost` run, every request to the master waits for them to end: they must not wait
@@ -18,7 +21,7 @@ pub trait Upcalls: Send + Sync + 'static {
 
     /// The master restarted: drop shared leases and what was cached under them (the kernel's caches too), then
     /// say what is held exclusively and what is open.
-    fn resume(self: Arc<Self>) -> BoxFuture<'static, (Vec<(Ino, LeaseId)>, Vec<Ino>)>;
+    fn resume(self: Arc<Self>) -> BoxFuture<'static, Declared>;
 
     /// The exclusive leases that a resume could not take up again.
     fn lost_leases(self: Arc<Self>, inodes: Vec<Ino>) -> BoxFuture<'static, ()>;

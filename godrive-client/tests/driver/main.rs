@@ -1,0 +1,91 @@
+//! The driver over real QUIC on loopback against a fake master and fake slaves that lose answers, lie, are late and die.
+
+mod data;
+mod fakes;
+mod replicas;
+mod sessions;
+
+use fakes::Cluster;
+use godrive_client::driver::{BoxFuture, Config, Driver, Upcalls, World};
+use godrive_proto::lease::{RecallRequest, Release, RenewRequest};
+use godrive_proto::net::machine::{MachineClock, MachineSockets};
+use godrive_proto::{Ino, LeaseId};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What the driver asked of the file system.
+#[derive(Default)]
+pub struct Calls {
+    pub recalls: Mutex<Vec<RecallRequest>>,
+    pub resumes: Mutex<u32>,
+    pub lost_leases: Mutex<Vec<Ino>>,
+    pub sessions_lost: Mutex<u32>,
+}
+
+impl Upcalls for Calls {
+    fn recall(self: Arc<Self>, recall: RecallRequest) -> BoxFuture<'static, Release> {
+        Box::pin(async move {
+            self.recalls.lock().push(recall);
+            Release { ino: recall.ino, id: recall.id, keeps: None, open: true }
+        })
+    }
+
+    fn resume(self: Arc<Self>) -> BoxFuture<'static, (Vec<(Ino, LeaseId)>, Vec<Ino>)> {
+        *self.resumes.lock() += 1;
+        Box::pin(async { (vec![(Ino(5), LeaseId(50))], vec![Ino(5), Ino(6)]) })
+    }
+
+    fn lost_leases(self: Arc<Self>, inodes: Vec<Ino>) -> BoxFuture<'static, ()> {
+        self.lost_leases.lock().extend(inodes);
+        Box::pin(async {})
+    }
+
+    fn session_lost(self: Arc<Self>) -> BoxFuture<'static, ()> {
+        *self.sessions_lost.lock() += 1;
+        Box::pin(async {})
+    }
+
+    fn renewal(&self) -> RenewRequest {
+        RenewRequest::default()
+    }
+}
+
+pub fn config(cluster: &Cluster) -> Config {
+    let mut config = Config::new(cluster.master_address, "test");
+    config.deadline = Duration::from_secs(5);
+    config.timeouts.connect = Duration::from_millis(400);
+    config.timeouts.renewal = Duration::from_millis(400);
+    config.timeouts.delta = Duration::from_secs(1);
+    config.timeouts.hedge = Duration::from_millis(100);
+    config
+}
+
+pub async fn driver_with(cluster: &Cluster, config: Config) -> (Arc<Driver>, Arc<Calls>) {
+    let world = World {
+        sockets: Arc::new(MachineSockets),
+        clock: Arc::new(MachineClock),
+        identity: cluster.client_identity(),
+        seed: 1,
+    };
+    let driver = Driver::start(config, world).await.expect("a session");
+    let calls = Arc::new(Calls::default());
+    driver.serve(calls.clone());
+    (driver, calls)
+}
+
+pub async fn driver(cluster: &Cluster) -> (Arc<Driver>, Arc<Calls>) {
+    driver_with(cluster, config(cluster)).await
+}
+
+/// Waits for a condition, and fails if it does not come true.
+pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let looking = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(10), looking).await.is_err() {
+        panic!("did not happen within 10 s: {what}");
+    }
+}
