@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+/// What `--print-config` prints; its values are the defaults.
+pub const DOCUMENTED_DEFAULT: &str = include_str!("default.toml");
+
 /// How nodes are chosen for new replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -120,7 +123,9 @@ impl Default for Nodes {
 /// What is wrong with a configuration file: file, place, field and what is allowed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("cannot read the configuration {path}: {source}; `godrive-master --print-config` prints a commented one")]
+    #[error(
+        "cannot read the configuration {path}: {source}; `godrive-master --print-config` prints a commented one"
+    )]
     Unreadable { path: String, source: std::io::Error },
     #[error("{path}: {detail}")]
     Malformed { path: String, detail: String },
@@ -165,16 +170,25 @@ impl Config {
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         let group = LEAF_BYTES * godrive_proto::limits::GROUP_LEAVES;
         debug_assert!(MIN_CHUNK_BYTES.is_multiple_of(group));
-        if !self.chunk_bytes.is_power_of_two() || !(MIN_CHUNK_BYTES..=MAX_CHUNK_BYTES).contains(&self.chunk_bytes) {
-            return Err(("chunk_bytes", format!(
-                "{} is not allowed: a power of two from {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES}", self.chunk_bytes)));
+        if !self.chunk_bytes.is_power_of_two()
+            || !(MIN_CHUNK_BYTES..=MAX_CHUNK_BYTES).contains(&self.chunk_bytes)
+        {
+            return Err((
+                "chunk_bytes",
+                format!(
+                    "{} is not allowed: a power of two from {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES}",
+                    self.chunk_bytes
+                ),
+            ));
         }
         if self.replicas == 0 || usize::from(self.replicas) > MAX_MEMBERS {
             return Err(("replicas", format!("{} is not allowed: 1 to {MAX_MEMBERS}", self.replicas)));
         }
         if self.min_replicas() == 0 || self.min_replicas() > self.replicas {
-            return Err(("min_replicas", format!(
-                "{} is not allowed: 1 to replicas ({})", self.min_replicas(), self.replicas)));
+            return Err((
+                "min_replicas",
+                format!("{} is not allowed: 1 to replicas ({})", self.min_replicas(), self.replicas),
+            ));
         }
         self.leases.check()?;
         self.nodes.check()
@@ -184,22 +198,42 @@ impl Config {
 impl Leases {
     fn check(&self) -> Result<(), (&'static str, String)> {
         if self.renew_every_ms == 0 || self.holder_stops_after_ms < 2 * self.renew_every_ms {
-            return Err(("holder_stops_after_ms", format!(
-                "{} is not allowed: at least twice renew_every_ms ({})", self.holder_stops_after_ms, self.renew_every_ms)));
+            return Err((
+                "holder_stops_after_ms",
+                format!(
+                    "{} is not allowed: at least twice renew_every_ms ({})",
+                    self.holder_stops_after_ms, self.renew_every_ms
+                ),
+            ));
         }
         // Clocks may drift apart by one per cent.
         let least = u64::from(self.holder_stops_after_ms) * 102 / 100;
         if u64::from(self.revoked_after_ms) <= least {
-            return Err(("revoked_after_ms", format!(
-                "{} is not allowed: more than holder_stops_after_ms plus 2 % ({least})", self.revoked_after_ms)));
+            return Err((
+                "revoked_after_ms",
+                format!(
+                    "{} is not allowed: more than holder_stops_after_ms plus 2 % ({least})",
+                    self.revoked_after_ms
+                ),
+            ));
         }
         if self.held_at_least_ms >= self.renew_every_ms {
-            return Err(("held_at_least_ms", format!(
-                "{} is not allowed: less than renew_every_ms ({})", self.held_at_least_ms, self.renew_every_ms)));
+            return Err((
+                "held_at_least_ms",
+                format!(
+                    "{} is not allowed: less than renew_every_ms ({})",
+                    self.held_at_least_ms, self.renew_every_ms
+                ),
+            ));
         }
         if self.forgotten_after_ms < self.revoked_after_ms {
-            return Err(("forgotten_after_ms", format!(
-                "{} is not allowed: at least revoked_after_ms ({})", self.forgotten_after_ms, self.revoked_after_ms)));
+            return Err((
+                "forgotten_after_ms",
+                format!(
+                    "{} is not allowed: at least revoked_after_ms ({})",
+                    self.forgotten_after_ms, self.revoked_after_ms
+                ),
+            ));
         }
         Ok(())
     }
@@ -208,13 +242,22 @@ impl Leases {
 impl Nodes {
     fn check(&self) -> Result<(), (&'static str, String)> {
         if self.heartbeat_every_ms == 0 || self.suspect_after_ms <= self.heartbeat_every_ms {
-            return Err(("suspect_after_ms", format!(
-                "{} is not allowed: more than heartbeat_every_ms ({}), which is at least 1",
-                self.suspect_after_ms, self.heartbeat_every_ms)));
+            return Err((
+                "suspect_after_ms",
+                format!(
+                    "{} is not allowed: more than heartbeat_every_ms ({}), which is at least 1",
+                    self.suspect_after_ms, self.heartbeat_every_ms
+                ),
+            ));
         }
         if self.dead_after_ms <= self.suspect_after_ms {
-            return Err(("dead_after_ms", format!(
-                "{} is not allowed: more than suspect_after_ms ({})", self.dead_after_ms, self.suspect_after_ms)));
+            return Err((
+                "dead_after_ms",
+                format!(
+                    "{} is not allowed: more than suspect_after_ms ({})",
+                    self.dead_after_ms, self.suspect_after_ms
+                ),
+            ));
         }
         if self.seal_deadline_ms == 0 {
             return Err(("seal_deadline_ms", "0 is not allowed: at least 1".into()));
@@ -230,6 +273,67 @@ impl Nodes {
 }
 
 fn line_of(text: &str, field: &str) -> Option<usize> {
-    let named = |line: &str| line.trim_start().strip_prefix(field).is_some_and(|rest| rest.trim_start().starts_with('='));
+    let named = |line: &str| {
+        line.trim_start().strip_prefix(field).is_some_and(|rest| rest.trim_start().starts_with('='))
+    };
     text.lines().position(named).map(|index| index + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        Config::parse(text, "master.toml").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_printed_configuration_is_the_default() {
+        assert_eq!(Config::parse(DOCUMENTED_DEFAULT, "default.toml").unwrap(), Config::default());
+        assert_eq!(Config::parse("", "empty.toml").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn mistakes_are_named_with_file_line_and_what_is_allowed() {
+        for (text, parts) in [
+            ("replicas = 2\nreplica = 3", ["master.toml", "line 2", "unknown field `replica`", "replicas"]),
+            ("replicas = 'x'", ["master.toml", "line 1", "invalid type", "u8"]),
+            ("selector = 'random'", ["master.toml", "line 1", "random", "round-robin"]),
+            ("listen = 'here'", ["master.toml", "line 1", "listen", "socket address"]),
+            ("\nchunk_bytes = 5", ["master.toml", "line 2", "chunk_bytes: 5 is not allowed", "power of two"]),
+            (
+                "replicas = 2\nmin_replicas = 3",
+                ["master.toml", "line 2", "min_replicas: 3", "1 to replicas (2)"],
+            ),
+            ("[leases]\nrevoked_after_ms = 6000", ["master.toml", "line 2", "revoked_after_ms: 6000", "2 %"]),
+            (
+                "[nodes]\ndead_after_ms = 10",
+                ["master.toml", "line 2", "dead_after_ms: 10", "suspect_after_ms (3000)"],
+            ),
+        ] {
+            let error = refused(text);
+            for part in parts {
+                assert!(error.contains(part), "{part:?} is missing from: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn min_replicas_follows_replicas() {
+        for (replicas, expected) in [(1, 1), (2, 2), (3, 2), (5, 4)] {
+            assert_eq!(Config { replicas, ..Config::default() }.min_replicas(), expected);
+        }
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("master.toml");
+        std::fs::write(&file, "directory = 'd'\nidentity = '/etc/i.pem'").unwrap();
+        let config = Config::load(&file).unwrap();
+        assert_eq!(config.directory, folder.path().join("d"));
+        assert_eq!(config.identity, Path::new("/etc/i.pem"));
+        let missing = Config::load(&folder.path().join("none.toml")).unwrap_err().to_string();
+        assert!(missing.contains("none.toml") && missing.contains("--print-config"), "{missing}");
+    }
 }

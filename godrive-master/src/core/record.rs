@@ -11,7 +11,7 @@ use godrive_proto::data::{Contents, Layout, Member};
 use godrive_proto::lease::ClusterParameters;
 use godrive_proto::meta::*;
 use godrive_proto::time::Timestamp;
-use godrive_proto::{ChunkId, ClusterId, DiskId, Epoch, Fault, Ino, NodeId, Role, SessionId, Term};
+use godrive_proto::{BootId, ChunkId, ClusterId, DiskId, Epoch, Fault, Ino, NodeId, Role, SessionId, Term};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -122,6 +122,7 @@ pub enum Body {
         address: SocketAddr,
         domain: String,
         disks: Vec<DiskId>,
+        boot: BootId,
     },
     /// Its id comes back in [`Reply::Token`].
     TokenMade {

@@ -305,6 +305,12 @@ impl Leases {
         self.holders(ino).iter().find(|held| held.session == session).map(|held| held.mode)
     }
 
+    /// The lease itself, unchanged.
+    pub fn current(&self, session: SessionId, ino: Ino) -> Option<Lease> {
+        let held = self.holders(ino).iter().find(|held| held.session == session)?;
+        Some(Lease { ino, id: held.id, mode: held.mode, range: ByteRange::WHOLE })
+    }
+
     /// Other sessions that have the inode open, as far as their releases said. Complete once they hold no lease.
     pub fn open_elsewhere(&self, session: SessionId, ino: Ino) -> Vec<SessionId> {
         let open = self.open.get(&ino).into_iter().flatten();

@@ -81,6 +81,9 @@ fn commit_chunk(
     }
     let before = chunk.clone();
     let advanced = held.version > chunk.held.version;
+    if advanced {
+        chunk.held_at = transaction.index;
+    }
     if held.version >= chunk.held.version {
         chunk.held = held;
         transaction.use_bytes(&mut chunk, inode, used_bytes);

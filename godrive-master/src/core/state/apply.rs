@@ -75,8 +75,8 @@ fn execute(transaction: &mut Transaction<'_>, body: &Body, origin: Origin) -> Do
         Body::ChunksStable { chunks } => transaction.stabilise(chunks).map(done),
         Body::ChunkQuarantined { chunk } => transaction.quarantine(*chunk).map(done),
         Body::ChunksForgotten { chunks } => transaction.forget(chunks).map(done),
-        Body::NodeRegistered { node, address, domain, disks } => {
-            transaction.register_node(*node, *address, domain, disks).map(done)
+        Body::NodeRegistered { node, address, domain, disks, boot } => {
+            transaction.register_node(*node, *address, domain, disks, *boot).map(done)
         }
         Body::TokenMade { role, secret_hash, expires, uses } => {
             transaction.make_token(*role, *secret_hash, *expires, *uses).map(Reply::Token)

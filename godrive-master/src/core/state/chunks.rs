@@ -44,6 +44,7 @@ impl Transaction<'_> {
             pending: None,
             members: members.to_vec(),
             held: empty,
+            held_at: self.index,
             stable: empty,
             open_by: None,
             unsettled: false,

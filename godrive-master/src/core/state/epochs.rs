@@ -63,6 +63,7 @@ impl Transaction<'_> {
         chunk.unsettled = false;
         chunk.quarantined = false;
         chunk.held = contents;
+        chunk.held_at = self.index;
         if stable || chunk.stable.version > contents.version {
             chunk.stable = contents;
         }
@@ -103,6 +104,7 @@ impl Transaction<'_> {
             // All members have it: it is held, though the commit that says so is still on its way.
             if contents.version > chunk.held.version {
                 chunk.held = *contents;
+                chunk.held_at = self.index;
             }
             chunk.stable = *contents;
             self.put(keys::chunk(*id), &chunk)?;

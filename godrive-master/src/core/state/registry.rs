@@ -7,7 +7,7 @@ use godrive_proto::lease::ClusterParameters;
 use godrive_proto::limits::{MAX_CHUNK_BYTES, MAX_MEMBERS, MIN_CHUNK_BYTES};
 use godrive_proto::meta::Kind;
 use godrive_proto::time::Timestamp;
-use godrive_proto::{ClusterId, Code, DiskId, NodeId, ROOT, Role, Term};
+use godrive_proto::{BootId, ClusterId, Code, DiskId, NodeId, ROOT, Role, Term};
 use std::net::SocketAddr;
 
 /// Position 1 and 2 are left to `.` and `..`, so that clients can use positions as they are.
@@ -82,8 +82,12 @@ impl Transaction<'_> {
         address: SocketAddr,
         domain: &str,
         disks: &[DiskId],
+        boot: BootId,
     ) -> Result<()> {
-        self.put(keys::node(id), &Node { address, domain: domain.to_owned(), disks: disks.to_vec() })
+        let before = self.value::<Node>(&keys::node(id))?.filter(|node| node.boot == boot);
+        let booted_at = before.map_or(self.index, |node| node.booted_at);
+        let node = Node { address, domain: domain.to_owned(), disks: disks.to_vec(), boot, booted_at };
+        self.put(keys::node(id), &node)
     }
 
     pub fn make_token(

@@ -8,7 +8,9 @@ use godrive_proto::data::{ChunkRef, Contents, LayoutTag, Member};
 use godrive_proto::lease::ClusterParameters;
 use godrive_proto::meta::{Attr, InodeView, Kind, Name};
 use godrive_proto::time::Timestamp;
-use godrive_proto::{ChunkId, ClusterId, DiskId, Epoch, Ino, LogIndex, NodeId, Role, SessionId, Term};
+use godrive_proto::{
+    BootId, ChunkId, ClusterId, DiskId, Epoch, Ino, LogIndex, NodeId, Role, SessionId, Term,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::net::SocketAddr;
 
@@ -184,6 +186,8 @@ pub struct Chunk {
     pub pending: Option<Epoch>,
     pub members: Vec<Member>,
     pub held: Contents,
+    /// The record that last changed `held`: members that booted after it may have lost what was not stable.
+    pub held_at: LogIndex,
     pub stable: Contents,
     pub open_by: Option<SessionId>,
     /// Its writer was revoked: it needs an epoch change before anybody else may have the inode.
@@ -223,6 +227,9 @@ pub struct Node {
     pub address: SocketAddr,
     pub domain: String,
     pub disks: Vec<DiskId>,
+    pub boot: BootId,
+    /// The record in which this boot was announced first.
+    pub booted_at: LogIndex,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

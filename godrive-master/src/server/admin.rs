@@ -1,0 +1,215 @@
+//! Administration: status, tokens, joining.
+
+use super::hub::Hub;
+use super::requests::Context;
+use super::slaves::member_health;
+use crate::core::nodes::Health;
+use crate::core::record::{Body, Reply};
+use godrive_proto::admin::*;
+use godrive_proto::net::token::{JoinToken, sha256};
+use godrive_proto::time::{Instant, Timestamp};
+use godrive_proto::{ChunkId, Code, Fault, LogIndex, NodeId, Role};
+use rand::Rng;
+use std::collections::BTreeMap;
+
+/// Chunks that are looked at under one lock.
+const PAGE: usize = 5_000;
+const MAX_TOKEN_DAYS: u32 = 366;
+
+pub async fn ping(_context: &Context, (): ()) -> Result<(), Fault> {
+    Ok(())
+}
+
+pub async fn make_token(context: &Context, request: MakeTokenRequest) -> Result<String, Fault> {
+    let Some(authority) = context.shared.authority.clone() else {
+        let detail = "this master has no authority.pem: make tokens at the cluster's first master";
+        return Err(Fault::new(Code::NotSupported, detail));
+    };
+    if matches!(request.role, Role::Joiner | Role::Master) {
+        return Err(Fault::new(Code::Invalid, format!("no token can be made for the role {}", request.role)));
+    }
+    if request.uses == 0 || request.valid_for_s == 0 || request.valid_for_s > MAX_TOKEN_DAYS * 86_400 {
+        let detail = format!("a token has at least one use and is valid for 1 s to {MAX_TOKEN_DAYS} days");
+        return Err(Fault::new(Code::Invalid, detail));
+    }
+    let secret: [u8; 16] = context.shared.random.lock().random();
+    let step = |hub: &mut Hub, _: Instant| {
+        let expires = Timestamp(hub.wall().0.saturating_add(i64::from(request.valid_for_s) * 1_000_000_000));
+        let body =
+            Body::TokenMade { role: request.role, secret_hash: sha256(&secret), expires, uses: request.uses };
+        let (answer, durable) = hub.decide(body)?;
+        let Reply::Token(id) = answer? else {
+            return Err(Fault::new(Code::Internal, "making a token gave no token"));
+        };
+        Ok((id, durable))
+    };
+    let id = context.step(step).await?;
+    let master = context.shared.address;
+    let token = JoinToken { master, ca_hash: sha256(authority.ca()), id, secret };
+    tracing::info!(id, role = %request.role, uses = request.uses, valid_for_s = request.valid_for_s, "join token made");
+    Ok(token.to_string())
+}
+
+pub async fn join(context: &Context, request: JoinRequest) -> Result<Joined, Fault> {
+    let Some(authority) = context.shared.authority.clone() else {
+        let detail = "this master has no authority.pem: join at the cluster's first master";
+        return Err(Fault::new(Code::NotSupported, detail));
+    };
+    let refused = |why: &str| Fault::new(Code::Forbidden, format!("join token {}: {why}", request.token_id));
+    let node = NodeId(context.shared.random.lock().random());
+    let wall = context.shared.clock.wall();
+    // Signed before the use is counted: a malformed request costs no use; without the record nothing leaves.
+    let check = |hub: &mut Hub, _: Instant| {
+        let token = hub
+            .state
+            .token(request.token_id)?
+            .ok_or_else(|| refused("unknown or used up: make a new one"))?;
+        if !same_hash(&token.secret_hash, &sha256(&request.secret)) {
+            return Err(refused("the secret is wrong"));
+        }
+        if hub.wall() > token.expires {
+            return Err(refused("expired: make a new one"));
+        }
+        if token.role != request.role {
+            return Err(refused(&format!("it is for the role {}, not {}", token.role, request.role)));
+        }
+        Ok(((), LogIndex(0)))
+    };
+    context.step(check).await?;
+    let certificate =
+        authority.sign(&request.certificate_request, request.role, node, wall.0 / 1_000_000_000)?;
+    let step = |hub: &mut Hub, now: Instant| {
+        check(hub, now)?;
+        let (answer, durable) = hub.decide(Body::TokenUsed { token: request.token_id, node })?;
+        answer?;
+        Ok(((), durable))
+    };
+    context.step(step).await?;
+    tracing::info!(%node, role = %request.role, token = request.token_id, "joined the cluster");
+    Ok(Joined { cluster: context.shared.cluster, node, certificate, ca: authority.ca().to_vec() })
+}
+
+/// Takes the same time wherever they differ.
+fn same_hash(one: &[u8; 32], other: &[u8; 32]) -> bool {
+    one.iter().zip(other).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+}
+
+/// What a look at all chunks gives.
+#[derive(Default)]
+struct Survey {
+    health: ChunkHealth,
+    replicas: BTreeMap<NodeId, u64>,
+    incomplete: u64,
+}
+
+pub async fn status(context: &Context, (): ()) -> Result<Status, Fault> {
+    let mut survey = Survey::default();
+    let mut after = ChunkId(0);
+    loop {
+        let next = context.shared.with(|hub, now| look(hub, now, after, &mut survey))?;
+        let Some(next) = next else { break };
+        after = next;
+        tokio::task::yield_now().await;
+    }
+    let index = context.shared.durability.durable();
+    context.shared.with(|hub, now| assemble(hub, now, &survey, index))
+}
+
+fn look(hub: &mut Hub, now: Instant, after: ChunkId, survey: &mut Survey) -> Result<Option<ChunkId>, Fault> {
+    let parameters = hub.parameters()?;
+    let page = hub.state.chunks(after, PAGE)?;
+    for (chunk, known) in &page {
+        let living =
+            known.members.iter().filter(|m| member_health(hub, now, *chunk, m) == Health::Alive).count();
+        let health = &mut survey.health;
+        health.total += 1;
+        if known.quarantined {
+            health.quarantined += 1;
+        } else if living < usize::from(parameters.min_replicas) {
+            health.unavailable += 1;
+        } else if living < usize::from(parameters.replicas) {
+            health.under_replicated += 1;
+        } else {
+            health.healthy += 1;
+        }
+        survey.incomplete += u64::from(living < usize::from(parameters.replicas) && !known.quarantined);
+        for member in &known.members {
+            *survey.replicas.entry(member.node).or_default() += 1;
+        }
+    }
+    Ok(if page.len() < PAGE { None } else { page.last().map(|(id, _)| *id) })
+}
+
+fn assemble(hub: &mut Hub, now: Instant, survey: &Survey, index: LogIndex) -> Result<Status, Fault> {
+    let sessions = hub.state.sessions()?;
+    let show = |(session, known): &(godrive_proto::SessionId, crate::core::state::values::Session)| {
+        let (shared, exclusive, renewed) = hub.leases.session(*session).unwrap_or((0, 0, now));
+        let said = hub.renewals.get(session).cloned().unwrap_or_default();
+        SessionStatus {
+            session: *session,
+            label: known.label.clone(),
+            last_renewed_ms: u64::try_from(now.since(renewed).as_millis()).unwrap_or(u64::MAX),
+            shared_leases: shared,
+            exclusive_leases: exclusive,
+            dirty_bytes: said.dirty_bytes,
+            errors_after_close: said.errors_after_close,
+        }
+    };
+    let counts = hub.state.counts();
+    Ok(Status {
+        cluster: hub.cluster,
+        term: hub.term,
+        index,
+        parameters: hub.parameters()?,
+        nodes: hub.nodes.status(now, |node| survey.replicas.get(&node).copied().unwrap_or(0)),
+        sessions: sessions.iter().map(show).collect(),
+        chunks: survey.health,
+        inodes: counts.inodes,
+        orphans: counts.orphans,
+        repair_queued: survey.incomplete.saturating_sub(hub.repairs.active),
+        repair_active: hub.repairs.active,
+        repaired: hub.repairs.repaired,
+        reclaim_queued: counts.deleted,
+        warnings: warnings(hub, now, survey)?,
+    })
+}
+
+fn warnings(hub: &Hub, now: Instant, survey: &Survey) -> Result<Vec<String>, Fault> {
+    let parameters = hub.parameters()?;
+    let mut warnings: Vec<String> = hub.refused.iter().cloned().collect();
+    let alive = hub.nodes.iter().filter(|(node, _)| hub.nodes.health(now, *node) == Health::Alive).count();
+    if alive < usize::from(parameters.min_replicas) {
+        warnings.push(format!(
+            "{alive} slaves are alive and min_replicas is {}: new data cannot be written",
+            parameters.min_replicas
+        ));
+    } else if alive < usize::from(parameters.replicas) {
+        warnings.push(format!(
+            "{alive} slaves are alive and replicas is {}: chunks have fewer replicas than they should",
+            parameters.replicas
+        ));
+    }
+    for (node, known) in hub.nodes.iter().filter(|(node, _)| hub.nodes.health(now, *node) != Health::Alive) {
+        let word = hub.nodes.health(now, node).word();
+        warnings.push(format!("slave {node} at {} is {word}", known.address));
+    }
+    let troubled = |known: &crate::core::nodes::Node| known.errors + known.bad_leaves > 0;
+    for (node, known) in hub.nodes.iter().filter(|(_, known)| troubled(known)) {
+        warnings.push(format!(
+            "slave {node} has met {} disk errors and {} blocks that did not verify",
+            known.errors, known.bad_leaves
+        ));
+    }
+    if survey.health.quarantined > 0 {
+        warnings.push(format!("{} chunks are quarantined: reads of them fail", survey.health.quarantined));
+    }
+    if hub.regressed > 0 {
+        warnings.push(format!("{} chunks lost unsynced writes in a power loss", hub.regressed));
+    }
+    let errors: u32 = hub.renewals.values().map(|said| said.errors_after_close).sum();
+    if errors > 0 {
+        warnings.push(format!("mounts have {errors} errors after close that nobody has seen yet"));
+    }
+    warnings.extend(hub.config_warnings.iter().cloned());
+    Ok(warnings)
+}

@@ -1,0 +1,468 @@
+//! The one owner of the master's state.
+//!
+//! Everything that decides lies in [`Hub`], behind one lock. Whoever holds it reads the state, asks the tables
+//! and proposes records; nothing in here waits. What has to be done outside (recalls, epoch changes) is put
+//! into the outbox and started after the lock was given back ([`Shared::with`]). A request is therefore
+//! executed by its own task, without a hop to an actor and back, yet one after the other.
+
+use super::journal::{Durability, Journal};
+use super::repair::Counters;
+use super::requests::{Attempt, Parked};
+use super::slaves::Slaves;
+use crate::config::Config;
+use crate::core::leases::{Effect, Leases, WaiterId};
+use crate::core::nodes::Nodes;
+use crate::core::placement::{Candidate, NodeSelector, Reservations, place};
+use crate::core::record::{Answer, Body, Origin, Record};
+use crate::core::state::State;
+use godrive_proto::data::{Layout, Member};
+use godrive_proto::lease::{Lease, Mode, RecallRequest, Release, RenewRequest};
+use godrive_proto::meta::InodeView;
+use godrive_proto::net::Connection;
+use godrive_proto::net::identity::Authority;
+use godrive_proto::time::{Clock, Instant, Timestamp};
+use godrive_proto::{ChunkId, ClusterId, Code, Fault, Ino, LogIndex, NodeId, SessionId, Term};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::{Notify, oneshot};
+
+/// A connection under a number that rises, so that a late loss of an old one does not unlink its successor.
+#[derive(Clone)]
+pub struct Link {
+    pub number: u64,
+    pub connection: Connection,
+}
+
+/// Something to be done once the lock is free.
+pub enum Command {
+    Recall(SessionId, RecallRequest),
+    /// The chunk's writer is gone, or an epoch change of it was cut off.
+    Settle(ChunkId),
+}
+
+/// See the module.
+pub struct Hub {
+    pub config: Config,
+    pub cluster: ClusterId,
+    pub term: Term,
+    /// The log's end when this term began: a peer of an earlier term that saw more has seen what is lost here.
+    pub began_at: LogIndex,
+    pub state: State,
+    pub journal: Journal,
+    pub leases: Leases,
+    pub nodes: Nodes,
+    pub reserved: Reservations,
+    pub selector: Box<dyn NodeSelector>,
+    pub slaves: Slaves,
+    /// Every session of the log, and the client it belongs to.
+    pub owners: BTreeMap<SessionId, NodeId>,
+    /// Where each session was last heard.
+    pub clients: BTreeMap<SessionId, Link>,
+    /// What each session said at its last renewal.
+    pub renewals: BTreeMap<SessionId, RenewRequest>,
+    /// Epoch changes under way, and who waits for their end.
+    pub epochs: BTreeMap<ChunkId, Vec<oneshot::Sender<Result<(), Fault>>>>,
+    /// Epoch changes that could not be finished; tried again when slaves come back.
+    pub unfinished: BTreeSet<ChunkId>,
+    /// Facts for people: how often a chunk went back behind what was held.
+    pub regressed: u64,
+    pub repairs: Counters,
+    /// Where the configuration and the log differ.
+    pub config_warnings: Vec<String>,
+    pub effects: Vec<Effect>,
+    pub outbox: Vec<Command>,
+    parked: BTreeMap<WaiterId, Box<dyn Parked>>,
+    next_waiter: u64,
+    /// Reads of what is not durable yet wait for this.
+    pub must_be_durable: LogIndex,
+    /// Why nothing is served any more.
+    pub refused: Option<String>,
+    clock: Arc<dyn Clock>,
+}
+
+/// What [`super::start`] puts together.
+pub struct Parts {
+    pub config: Config,
+    pub cluster: ClusterId,
+    pub term: Term,
+    pub began_at: LogIndex,
+    pub state: State,
+    pub journal: Journal,
+    pub leases: Leases,
+    pub nodes: Nodes,
+    pub selector: Box<dyn NodeSelector>,
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Hub {
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            config: parts.config,
+            cluster: parts.cluster,
+            term: parts.term,
+            began_at: parts.began_at,
+            state: parts.state,
+            journal: parts.journal,
+            leases: parts.leases,
+            nodes: parts.nodes,
+            reserved: Reservations::default(),
+            selector: parts.selector,
+            slaves: Slaves::default(),
+            owners: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            renewals: BTreeMap::new(),
+            epochs: BTreeMap::new(),
+            unfinished: BTreeSet::new(),
+            regressed: 0,
+            repairs: Counters::default(),
+            config_warnings: Vec::new(),
+            effects: Vec::new(),
+            outbox: Vec::new(),
+            parked: BTreeMap::new(),
+            next_waiter: 0,
+            must_be_durable: LogIndex(0),
+            refused: None,
+            clock: parts.clock,
+        }
+    }
+
+    pub fn wall(&self) -> Timestamp {
+        self.clock.wall()
+    }
+
+    /// Refuses everything once the log or the store failed, or history turned out to be missing.
+    pub fn serving(&self) -> Result<(), Fault> {
+        match &self.refused {
+            None => Ok(()),
+            Some(why) => Err(Fault::new(Code::NotReady, why.clone())),
+        }
+    }
+
+    /// Stops serving until people have looked at it.
+    pub fn refuse(&mut self, why: String) {
+        if self.refused.is_none() {
+            tracing::error!("this master serves nothing any more: {why}");
+            self.refused = Some(why);
+        }
+    }
+
+    /// Logs and applies. Returns the answer and what must be durable before it may leave.
+    pub fn propose(&mut self, origin: Origin, body: Body) -> Result<(Answer, LogIndex), Fault> {
+        self.serving()?;
+        let record = Record { time: self.wall(), origin, body };
+        let index = match self.journal.append(&record) {
+            Ok(index) => index,
+            Err(error) => {
+                let why = error.to_string();
+                self.refuse(format!(
+                    "its log cannot be written: {why}. Repair or empty the disk and restart it"
+                ));
+                return Err(Fault::new(Code::Disk, why));
+            }
+        };
+        let outcome = match self.state.apply(index, &record) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                self.refuse(format!("{error}. Restart it: the state is rebuilt from checkpoint and log"));
+                return Err(error.into());
+            }
+        };
+        if outcome.sync_required {
+            self.must_be_durable = index;
+        }
+        let durable =
+            if outcome.sync_required || outcome.repeated { self.must_be_durable } else { LogIndex(0) };
+        for ino in &outcome.effects.removed {
+            self.leases.removed(*ino);
+        }
+        for chunk in &outcome.effects.freed {
+            self.reserved.release(*chunk);
+            self.slaves.reclaim = true;
+        }
+        for chunk in &outcome.effects.unsettled {
+            self.fence(*chunk);
+        }
+        Ok((outcome.answer, durable))
+    }
+
+    /// A decision of the master itself.
+    pub fn decide(&mut self, body: Body) -> Result<(Answer, LogIndex), Fault> {
+        self.propose(Origin::MASTER, body)
+    }
+
+    /// Nobody gets the chunk's inode until an epoch change has put it in order.
+    pub fn fence(&mut self, chunk: ChunkId) {
+        if let Ok(Some(known)) = self.state.chunk(chunk) {
+            self.leases.fence(known.ino);
+        }
+        self.outbox.push(Command::Settle(chunk));
+    }
+
+    /// Opens the inode again if none of its chunks is unsettled any more.
+    pub fn unfence(&mut self, now: Instant, ino: Ino) {
+        // A quarantined chunk stays as it is; the rest of the file can be used, and removed.
+        let open =
+            |chunk: &ChunkId| self.state.chunk(*chunk).is_ok_and(|c| c.is_some_and(|c| !c.quarantined));
+        if self.state.unsettled_in(ino).is_ok_and(|chunks| !chunks.iter().any(open)) {
+            self.leases.unfence(now, ino, &mut self.effects);
+        }
+    }
+
+    pub fn revoke(&mut self, now: Instant, session: SessionId) {
+        let label = self.state.session(session).ok().flatten().map(|known| known.label).unwrap_or_default();
+        tracing::warn!(%session, label, "the session's lease time has passed and somebody waits: revoked");
+        if let Err(fault) = self.decide(Body::SessionRevoked { session }) {
+            tracing::error!(%session, "the session cannot be revoked: {fault}");
+            return;
+        }
+        self.forget_session(now, session);
+    }
+
+    pub fn forget_session(&mut self, now: Instant, session: SessionId) {
+        self.leases.ended(now, session, &mut self.effects);
+        self.owners.remove(&session);
+        self.clients.remove(&session);
+        self.renewals.remove(&session);
+    }
+
+    /// A lease came back. A writer that gave up without a last commit leaves its chunks closed.
+    pub fn released(&mut self, now: Instant, session: SessionId, release: &Release) -> Result<(), Fault> {
+        let owned = self.leases.mode(session, release.ino) == Some(Mode::Exclusive);
+        self.leases.released(now, session, release, &mut self.effects);
+        let owns = self.leases.mode(session, release.ino) == Some(Mode::Exclusive);
+        if owned && !owns && !self.state.open_chunks(session, release.ino)?.is_empty() {
+            self.decide(Body::ChunksClosed { session, ino: release.ino })?.0?;
+        }
+        Ok(())
+    }
+
+    pub fn next_waiter(&mut self) -> WaiterId {
+        self.next_waiter += 1;
+        WaiterId(self.next_waiter)
+    }
+
+    pub fn park(&mut self, id: WaiterId, parked: Box<dyn Parked>) {
+        self.parked.insert(id, parked);
+    }
+
+    /// Its requester gave up.
+    pub fn abandon(&mut self, now: Instant, id: WaiterId) {
+        self.parked.remove(&id);
+        self.leases.done(now, id, &mut self.effects);
+    }
+
+    /// Follows up on what the lease table said, until it says nothing more.
+    pub fn settle(&mut self, now: Instant) {
+        self.leases.tick(now, &mut self.effects);
+        while !self.effects.is_empty() {
+            for effect in std::mem::take(&mut self.effects) {
+                match effect {
+                    Effect::Ready(id) => self.attempt_parked(now, id),
+                    Effect::Recall(session, recall) => self.outbox.push(Command::Recall(session, recall)),
+                    Effect::Lapsed(session) => self.revoke(now, session),
+                }
+            }
+        }
+    }
+
+    fn attempt_parked(&mut self, now: Instant, id: WaiterId) {
+        let Some(mut parked) = self.parked.remove(&id) else { return };
+        if parked.attempt(self, now, id) {
+            self.leases.done(now, id, &mut self.effects);
+        } else {
+            self.parked.insert(id, parked);
+        }
+    }
+
+    /// Puts a lease into a view, or says that there is none.
+    pub fn dress(
+        &mut self,
+        now: Instant,
+        session: SessionId,
+        view: &mut InodeView,
+        mode: Mode,
+        without: &[Ino],
+    ) {
+        let ino = view.attr.ino;
+        view.lease = if without.contains(&ino) { None } else { self.leases.grant(now, session, ino, mode) };
+    }
+
+    /// As [`Self::dress`] for an answer that is repeated: only what nobody else minds.
+    pub fn dress_again(&mut self, now: Instant, session: SessionId, view: &mut InodeView) -> Option<Lease> {
+        let ino = view.attr.ino;
+        if self.state.inode(ino).is_ok() && self.leases.can_share_now(session, ino) {
+            view.lease = self.leases.grant(now, session, ino, Mode::Shared);
+        }
+        view.lease
+    }
+
+    /// Addresses as the nodes announced them; living members first, so that readers meet them first.
+    pub fn localize(&self, now: Instant, layout: &mut Layout) {
+        for member in &mut layout.members {
+            if let Some(node) = self.nodes.get(member.node) {
+                member.address = node.address;
+            }
+        }
+        layout.members.sort_by_key(|member| self.nodes.replica_health(now, member.node, member.disk));
+    }
+
+    /// Members for new chunks; their space is reserved by [`Self::reserve`].
+    pub fn place(&mut self, now: Instant, bytes: u32) -> Result<Vec<Member>, Fault> {
+        let parameters = self.parameters()?;
+        let candidates = self.nodes.candidates(now, &self.reserved);
+        let wanted = usize::from(parameters.replicas);
+        let chosen = place(&mut *self.selector, &candidates, &[], wanted, u64::from(bytes));
+        if chosen.len() >= usize::from(parameters.min_replicas) {
+            return Ok(chosen.iter().filter_map(|candidate| self.member(candidate)).collect());
+        }
+        let usable: BTreeSet<NodeId> = candidates.iter().map(|candidate| candidate.node).collect();
+        let (known, least) = (self.nodes.iter().count(), usize::from(parameters.min_replicas));
+        if usable.len() < least {
+            let detail = format!(
+                "a new chunk needs {least} usable slaves (min_replicas), and there are {} of {known} known: \
+                 start more slaves, or look at `godrive status` for why they are not used",
+                usable.len()
+            );
+            return Err(Fault::new(Code::Unavailable, detail));
+        }
+        let detail = format!(
+            "fewer than {least} slaves (min_replicas) have {bytes} bytes free for a chunk: \
+             add a slave or a disk, or delete something"
+        );
+        Err(Fault::new(Code::NoSpace, detail))
+    }
+
+    pub fn member(&self, candidate: &Candidate) -> Option<Member> {
+        let address = self.nodes.get(candidate.node)?.address;
+        Some(Member { node: candidate.node, disk: candidate.disk, address })
+    }
+
+    /// Keeps room for chunks that were just placed.
+    pub fn reserve(&mut self, layout: &Layout) {
+        if layout.held.version.0 == 0 {
+            let disks = layout.members.iter().map(|member| member.disk).collect();
+            self.reserved.reserve(layout.chunk.id, u64::from(layout.chunk.chunk_bytes), disks);
+        }
+    }
+
+    pub fn parameters(&self) -> Result<godrive_proto::lease::ClusterParameters, Fault> {
+        match self.state.cluster() {
+            Some(cluster) => Ok(cluster.parameters),
+            None => Err(Fault::new(Code::NotReady, "the cluster was not bootstrapped")),
+        }
+    }
+}
+
+/// What all tasks of the daemon share.
+pub struct Shared {
+    hub: Mutex<Hub>,
+    pub durability: Durability,
+    pub clock: Arc<dyn Clock>,
+    pub term: Term,
+    pub cluster: ClusterId,
+    pub authority: Option<Arc<Authority>>,
+    /// Where this master listens.
+    pub address: SocketAddr,
+    pub links: AtomicU64,
+    /// Seeds what must not be guessed: token secrets, node ids.
+    pub random: Mutex<rand::rngs::StdRng>,
+    /// The lease table has something to do earlier than the ticker thinks.
+    tick_sooner: Notify,
+    next_tick: AtomicU64,
+    /// There is something to repair or to reclaim.
+    pub repair: Notify,
+}
+
+impl Shared {
+    pub fn new(
+        hub: Hub,
+        durability: Durability,
+        authority: Option<Arc<Authority>>,
+        seed: u64,
+        address: SocketAddr,
+    ) -> Arc<Self> {
+        use rand::SeedableRng;
+        Arc::new(Self {
+            durability,
+            clock: hub.clock.clone(),
+            term: hub.term,
+            cluster: hub.cluster,
+            authority,
+            address,
+            links: AtomicU64::new(0),
+            random: Mutex::new(rand::rngs::StdRng::seed_from_u64(seed)),
+            tick_sooner: Notify::new(),
+            next_tick: AtomicU64::new(u64::MAX),
+            repair: Notify::new(),
+            hub: Mutex::new(hub),
+        })
+    }
+
+    /// Runs one step under the lock, then starts what follows from it.
+    pub fn with<T>(self: &Arc<Self>, step: impl FnOnce(&mut Hub, Instant) -> T) -> T {
+        let now = self.clock.now();
+        let (result, outbox, next_tick, repair) = {
+            let mut hub = self.hub.lock();
+            let result = step(&mut hub, now);
+            hub.settle(now);
+            let repair = std::mem::take(&mut hub.slaves.reclaim);
+            (result, std::mem::take(&mut hub.outbox), hub.leases.next_tick(), repair)
+        };
+        if repair {
+            self.repair.notify_one();
+        }
+        for command in outbox {
+            self.start(command);
+        }
+        if let Some(at) = next_tick
+            && at.0 < self.next_tick.load(Ordering::Relaxed)
+        {
+            self.tick_sooner.notify_one();
+        }
+        result
+    }
+
+    fn start(self: &Arc<Self>, command: Command) {
+        let shared = self.clone();
+        match command {
+            Command::Recall(session, request) => {
+                tokio::spawn(async move { super::sessions::recall(&shared, session, request).await });
+            }
+            Command::Settle(chunk) => {
+                tokio::spawn(async move {
+                    if let Err(fault) =
+                        super::epoch::change(&shared, chunk, super::epoch::Cause::Unsettled).await
+                    {
+                        tracing::warn!(%chunk, "its epoch change is not finished: {fault}; it is tried again");
+                    }
+                });
+            }
+        }
+    }
+
+    /// Runs the lease table's clock.
+    pub async fn tick(self: Arc<Self>) {
+        loop {
+            let wait = self.with(|hub, now| {
+                let longest = now.after(LONGEST_TICK);
+                let next = hub.leases.next_tick().map_or(longest, |at| at.min(longest));
+                self.next_tick.store(next.0, Ordering::Relaxed);
+                next.since(now)
+            });
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.tick_sooner.notified() => {}
+            }
+        }
+    }
+}
+
+const LONGEST_TICK: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// An attempt that is over, with what has to be durable before its answer leaves.
+pub fn over<T>(result: Result<T, Fault>, durable: LogIndex) -> Attempt<T> {
+    Some((result, durable))
+}

@@ -1,0 +1,108 @@
+//! The log as the server uses it: records are written at once, and made durable in groups.
+//!
+//! Whoever waits for durability while no sync runs leads the next: it takes what was written so far and syncs
+//! it; all who came meanwhile form the group after that. So one request alone pays one sync and no hop to
+//! another task, and many share one.
+
+use super::hub::Shared;
+use crate::core::record::Record;
+use crate::log::{Log, LogError, SyncPoint};
+use godrive_proto::{Code, Fault, LogIndex, Term};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::watch;
+
+pub struct Journal {
+    pub log: Log,
+    term: Term,
+}
+
+impl Journal {
+    pub fn new(log: Log, term: Term) -> Self {
+        Self { log, term }
+    }
+
+    pub fn append(&mut self, record: &Record) -> Result<LogIndex, LogError> {
+        self.log.append(self.term, std::slice::from_ref(record))
+    }
+
+    pub fn last(&self) -> LogIndex {
+        self.log.last()
+    }
+
+    pub fn sync_point(&self) -> SyncPoint {
+        self.log.sync_point()
+    }
+}
+
+pub struct Durability {
+    durable: watch::Sender<LogIndex>,
+    syncing: AtomicBool,
+    failed: AtomicBool,
+    /// The disk is simulated: a sync does not block.
+    instant: bool,
+}
+
+impl Durability {
+    pub fn new(durable: LogIndex, instant: bool) -> Self {
+        Self {
+            durable: watch::Sender::new(durable),
+            syncing: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            instant,
+        }
+    }
+
+    /// The last record known to be on stable storage.
+    pub fn durable(&self) -> LogIndex {
+        *self.durable.borrow()
+    }
+
+    /// Runs something that may block, without holding up other tasks of a multi-threaded runtime.
+    pub fn blocking<T>(&self, work: impl FnOnce() -> T) -> T {
+        let threads = tokio::runtime::Handle::current().runtime_flavor();
+        if self.instant || threads == tokio::runtime::RuntimeFlavor::CurrentThread {
+            return work();
+        }
+        tokio::task::block_in_place(work)
+    }
+}
+
+impl Shared {
+    /// Returns when the record at `index` is on stable storage.
+    pub async fn durable(self: &Arc<Self>, index: LogIndex) -> Result<(), Fault> {
+        let durability = &self.durability;
+        if durability.durable() >= index {
+            return Ok(());
+        }
+        let mut changes = durability.durable.subscribe();
+        loop {
+            if *changes.borrow_and_update() >= index {
+                return Ok(());
+            }
+            if durability.failed.load(Ordering::SeqCst) {
+                let detail = "the master's log could not be synced; whether this was executed is unknown";
+                return Err(Fault::new(Code::Disk, detail));
+            }
+            if durability.syncing.swap(true, Ordering::SeqCst) {
+                // The leader clears the flag before it announces, so no announcement is missed here.
+                if changes.changed().await.is_err() {
+                    return Err(Fault::new(Code::Internal, "the log is closed"));
+                }
+                continue;
+            }
+            let point = self.with(|hub, _| hub.journal.sync_point());
+            let result = durability.blocking(|| point.run());
+            if let Err(error) = &result {
+                durability.failed.store(true, Ordering::SeqCst);
+                self.with(|hub, _| hub.refuse(format!("its log cannot be synced: {error}")));
+            }
+            durability.syncing.store(false, Ordering::SeqCst);
+            durability.durable.send_modify(|durable| {
+                if let Ok(last) = result {
+                    *durable = last.max(*durable);
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,512 @@
+//! The namespace's requests: reading, changing, acquiring leases, and what a writer does under its own.
+
+use super::hub::{Hub, over};
+use super::requests::{Attempt, Context, Job};
+use crate::core::leases::{Need, Turn, WaiterId};
+use crate::core::record::{Body, Mutation, Origin, Placed, Reply};
+use godrive_proto::data::Layout;
+use godrive_proto::lease::*;
+use godrive_proto::meta::*;
+use godrive_proto::time::Instant;
+use godrive_proto::{Code, Fault, Ino, LogIndex, SessionId};
+use std::collections::BTreeSet;
+
+/// Most inodes in one [`AcquireRequest`], and most indexes in a layout's range or an [`OpenChunksRequest`].
+const MAX_LIST: usize = 1024;
+const MAX_ENTRIES: u32 = 2048;
+/// What a directory page's serialised entries may take, well below a frame's body.
+const MAX_PAGE_BYTES: usize = 512 << 10;
+
+/// A request that looks at some inodes under shared leases: which ones, and what it then answers.
+struct Look<Q, W, A> {
+    session: SessionId,
+    request: Q,
+    wants: W,
+    answer: A,
+}
+
+impl<Q, W, A, T> Job for Look<Q, W, A>
+where
+    Q: Send + 'static,
+    T: Send + 'static,
+    W: Fn(&Hub, &Q) -> Result<Vec<(Ino, Need)>, Fault> + Send + 'static,
+    A: Fn(&mut Hub, Instant, SessionId, &Q, &[Ino]) -> Result<T, Fault> + Send + 'static,
+{
+    type Out = T;
+
+    fn attempt(&mut self, hub: &mut Hub, now: Instant, id: WaiterId) -> Attempt<T> {
+        let wants = match (self.wants)(hub, &self.request) {
+            Ok(wants) => wants,
+            Err(fault) => return over(Err(fault), hub.must_be_durable),
+        };
+        match hub.leases.ask(now, id, self.session, &wants, &mut hub.effects) {
+            Turn::Wait => None,
+            Turn::Go { without_grant } => {
+                let answer = (self.answer)(hub, now, self.session, &self.request, &without_grant);
+                over(answer, hub.must_be_durable)
+            }
+        }
+    }
+}
+
+pub async fn lookup(context: &Context, request: LookupRequest) -> Result<LookedUp, Fault> {
+    request.name.check().map_err(bad_name)?;
+    let wants = |hub: &Hub, request: &LookupRequest| {
+        let (_, entry) = hub.state.lookup(request.parent, &request.name)?;
+        let entry = entry.map(|attr| (attr.ino, Need::Read));
+        Ok([(request.parent, Need::Read)].into_iter().chain(entry).collect())
+    };
+    let answer =
+        |hub: &mut Hub, now: Instant, session: SessionId, request: &LookupRequest, without: &[Ino]| {
+            let (parent, entry) = hub.state.lookup(request.parent, &request.name)?;
+            let mut parent = bare(parent);
+            hub.dress(now, session, &mut parent, Mode::Shared, without);
+            let mut entry = entry.map(bare);
+            if let Some(view) = &mut entry {
+                hub.dress(now, session, view, Mode::Shared, without);
+            }
+            Ok(LookedUp { parent, entry })
+        };
+    context.run(Look { session: context.session()?, request, wants, answer }).await
+}
+
+pub async fn read_directory(
+    context: &Context,
+    request: ReadDirectoryRequest,
+) -> Result<DirectoryPage, Fault> {
+    if request.max_entries == 0 || request.max_entries > MAX_ENTRIES {
+        return Err(Fault::new(Code::Malformed, format!("a directory page has 1 to {MAX_ENTRIES} entries")));
+    }
+    let wants = |_: &Hub, request: &ReadDirectoryRequest| Ok(vec![(request.directory, Need::Read)]);
+    context.run(Look { session: context.session()?, request, wants, answer: directory_page }).await
+}
+
+fn directory_page(
+    hub: &mut Hub,
+    now: Instant,
+    session: SessionId,
+    request: &ReadDirectoryRequest,
+    without: &[Ino],
+) -> Result<DirectoryPage, Fault> {
+    let found = hub.state.read_directory(request.directory, request.after, request.max_entries as usize)?;
+    let mut directory = bare(found.attr);
+    hub.dress(now, session, &mut directory, Mode::Shared, without);
+    let mut page = DirectoryPage { directory, parent: found.parent, entries: Vec::new(), end: found.end };
+    let mut bytes = 0;
+    for (position, entry) in found.entries {
+        // Names and views are bounded, so this estimate from above is safe.
+        bytes += entry.name.0.len() + 256;
+        if bytes > MAX_PAGE_BYTES {
+            page.end = false;
+            break;
+        }
+        let mut view = None;
+        if request.views && hub.leases.can_share_now(session, entry.ino) {
+            let mut dressed = bare(hub.state.attr(entry.ino)?);
+            hub.dress(now, session, &mut dressed, Mode::Shared, &[]);
+            view = Some(dressed);
+        }
+        page.entries.push(DirectoryEntry {
+            position,
+            name: entry.name,
+            ino: entry.ino,
+            kind: entry.kind,
+            view,
+        });
+    }
+    Ok(page)
+}
+
+pub async fn read_symlink(context: &Context, ino: Ino) -> Result<Target, Fault> {
+    let wants = |_: &Hub, ino: &Ino| Ok(vec![(*ino, Need::Read)]);
+    let answer = |hub: &mut Hub, now: Instant, session: SessionId, ino: &Ino, without: &[Ino]| {
+        let (attr, target) = hub.state.target(*ino)?;
+        let mut view = bare(attr);
+        hub.dress(now, session, &mut view, Mode::Shared, without);
+        Ok(Target { view, target: target.to_vec() })
+    };
+    context.run(Look { session: context.session()?, request: ino, wants, answer }).await
+}
+
+pub async fn read_xattrs(context: &Context, ino: Ino) -> Result<Xattrs, Fault> {
+    let wants = |_: &Hub, ino: &Ino| Ok(vec![(*ino, Need::Read)]);
+    let answer = |hub: &mut Hub, now: Instant, session: SessionId, ino: &Ino, without: &[Ino]| {
+        let (attr, all) = hub.state.xattrs(*ino)?;
+        let mut view = bare(attr);
+        hub.dress(now, session, &mut view, Mode::Shared, without);
+        Ok(Xattrs { view, all })
+    };
+    context.run(Look { session: context.session()?, request: ino, wants, answer }).await
+}
+
+pub async fn acquire(context: &Context, request: AcquireRequest) -> Result<Acquired, Fault> {
+    if request.inodes.is_empty() || request.inodes.len() > MAX_LIST {
+        return Err(Fault::new(Code::Malformed, format!("1 to {MAX_LIST} inodes can be acquired at once")));
+    }
+    if let Some(range) = request.layout {
+        check_range(range)?;
+    }
+    let wants = |hub: &Hub, request: &AcquireRequest| {
+        let need = if request.mode == Mode::Exclusive { Need::Own } else { Need::Share };
+        for ino in &request.inodes {
+            let inode = hub.state.inode(*ino)?;
+            if need == Need::Own && inode.kind != Kind::File {
+                return Err(Fault::new(
+                    Code::Invalid,
+                    format!("inode {ino} is not a file: it cannot be owned"),
+                ));
+            }
+        }
+        Ok(request.inodes.iter().map(|ino| (*ino, need)).collect())
+    };
+    let answer =
+        |hub: &mut Hub, now: Instant, session: SessionId, request: &AcquireRequest, without: &[Ino]| {
+            let mut acquired = Acquired { views: Vec::new(), layout: Vec::new() };
+            for ino in &request.inodes {
+                let mut view = bare(hub.state.attr(*ino)?);
+                hub.dress(now, session, &mut view, request.mode, without);
+                acquired.views.push(view);
+            }
+            if let (Some(range), Some(ino)) = (request.layout, request.inodes.first()) {
+                acquired.layout = localized(hub, now, hub.state.layout(*ino, range)?);
+            }
+            Ok(acquired)
+        };
+    context.run(Look { session: context.session()?, request, wants, answer }).await
+}
+
+pub async fn layout(context: &Context, request: LayoutRequest) -> Result<Vec<Layout>, Fault> {
+    check_range(request.range)?;
+    let session = context.session()?;
+    let step = |hub: &mut Hub, now: Instant| {
+        if hub.leases.mode(session, request.ino).is_none() {
+            return Err(no_lease(request.ino, "any"));
+        }
+        Ok((localized(hub, now, hub.state.layout(request.ino, request.range)?), hub.must_be_durable))
+    };
+    context.step(step).await
+}
+
+pub async fn stat_fs(context: &Context, (): ()) -> Result<FsStat, Fault> {
+    let step = |hub: &mut Hub, now: Instant| {
+        let replicas = u64::from(hub.parameters()?.replicas);
+        let candidates = hub.nodes.candidates(now, &hub.reserved);
+        let disks = hub.nodes.iter().flat_map(|(_, node)| node.disks.iter());
+        let total: u64 = disks.map(|disk| disk.total_bytes).sum();
+        let free: u64 = candidates.iter().map(|candidate| candidate.free_bytes).sum();
+        let counts = hub.state.counts();
+        let stat =
+            FsStat { total_bytes: total / replicas, free_bytes: free / replicas, inodes: counts.inodes };
+        Ok((stat, LogIndex(0)))
+    };
+    context.step(step).await
+}
+
+pub async fn barrier(context: &Context, (): ()) -> Result<(), Fault> {
+    context.step(|hub, _| Ok(((), hub.journal.last()))).await
+}
+
+/// A change of the namespace: recalls what others hold of the inodes it changes, then is logged and applied.
+struct Change {
+    session: SessionId,
+    origin: Origin,
+    mutation: Mutation,
+}
+
+impl Job for Change {
+    type Out = Reply;
+
+    fn attempt(&mut self, hub: &mut Hub, now: Instant, id: WaiterId) -> Attempt<Reply> {
+        match self.try_now(hub, now, id) {
+            Ok(Some((reply, durable))) => over(Ok(reply), durable),
+            Ok(None) => None,
+            Err(fault) => over(Err(fault), hub.must_be_durable),
+        }
+    }
+}
+
+impl Change {
+    fn try_now(
+        &mut self,
+        hub: &mut Hub,
+        now: Instant,
+        id: WaiterId,
+    ) -> Result<Option<(Reply, LogIndex)>, Fault> {
+        if let Some(reply) = repeated(hub, now, self.origin)? {
+            return Ok(Some((reply, hub.must_be_durable)));
+        }
+        let touched = hub.state.check(self.session, hub.wall(), &self.mutation)?;
+        let changed: BTreeSet<Ino> =
+            [&touched.changed, &touched.orphaned, &touched.removed].into_iter().flatten().copied().collect();
+        let mut wants: Vec<(Ino, Need)> = changed.iter().map(|ino| (*ino, Need::Change)).collect();
+        if let Mutation::Create { request, members } = &mut self.mutation {
+            if touched.created.is_empty() {
+                let (_, entry) = hub.state.lookup(request.parent, &request.name)?;
+                let existing = [Some(request.parent), entry.map(|attr| attr.ino)];
+                wants.extend(existing.into_iter().flatten().map(|ino| (ino, Need::Read)));
+            } else if request.for_writing && members.is_empty() {
+                // Without room the file is made all the same; its first write will say why it fails.
+                let bytes = hub.parameters()?.chunk_bytes;
+                *members = hub.place(now, bytes).unwrap_or_default();
+            }
+        }
+        let Turn::Go { without_grant } = hub.leases.ask(now, id, self.session, &wants, &mut hub.effects)
+        else {
+            if let Mutation::Create { members, .. } = &mut self.mutation {
+                members.clear();
+            }
+            return Ok(None);
+        };
+        if let Mutation::Unlink { open_elsewhere, .. } | Mutation::Rename { open_elsewhere, .. } =
+            &mut self.mutation
+        {
+            let removed = touched.orphaned.iter().chain(&touched.removed);
+            let open: BTreeSet<_> =
+                removed.flat_map(|ino| hub.leases.open_elsewhere(self.session, *ino)).collect();
+            *open_elsewhere = open.into_iter().collect();
+        }
+        let (answer, durable) = hub.propose(self.origin, Body::Mutation(self.mutation.clone()))?;
+        let mut reply = answer?;
+        let owns = matches!(&self.mutation, Mutation::Create { request, .. } if request.for_writing);
+        dress_reply(hub, now, self.session, &mut reply, &without_grant, owns);
+        Ok(Some((reply, durable)))
+    }
+}
+
+/// The views of a reply get their leases.
+fn dress_reply(
+    hub: &mut Hub,
+    now: Instant,
+    session: SessionId,
+    reply: &mut Reply,
+    without: &[Ino],
+    owns: bool,
+) {
+    let shared = |hub: &mut Hub, view: &mut InodeView| hub.dress(now, session, view, Mode::Shared, without);
+    match reply {
+        Reply::Created(created) => {
+            shared(hub, &mut created.parent);
+            let mode = if owns && !created.existed { Mode::Exclusive } else { Mode::Shared };
+            hub.dress(now, session, &mut created.entry, mode, without);
+            if let Some(layout) = &mut created.layout {
+                hub.reserve(layout);
+                hub.localize(now, layout);
+            }
+        }
+        Reply::Linked(linked) => {
+            shared(hub, &mut linked.parent);
+            shared(hub, &mut linked.entry);
+        }
+        Reply::Unlinked(unlinked) => {
+            shared(hub, &mut unlinked.parent);
+            if hub.state.inode(unlinked.entry.attr.ino).is_ok() {
+                shared(hub, &mut unlinked.entry);
+            }
+        }
+        Reply::Renamed(renamed) => {
+            shared(hub, &mut renamed.parent);
+            shared(hub, &mut renamed.new_parent);
+            shared(hub, &mut renamed.entry);
+            if let Some(other) = &mut renamed.other
+                && hub.state.inode(other.attr.ino).is_ok()
+            {
+                shared(hub, other);
+            }
+        }
+        Reply::View(view) => shared(hub, view),
+        // A writer's own requests leave its lease as it is.
+        Reply::Truncated(truncated) => {
+            truncated.view.lease = hub.leases.current(session, truncated.view.attr.ino);
+            if let Some(trim) = &mut truncated.trim {
+                hub.localize(now, trim);
+            }
+        }
+        Reply::Committed(committed) => {
+            committed.view.lease = hub.leases.current(session, committed.view.attr.ino)
+        }
+        Reply::Layouts(layouts) => {
+            for layout in layouts {
+                hub.reserve(layout);
+                hub.localize(now, layout);
+            }
+        }
+        Reply::Done | Reply::Session(_) | Reply::Token(_) => {}
+    }
+}
+
+/// The kept answer to a mutation that was executed before, with what leases can be had now.
+fn repeated(hub: &mut Hub, now: Instant, origin: Origin) -> Result<Option<Reply>, Fault> {
+    if origin.sequence == 0 {
+        return Ok(None);
+    }
+    let Some(answer) = hub.state.kept(origin.session, origin.sequence)? else { return Ok(None) };
+    let mut reply = answer?;
+    let views = match &mut reply {
+        Reply::Created(created) => vec![&mut created.parent, &mut created.entry],
+        Reply::Linked(linked) => vec![&mut linked.parent, &mut linked.entry],
+        Reply::Unlinked(unlinked) => vec![&mut unlinked.parent, &mut unlinked.entry],
+        Reply::Renamed(renamed) => {
+            let other = renamed.other.as_mut();
+            [&mut renamed.parent, &mut renamed.new_parent, &mut renamed.entry]
+                .into_iter()
+                .chain(other)
+                .collect()
+        }
+        Reply::View(view) => vec![view],
+        Reply::Truncated(truncated) => vec![&mut truncated.view],
+        Reply::Committed(committed) => vec![&mut committed.view],
+        Reply::Done | Reply::Session(_) | Reply::Layouts(_) | Reply::Token(_) => vec![],
+    };
+    for view in views {
+        hub.dress_again(now, origin.session, view);
+    }
+    match &mut reply {
+        Reply::Created(Created { layout: Some(layout), .. }) => hub.localize(now, layout),
+        Reply::Truncated(Truncated { trim: Some(layout), .. }) => hub.localize(now, layout),
+        Reply::Layouts(layouts) => layouts.iter_mut().for_each(|layout| hub.localize(now, layout)),
+        _ => {}
+    }
+    Ok(Some(reply))
+}
+
+async fn change(context: &Context, mutation: Mutation) -> Result<Reply, Fault> {
+    let session = context.session()?;
+    context.run(Change { session, origin: context.origin, mutation }).await
+}
+
+/// The requests that only turn into a [`Mutation`], and what they answer.
+macro_rules! changes {
+    ($($name:ident($request:ty) -> $reply:ident($out:ty) = $mutation:expr;)+) => {$(
+        pub async fn $name(context: &Context, request: $request) -> Result<$out, Fault> {
+            match change(context, $mutation(request)).await? {
+                Reply::$reply(reply) => Ok(reply),
+                other => Err(unexpected(&other)),
+            }
+        }
+    )+};
+}
+
+changes! {
+    create(CreateRequest) -> Created(Created) = |request| Mutation::Create { request, members: Vec::new() };
+    make_node(MakeNodeRequest) -> Linked(Linked) = Mutation::MakeNode;
+    link(LinkRequest) -> Linked(Linked) = Mutation::Link;
+    unlink(UnlinkRequest) -> Unlinked(Unlinked) = |request| Mutation::Unlink { request, open_elsewhere: Vec::new() };
+    rename(RenameRequest) -> Renamed(Renamed) = |request| Mutation::Rename { request, open_elsewhere: Vec::new() };
+    set_attr(SetAttrRequest) -> View(InodeView) = Mutation::SetAttr;
+    set_xattr(SetXattrRequest) -> View(InodeView) = Mutation::SetXattr;
+    remove_xattr(RemoveXattrRequest) -> View(InodeView) = Mutation::RemoveXattr;
+}
+
+/// What only the owner of a file may ask; it never waits for leases.
+async fn as_owner(
+    context: &Context,
+    ino: Ino,
+    body: impl FnOnce(&mut Hub, Instant) -> Result<Body, Fault>,
+    then: impl FnOnce(&mut Hub, Instant),
+) -> Result<Reply, Fault> {
+    let (session, origin) = (context.session()?, context.origin);
+    let step = |hub: &mut Hub, now: Instant| {
+        if let Some(reply) = repeated(hub, now, origin)? {
+            return Ok((reply, hub.must_be_durable));
+        }
+        if hub.leases.mode(session, ino) != Some(Mode::Exclusive) {
+            return Err(no_lease(ino, "the exclusive"));
+        }
+        let body = body(hub, now)?;
+        let (answer, durable) = hub.propose(origin, body)?;
+        let mut reply = answer?;
+        then(hub, now);
+        dress_reply(hub, now, session, &mut reply, &[], false);
+        Ok((reply, durable))
+    };
+    context.step(step).await
+}
+
+pub async fn truncate(context: &Context, request: TruncateRequest) -> Result<Truncated, Fault> {
+    let ino = request.ino;
+    let body = |_: &mut Hub, _: Instant| Ok(Body::Mutation(Mutation::Truncate(request)));
+    match as_owner(context, ino, body, |_, _| {}).await? {
+        Reply::Truncated(truncated) => Ok(truncated),
+        other => Err(unexpected(&other)),
+    }
+}
+
+pub async fn commit(context: &Context, request: CommitRequest) -> Result<Committed, Fault> {
+    let (ino, keeps, session) = (request.ino, request.keeps, context.session()?);
+    let chunks: Vec<_> = request.chunks.iter().map(|state| state.chunk).collect();
+    let body = |_: &mut Hub, _: Instant| Ok(Body::Mutation(Mutation::Commit(request)));
+    let then = |hub: &mut Hub, now: Instant| {
+        for chunk in chunks {
+            hub.reserved.release(chunk);
+        }
+        if keeps == Mode::Shared {
+            hub.leases.downgrade(now, session, ino, &mut hub.effects);
+        }
+    };
+    match as_owner(context, ino, body, then).await? {
+        Reply::Committed(committed) => Ok(committed),
+        other => Err(unexpected(&other)),
+    }
+}
+
+pub async fn open_chunks(context: &Context, request: OpenChunksRequest) -> Result<Vec<Layout>, Fault> {
+    if request.indexes.is_empty() || request.indexes.len() > MAX_LIST {
+        return Err(Fault::new(Code::Malformed, format!("1 to {MAX_LIST} chunks can be opened at once")));
+    }
+    let ino = request.ino;
+    let body = |hub: &mut Hub, now: Instant| {
+        let bytes = hub.state.inode(ino)?.chunk_bytes;
+        let mut placed: Vec<Placed> = Vec::new();
+        for index in hub.state.unplaced(ino, &request.indexes)? {
+            match hub.place(now, bytes) {
+                Ok(members) => placed.push(Placed { index, members }),
+                // Asked ahead: what there is room for is placed, from the front.
+                Err(_) if !placed.is_empty() => break,
+                Err(fault) => return Err(fault),
+            }
+        }
+        let cut = |index: &u32| placed.iter().any(|p| p.index == *index);
+        let missing = hub.state.unplaced(ino, &request.indexes)?;
+        let indexes = request.indexes.iter().filter(|index| cut(index) || !missing.contains(index)).copied();
+        Ok(Body::OpenChunks { ino, indexes: indexes.collect(), placed })
+    };
+    match as_owner(context, ino, body, |_, _| {}).await? {
+        Reply::Layouts(layouts) => Ok(layouts),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn localized(hub: &Hub, now: Instant, mut layouts: Vec<Layout>) -> Vec<Layout> {
+    for layout in &mut layouts {
+        hub.localize(now, layout);
+    }
+    layouts
+}
+
+fn bare(attr: Attr) -> InodeView {
+    InodeView { attr, lease: None }
+}
+
+fn check_range(range: LayoutRange) -> Result<(), Fault> {
+    if range.count == 0 || range.count as usize > MAX_LIST {
+        return Err(Fault::new(Code::Malformed, format!("a layout's range has 1 to {MAX_LIST} indexes")));
+    }
+    Ok(())
+}
+
+fn bad_name(error: NameError) -> Fault {
+    let code = if error == NameError::TooLong { Code::NameTooLong } else { Code::Invalid };
+    Fault::new(code, error.to_string())
+}
+
+fn no_lease(ino: Ino, which: &str) -> Fault {
+    Fault::new(
+        Code::NoLease,
+        format!("this needs {which} lease on inode {ino}, which the session does not hold"),
+    )
+}
+
+fn unexpected(reply: &Reply) -> Fault {
+    tracing::error!(?reply, "the state answered with a reply of another operation");
+    Fault::new(Code::Internal, "the answer does not fit the request; the master logged it")
+}

@@ -1,0 +1,350 @@
+//! What slaves tell the master: who they are, what they have, that they live.
+
+use super::hub::{Hub, Link, Shared};
+use super::requests::Context;
+use crate::core::nodes::Health;
+use crate::core::record::Body;
+use crate::core::repair::Unneeded;
+use crate::core::state::values::{Chunk, Node};
+use godrive_proto::cluster::*;
+use godrive_proto::data::{Contents, Member};
+use godrive_proto::frame::{Class, RequestHeader};
+use godrive_proto::time::Instant;
+use godrive_proto::{ChunkId, Code, DiskId, Epoch, Fault, LogIndex, NodeId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Replicas in one page of an inventory.
+const MAX_PAGE: usize = 16_384;
+const MAX_DISKS: usize = 256;
+const MAX_DOMAIN_BYTES: usize = 255;
+/// Stable reports that wait for the other members.
+const MAX_STABLE: usize = 100_000;
+const QUARANTINE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What is known of slaves beside [`crate::core::nodes::Nodes`]; all of it comes again with their inventories.
+#[derive(Default)]
+pub struct Slaves {
+    pub links: BTreeMap<NodeId, Link>,
+    /// Something may have to be repaired or reclaimed.
+    pub reclaim: bool,
+    /// How far each inventory has come, and the chunks that existed when it began.
+    inventories: BTreeMap<NodeId, Inventory>,
+    /// Replicas that are not of their chunk's current epoch, and their epochs.
+    pub leftovers: BTreeMap<ChunkId, BTreeMap<(NodeId, DiskId), Epoch>>,
+    /// Members that do not have their replica.
+    pub lost: BTreeMap<ChunkId, BTreeSet<NodeId>>,
+    /// Chunks with something to repair, as far as noticed.
+    pub endangered: BTreeSet<ChunkId>,
+    stable: BTreeMap<ChunkId, Stable>,
+}
+
+#[derive(Clone, Copy)]
+struct Inventory {
+    link: u64,
+    /// The last chunk that was reported.
+    after: ChunkId,
+    /// Chunks made later cannot be missing from it.
+    newest: ChunkId,
+}
+
+/// Who has which contents on stable storage.
+struct Stable {
+    epoch: Epoch,
+    contents: Contents,
+    nodes: BTreeSet<NodeId>,
+}
+
+pub async fn register(context: &Context, request: RegisterRequest) -> Result<Registered, Fault> {
+    if request.disks.len() > MAX_DISKS || request.domain.len() > MAX_DOMAIN_BYTES {
+        let detail = format!("a slave has at most {MAX_DISKS} disks and {MAX_DOMAIN_BYTES} bytes of domain");
+        return Err(Fault::new(Code::Malformed, detail));
+    }
+    if request.cluster != context.shared.cluster {
+        let detail = format!(
+            "the slave's disks belong to cluster {}, this master serves {}: give it empty directories or connect it \
+             to its own master",
+            request.cluster, context.shared.cluster
+        );
+        return Err(Fault::new(Code::Forbidden, detail));
+    }
+    let node = context.peer.node;
+    let step = |hub: &mut Hub, now: Instant| {
+        hub.nodes.register(now, node, &request)?;
+        let disks: Vec<DiskId> = request.disks.iter().map(|state| state.disk).collect();
+        let (address, domain, boot) = (request.address, request.domain.clone(), request.boot);
+        let mut durable = LogIndex(0);
+        let unchanged = |logged: Node| {
+            (logged.address, &logged.domain, &logged.disks, logged.boot) == (address, &domain, &disks, boot)
+        };
+        if !hub.state.node(node)?.is_some_and(unchanged) {
+            let (answer, index) = hub.decide(Body::NodeRegistered { node, address, domain, disks, boot })?;
+            answer?;
+            durable = index;
+        }
+        let link = Link { number: context.link.number, connection: context.link.connection.clone() };
+        let newest = hub.state.newest_chunk();
+        hub.slaves.links.insert(node, link);
+        let inventory = Inventory { link: context.link.number, after: ChunkId(0), newest };
+        hub.slaves.inventories.insert(node, inventory);
+        hub.slaves.forget(node);
+        hub.slaves.reclaim = true;
+        Ok((Registered { heartbeat_every_ms: hub.config.nodes.heartbeat_every_ms }, durable))
+    };
+    let registered = context.step(step).await?;
+    tracing::info!(%node, address = %request.address, domain = request.domain, disks = request.disks.len(),
+        "slave registered");
+    Ok(registered)
+}
+
+/// The connection under this number ended.
+pub fn disconnected(shared: &Arc<Shared>, node: NodeId, number: u64) {
+    shared.with(|hub, _| {
+        if hub.slaves.links.get(&node).is_some_and(|link| link.number == number) {
+            tracing::warn!(%node, "the slave's connection is lost");
+            hub.slaves.links.remove(&node);
+            hub.slaves.inventories.remove(&node);
+            hub.nodes.disconnected(node);
+            hub.slaves.reclaim = true;
+        }
+    });
+}
+
+pub async fn heartbeat(context: &Context, request: HeartbeatRequest) -> Result<(), Fault> {
+    let node = context.peer.node;
+    let step = |hub: &mut Hub, now: Instant| {
+        let current = hub.slaves.links.get(&node).is_some_and(|link| link.number == context.link.number);
+        if !current {
+            return Err(Fault::new(Code::NotReady, "this connection is not registered: register first"));
+        }
+        hub.nodes.heartbeat(now, node, &request)?;
+        for (chunk, epoch, contents) in &request.stable {
+            hub.slaves.became_stable(node, *chunk, *epoch, *contents);
+        }
+        if !request.stable.is_empty() {
+            log_stable(hub)?;
+        }
+        Ok(((), LogIndex(0)))
+    };
+    context.step(step).await
+}
+
+/// Logs chunks that all members now have on stable storage.
+fn log_stable(hub: &mut Hub) -> Result<(), Fault> {
+    let (mut chunks, mut over) = (Vec::new(), Vec::new());
+    for (chunk, report) in &hub.slaves.stable {
+        let Some(known) = hub.state.chunk(*chunk)? else {
+            over.push(*chunk);
+            continue;
+        };
+        if report.epoch < known.epoch || report.contents.version <= known.stable.version {
+            over.push(*chunk);
+        } else if known.members.iter().all(|member| report.nodes.contains(&member.node)) {
+            chunks.push((*chunk, report.epoch, report.contents));
+            over.push(*chunk);
+        }
+    }
+    for chunk in over {
+        hub.slaves.stable.remove(&chunk);
+    }
+    if !chunks.is_empty() {
+        hub.decide(Body::ChunksStable { chunks })?.0?;
+    }
+    Ok(())
+}
+
+impl Slaves {
+    /// What is known of a node's replicas is outdated.
+    fn forget(&mut self, node: NodeId) {
+        self.leftovers.retain(|_, places| {
+            places.retain(|(holder, _), _| *holder != node);
+            !places.is_empty()
+        });
+        self.lost.retain(|_, nodes| {
+            nodes.remove(&node);
+            !nodes.is_empty()
+        });
+    }
+
+    fn became_stable(&mut self, node: NodeId, chunk: ChunkId, epoch: Epoch, contents: Contents) {
+        if self.stable.len() >= MAX_STABLE && !self.stable.contains_key(&chunk) {
+            return;
+        }
+        let fresh = || Stable { epoch, contents, nodes: BTreeSet::new() };
+        let report = self.stable.entry(chunk).or_insert_with(fresh);
+        let newer = (epoch, contents.version) > (report.epoch, report.contents.version);
+        if newer {
+            *report = fresh();
+        }
+        if report.epoch == epoch && report.contents == contents {
+            report.nodes.insert(node);
+        }
+    }
+
+    /// Those who left an epoch have a replica that nobody needs, unless they join again.
+    pub fn members_changed(&mut self, chunk: ChunkId, before: &[Member], after: &[Member], epoch: Epoch) {
+        let places = self.leftovers.entry(chunk).or_default();
+        for member in before {
+            places.insert((member.node, member.disk), Epoch(epoch.0 - 1));
+        }
+        for member in after {
+            places.remove(&(member.node, member.disk));
+        }
+        if places.is_empty() {
+            self.leftovers.remove(&chunk);
+        }
+        if let Some(lost) = self.lost.get_mut(&chunk) {
+            for member in after {
+                lost.remove(&member.node);
+            }
+        }
+        self.endangered.insert(chunk);
+        self.reclaim = true;
+    }
+
+    pub fn is_lost(&self, chunk: ChunkId, node: NodeId) -> bool {
+        self.lost.get(&chunk).is_some_and(|nodes| nodes.contains(&node))
+    }
+
+    /// Replicas of a chunk that were confirmed as removed.
+    pub fn removed(&mut self, unneeded: Unneeded) {
+        if let Some(places) = self.leftovers.get_mut(&unneeded.chunk) {
+            places.retain(|(node, _), epoch| *node != unneeded.node || *epoch > unneeded.epoch);
+            if places.is_empty() {
+                self.leftovers.remove(&unneeded.chunk);
+            }
+        }
+    }
+}
+
+/// What one page of an inventory asks for.
+#[derive(Default)]
+struct Findings {
+    unknown: Vec<ChunkId>,
+    install: Vec<InstallRequest>,
+    settle: Vec<ChunkId>,
+}
+
+pub async fn inventory(context: &Context, page: InventoryPage) -> Result<(), Fault> {
+    if page.replicas.len() > MAX_PAGE {
+        return Err(Fault::new(
+            Code::Malformed,
+            format!("an inventory page has at most {MAX_PAGE} replicas"),
+        ));
+    }
+    if !page.replicas.is_sorted_by_key(|replica| replica.chunk) {
+        return Err(Fault::new(Code::Malformed, "an inventory is ascending by chunk"));
+    }
+    let node = context.peer.node;
+    let findings = context.shared.with(|hub, now| {
+        let inventory = hub.slaves.inventories.get(&node).copied();
+        let Some(inventory) = inventory.filter(|inventory| inventory.link == context.link.number) else {
+            return Err(Fault::new(Code::NotReady, "this connection is not registered: register first"));
+        };
+        let findings = reconcile(hub, node, inventory, &page)?;
+        if page.last {
+            hub.slaves.inventories.remove(&node);
+            hub.nodes.inventoried(node);
+            tracing::info!(%node, health = hub.nodes.health(now, node).word(), "its inventory is complete");
+        } else if let Some(replica) = page.replicas.last() {
+            hub.slaves.inventories.insert(node, Inventory { after: replica.chunk, ..inventory });
+        }
+        hub.slaves.reclaim = true;
+        Ok(findings)
+    })?;
+    let (shared, link) = (context.shared.clone(), context.link.clone());
+    tokio::spawn(async move { follow(&shared, node, &link, findings).await });
+    Ok(())
+}
+
+/// Compares a page with the record, in both directions.
+fn reconcile(
+    hub: &mut Hub,
+    node: NodeId,
+    inventory: Inventory,
+    page: &InventoryPage,
+) -> Result<Findings, Fault> {
+    let mut findings = Findings::default();
+    let mut present = BTreeSet::new();
+    for replica in &page.replicas {
+        present.insert(replica.chunk);
+        match hub.state.chunk(replica.chunk)? {
+            Some(known) => compare(hub, node, &known, replica, &mut findings),
+            // Deleted ones are reclaimed through their queue.
+            None if hub.state.deleted_chunk(replica.chunk)?.is_some() => hub.slaves.reclaim = true,
+            None => findings.unknown.push(replica.chunk),
+        }
+    }
+    let end = match page.replicas.last() {
+        Some(replica) if !page.last => replica.chunk,
+        _ => inventory.newest,
+    };
+    for chunk in hub.state.replicas_of(node, inventory.after, usize::MAX)? {
+        if chunk > end {
+            break;
+        }
+        let written = hub.state.chunk(chunk)?.is_some_and(|known| known.held.version.0 > 0);
+        if written && !present.contains(&chunk) {
+            tracing::error!(%chunk, %node, "the node does not have its replica any more: repaired from the others");
+            hub.slaves.lost.entry(chunk).or_default().insert(node);
+            hub.slaves.endangered.insert(chunk);
+        }
+    }
+    Ok(findings)
+}
+
+fn compare(hub: &mut Hub, node: NodeId, known: &Chunk, replica: &ReplicaState, findings: &mut Findings) {
+    let chunk = replica.chunk;
+    let member = known.members.iter().any(|member| (member.node, member.disk) == (node, replica.disk));
+    if !member {
+        hub.slaves.leftovers.entry(chunk).or_default().insert((node, replica.disk), replica.epoch);
+        hub.slaves.endangered.insert(chunk);
+    } else if replica.epoch > known.epoch {
+        tracing::error!(%chunk, %node, epoch = %replica.epoch, known = %known.epoch,
+            "the replica is of an epoch that this master never made");
+        findings.settle.push(chunk);
+    } else if replica.epoch < known.epoch && replica.contents == known.held && known.pending.is_none() {
+        // It missed only the message of its installation.
+        findings.install.push(InstallRequest {
+            chunk,
+            chunk_bytes: known.chunk_bytes,
+            disk: replica.disk,
+            epoch: known.epoch,
+            contents: known.held,
+        });
+    } else if replica.epoch < known.epoch || (replica.contents != known.held && known.open_by.is_none()) {
+        findings.settle.push(chunk);
+    }
+}
+
+async fn follow(shared: &Arc<Shared>, node: NodeId, link: &Link, findings: Findings) {
+    let header = || RequestHeader { term: shared.term, class: Class::Repair, ..Default::default() };
+    if !findings.unknown.is_empty() {
+        tracing::warn!(%node, chunks = findings.unknown.len(), "it has chunks that nobody knows: quarantined for a week");
+        let request = QuarantineRequest { chunks: findings.unknown };
+        if let Err(fault) =
+            link.connection.call::<Quarantine>(header(), &request, &[], QUARANTINE_DEADLINE).await
+        {
+            tracing::warn!(%node, "unknown chunks could not be quarantined, its next inventory shows them again: {fault}");
+        }
+    }
+    for request in findings.install {
+        let chunk = request.chunk;
+        if let Err(fault) =
+            link.connection.call::<Install>(header(), &request, &[], QUARANTINE_DEADLINE).await
+        {
+            tracing::info!(%node, %chunk, "its replica cannot be installed as it is: {fault}");
+            shared.with(|hub, _| hub.unfinished.insert(chunk));
+        }
+    }
+    shared.with(|hub, _| hub.unfinished.extend(findings.settle));
+}
+
+/// The health of each member, for planning and for people.
+pub fn member_health(hub: &Hub, now: Instant, chunk: ChunkId, member: &Member) -> Health {
+    if hub.slaves.is_lost(chunk, member.node) {
+        return Health::Dead;
+    }
+    hub.nodes.replica_health(now, member.node, member.disk)
+}
