@@ -1,0 +1,227 @@
+//! Makes what a plan asks for: the cluster's authority and identities, nodes and mounts with their configurations.
+
+use super::layout::{Cluster, Home, Kind, NodeName};
+use super::plan::Parameters;
+use anyhow::{Context, Result, bail};
+use godrive_proto::net::identity::Authority;
+use godrive_proto::{ClusterId, NodeId, Role};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+pub const PRIVATE: u32 = 0o600;
+pub const PUBLIC: u32 = 0o644;
+
+/// Below the ports that the system gives to sockets that ask for none, so that no client takes a stopped node's port.
+const PORTS: std::ops::Range<u16> = 20_000..30_000;
+
+/// Makes ids and chooses ports; seeded by the system.
+pub struct Maker {
+    random: StdRng,
+    now_s: i64,
+    address: IpAddr,
+}
+
+impl Maker {
+    pub fn new(address: IpAddr) -> Result<Self> {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now_s = now.context("the clock of this machine stands before 1970")?.as_secs() as i64;
+        Ok(Self { random: StdRng::from_os_rng(), now_s, address })
+    }
+
+    /// The authority, the identities of the command line, and `cluster.toml` as the last.
+    pub fn cluster(&mut self, home: &Home, parameters: Parameters) -> Result<Cluster> {
+        let id = ClusterId(self.random.random());
+        let authority = Authority::create(id, self.now_s)?;
+        write(&home.authority(), &authority.to_pem(), PRIVATE)?;
+        self.identity(&authority, Role::Admin, &home.admin())?;
+        self.identity(&authority, Role::Client, &home.client())?;
+        let cluster = Cluster {
+            version: 1,
+            cluster: id.to_string(),
+            masters: vec![self.free_address()?],
+            replicas: parameters.replicas,
+            min_replicas: parameters.min_replicas,
+            chunk_bytes: parameters.chunk_bytes,
+        };
+        write(&home.cluster_file(), &cluster.to_toml(), PUBLIC)?;
+        Ok(cluster)
+    }
+
+    /// A master or slave.
+    pub fn node(&mut self, home: &Home, cluster: &Cluster, name: NodeName) -> Result<()> {
+        let folder = home.node(name);
+        std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        let authority = read_authority(home)?;
+        let (role, config) = match name.kind {
+            Kind::Master => {
+                write(&folder.join("authority.pem"), &authority.to_pem(), PRIVATE)?;
+                (Role::Master, master_config(cluster)?)
+            }
+            Kind::Slave => (Role::Slave, slave_config(cluster, self.free_address()?)?),
+            Kind::Mount => bail!("a mount is made by its own function"),
+        };
+        self.identity(&authority, role, &folder.join("identity.pem"))?;
+        write(&home.config(name), &config, PUBLIC)
+    }
+
+    /// A mount, with a client's identity of its own.
+    pub fn mount(&mut self, home: &Home, cluster: &Cluster, name: NodeName, path: &Path) -> Result<()> {
+        let folder = home.node(name);
+        std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        self.identity(&read_authority(home)?, Role::Client, &folder.join("identity.pem"))?;
+        let path = utf8(path)?;
+        write(&folder.join("mountpoint"), &format!("{path}\n"), PUBLIC)?;
+        write(&home.config(name), &mount_config(cluster, path)?, PUBLIC)
+    }
+
+    fn identity(&mut self, authority: &Authority, role: Role, file: &Path) -> Result<()> {
+        let identity = authority.issue(role, NodeId(self.random.random()), self.now_s)?;
+        write(file, &identity.to_pem(), PRIVATE)
+    }
+
+    /// An address that nobody listens on now. It stays in the configuration from then on.
+    fn free_address(&mut self) -> Result<SocketAddr> {
+        let mut last = None;
+        for _ in 0..200 {
+            let address = SocketAddr::new(self.address, self.random.random_range(PORTS));
+            match UdpSocket::bind(address) {
+                Ok(_) => return Ok(address),
+                Err(error) => last = Some(error),
+            }
+        }
+        match last {
+            Some(error) => Err(error).with_context(|| {
+                format!("no free UDP port from {} to {} on {}", PORTS.start, PORTS.end, self.address)
+            }),
+            None => bail!("no port was tried"),
+        }
+    }
+}
+
+pub fn read_authority(home: &Home) -> Result<Authority> {
+    let file = home.authority();
+    let text = std::fs::read_to_string(&file).with_context(|| {
+        format!(
+            "reading {}: only the machine that made the cluster has the authority; others join with a token",
+            file.display()
+        )
+    })?;
+    Authority::from_pem(&text).with_context(|| file.display().to_string())
+}
+
+fn master_config(cluster: &Cluster) -> Result<String> {
+    Ok(format!(
+        "# Made by `godrive up`; `godrive-master --print-config` documents every field.\n\
+         listen = \"{}\"\ndirectory = \"data\"\nidentity = \"identity.pem\"\nauthority = \"authority.pem\"\n\
+         chunk_bytes = {}\nreplicas = {}\nmin_replicas = {}\n",
+        cluster.master()?,
+        cluster.chunk_bytes,
+        cluster.replicas,
+        cluster.min_replicas
+    ))
+}
+
+fn slave_config(cluster: &Cluster, listen: SocketAddr) -> Result<String> {
+    Ok(format!(
+        "# Made by `godrive up`; `godrive-slave --print-config` documents every field.\n\
+         listen = \"{listen}\"\nmaster = \"{}\"\nidentity = \"identity.pem\"\ndisks = [\"disk-1\"]\n",
+        cluster.master()?
+    ))
+}
+
+fn mount_config(cluster: &Cluster, path: &str) -> Result<String> {
+    Ok(format!(
+        "# Made by `godrive mount`; `godrive-fuse --print-config` documents every field.\n\
+         master = \"{}\"\nidentity = \"identity.pem\"\nmountpoint = {}\n",
+        cluster.master()?,
+        toml::Value::String(path.into())
+    ))
+}
+
+fn utf8(path: &Path) -> Result<&str> {
+    match path.to_str() {
+        Some(text) if !text.contains('\n') => Ok(text),
+        _ => Err(crate::Usage(format!(
+            "{} cannot be a mountpoint: its name is not plain text",
+            path.display()
+        ))
+        .into()),
+    }
+}
+
+/// Writes a whole file or none of it.
+pub fn write(file: &Path, text: &str, mode: u32) -> Result<()> {
+    let attempt = || -> std::io::Result<()> {
+        let temporary = file.with_extension("new");
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut new = std::fs::File::options().write(true).create_new(true).mode(mode).open(&temporary)?;
+        new.write_all(text.as_bytes())?;
+        new.sync_all()?;
+        std::fs::rename(&temporary, file)
+    };
+    attempt().with_context(|| format!("writing {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn parameters() -> Parameters {
+        Parameters { replicas: 3, min_replicas: 2, chunk_bytes: 1 << 24 }
+    }
+
+    #[test]
+    fn a_cluster_is_laid_out_and_its_secrets_are_private() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::new(folder.path().into());
+        let mut maker = Maker::new(IpAddr::from([127, 0, 0, 1])).unwrap();
+        let cluster = maker.cluster(&home, parameters()).unwrap();
+        let names = ["master-1", "slave-1"].map(|name| NodeName::parse(name).unwrap());
+        for name in names {
+            maker.node(&home, &cluster, name).unwrap();
+        }
+        let mount = NodeName { kind: Kind::Mount, number: 1 };
+        maker.mount(&home, &cluster, mount, Path::new("/mnt/a \"b\"")).unwrap();
+        assert_eq!(home.read().unwrap(), Some(cluster.clone()));
+        assert_eq!(home.nodes().unwrap(), [names[0], names[1], mount]);
+        assert_eq!(home.mounts().unwrap()[&1], Path::new("/mnt/a \"b\""));
+        for file in
+            ["authority.pem", "admin.pem", "client.pem", "master-1/identity.pem", "master-1/authority.pem"]
+        {
+            let mode = std::fs::metadata(folder.path().join(file)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{file}");
+        }
+        let identity = std::fs::read_to_string(home.node(names[1]).join("identity.pem")).unwrap();
+        let identity = godrive_proto::net::identity::Identity::from_pem(&identity).unwrap();
+        assert_eq!(identity.role, Role::Slave);
+        assert_eq!(identity.cluster.to_string(), cluster.cluster);
+    }
+
+    #[test]
+    fn a_taken_port_is_not_chosen() {
+        let mut maker = Maker::new(IpAddr::from([127, 0, 0, 1])).unwrap();
+        let first = maker.free_address().unwrap();
+        let _taken = UdpSocket::bind(first).unwrap();
+        for _ in 0..50 {
+            assert_ne!(maker.free_address().unwrap(), first);
+        }
+        assert!(PORTS.contains(&first.port()));
+    }
+
+    #[test]
+    fn files_are_replaced_whole_and_keep_their_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        write(&file, "one", PRIVATE).unwrap();
+        write(&file, "two", PRIVATE).unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "two");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,244 @@
+//! The daemons as processes: found, started in the background, asked to end.
+//!
+//! A number in a pid file proves nothing after a reboot. A process is ours when its command line is the daemon's
+//! program with exactly the node's configuration; where the file is missing or wrong, /proc is searched for that.
+
+use super::layout::{Home, NodeName};
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::ffi::{OsStr, OsString};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How often conditions are looked at while waiting.
+pub const TICK: Duration = Duration::from_millis(20);
+
+/// A daemon that runs: its pid and its configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Daemon {
+    pub pid: i32,
+    pub config: PathBuf,
+}
+
+/// The arguments of a process; empty if it is gone (or dead and not yet collected).
+fn arguments(pid: i32) -> Vec<OsString> {
+    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut parts: Vec<OsString> =
+        bytes.split(|byte| *byte == 0).map(|part| OsString::from_vec(part.to_vec())).collect();
+    // The last argument ends in a NUL too.
+    parts.pop();
+    parts
+}
+
+/// The configuration with which `program` was started, if these are its arguments.
+fn config_of(arguments: &[OsString], program: &str) -> Option<PathBuf> {
+    let name = Path::new(arguments.first()?).file_name()?;
+    if name != OsStr::new(program) {
+        return None;
+    }
+    let position = arguments.iter().position(|argument| argument == "--config")?;
+    arguments.get(position + 1).map(PathBuf::from)
+}
+
+/// Every process of this program that this user may see.
+pub fn daemons(program: &str) -> Result<Vec<Daemon>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").context("reading /proc")? {
+        let entry = entry.context("reading /proc")?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if let Some(config) = config_of(&arguments(pid), program) {
+            found.push(Daemon { pid, config });
+        }
+    }
+    Ok(found)
+}
+
+/// The pid of a node, if it runs.
+pub fn running(home: &Home, name: NodeName) -> Result<Option<i32>> {
+    let config = home.config(name);
+    let ours =
+        |pid: i32| config_of(&arguments(pid), name.kind.program()).is_some_and(|other| other == config);
+    let noted = std::fs::read_to_string(home.pid(name)).ok().and_then(|text| text.trim().parse().ok());
+    if let Some(pid) = noted
+        && ours(pid)
+    {
+        return Ok(Some(pid));
+    }
+    let daemons = daemons(name.kind.program())?;
+    Ok(daemons.into_iter().find(|daemon| daemon.config == config).map(|daemon| daemon.pid))
+}
+
+/// The daemon's program: beside this one, or in GODRIVE_BIN_DIR.
+fn program(name: NodeName) -> Result<PathBuf> {
+    let word = name.kind.program();
+    let folder = match std::env::var_os("GODRIVE_BIN_DIR") {
+        Some(folder) => PathBuf::from(folder),
+        None => {
+            std::env::current_exe().context("finding this program")?.parent().context("no folder")?.to_owned()
+        }
+    };
+    let path = folder.join(word);
+    if !path.is_file() {
+        bail!(
+            "{} is missing: build it (cargo build --release), install it beside godrive, or set GODRIVE_BIN_DIR to \
+             the folder that has it",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
+/// A daemon that was just started, and where its part of the log begins.
+pub struct Started {
+    pub name: NodeName,
+    child: Child,
+    log: PathBuf,
+    log_start: u64,
+}
+
+/// Starts a node in a session of its own, with its log appended to and nothing on its standard input.
+pub fn start(home: &Home, name: NodeName) -> Result<Started> {
+    let program = program(name)?;
+    let log = home.log(name);
+    let open = || std::fs::File::options().create(true).append(true).open(&log);
+    let output = open().with_context(|| format!("opening {}", log.display()))?;
+    let log_start = output.metadata().with_context(|| format!("looking at {}", log.display()))?.len();
+    let mut command = Command::new(&program);
+    command.arg("--config").arg(home.config(name)).current_dir("/").stdin(Stdio::null());
+    // The machine's own service manager must not take the node's signals for those of this program.
+    command.env_remove("NOTIFY_SOCKET").stdout(output.try_clone()?).stderr(output);
+    // SAFETY: between fork and exec only setsid is called, which is async-signal-safe and touches no memory.
+    unsafe {
+        command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(std::io::Error::from));
+    }
+    let child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
+    super::create::write(&home.pid(name), &format!("{}\n", child.id()), super::create::PUBLIC)?;
+    Ok(Started { name, child, log, log_start })
+}
+
+impl Started {
+    /// An error with the end of its log, if it has ended.
+    pub fn check(&mut self) -> Result<()> {
+        let status = self.child.try_wait().with_context(|| format!("looking after {}", self.name))?;
+        match status {
+            Some(status) => bail!("{} ended ({status}). {}", self.name, self.last_words()),
+            None => Ok(()),
+        }
+    }
+
+    /// The last lines that it logged since it was started.
+    pub fn last_words(&self) -> String {
+        let text = log_since(&self.log, self.log_start);
+        let lines: Vec<&str> = text.lines().collect();
+        if lines.is_empty() {
+            return format!("It logged nothing to {}", self.log.display());
+        }
+        let last = &lines[lines.len().saturating_sub(12)..];
+        format!("The end of {}:\n    {}", self.log.display(), last.join("\n    "))
+    }
+
+    /// Ends it again, when it did not come to serve.
+    pub fn end(mut self) {
+        // Both fail only if it has ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a log got since it was `start` bytes long; at most the last 64 KiB of that.
+pub fn log_since(log: &Path, start: u64) -> String {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = std::fs::File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(start.max(length.saturating_sub(64 << 10))))?;
+        let mut bytes = Vec::new();
+        file.take(64 << 10).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    // A log that cannot be read is a log without lines: it is only shown to people.
+    String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
+}
+
+/// How a daemon ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Clean,
+    /// It did not end by itself within the deadline.
+    Killed,
+}
+
+/// SIGTERM, and SIGKILL after the deadline. Waits until the process is gone.
+pub async fn stop(daemon: &Daemon, program: &str, deadline: Duration) -> Result<Ending> {
+    signal(daemon.pid, Signal::SIGTERM)?;
+    if gone(daemon, program, deadline).await {
+        return Ok(Ending::Clean);
+    }
+    signal(daemon.pid, Signal::SIGKILL)?;
+    if gone(daemon, program, Duration::from_secs(10)).await {
+        return Ok(Ending::Killed);
+    }
+    bail!("process {} does not end, not even by SIGKILL; it waits in the kernel", daemon.pid);
+}
+
+/// Waits until the process is gone; false at the deadline.
+pub async fn gone(daemon: &Daemon, program: &str, deadline: Duration) -> bool {
+    let end = Instant::now() + deadline;
+    while config_of(&arguments(daemon.pid), program).is_some_and(|config| config == daemon.config) {
+        if Instant::now() >= end {
+            return false;
+        }
+        tokio::time::sleep(TICK).await;
+    }
+    true
+}
+
+fn signal(pid: i32, signal: Signal) -> Result<()> {
+    match kill(Pid::from_raw(pid), signal) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("sending {signal} to process {pid}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<OsString> {
+        text.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn a_daemon_is_known_by_program_and_configuration() {
+        let line = words("/usr/bin/godrive-slave --config /srv/gd/slave-1/config.toml");
+        assert_eq!(config_of(&line, "godrive-slave"), Some("/srv/gd/slave-1/config.toml".into()));
+        assert_eq!(config_of(&line, "godrive-master"), None);
+        assert_eq!(config_of(&words("vi /usr/bin/godrive-slave --config x"), "godrive-slave"), None);
+        assert_eq!(config_of(&words("godrive-slave --config"), "godrive-slave"), None);
+        assert_eq!(config_of(&[], "godrive-slave"), None);
+    }
+
+    #[test]
+    fn a_pid_file_that_names_another_process_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::new(folder.path().into());
+        let name = NodeName::parse("slave-1").unwrap();
+        std::fs::create_dir(home.node(name)).unwrap();
+        std::fs::write(home.pid(name), std::process::id().to_string()).unwrap();
+        assert_eq!(running(&home, name).unwrap(), None);
+    }
+
+    #[test]
+    fn the_new_part_of_a_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        std::fs::write(&log, "old\nnew\n").unwrap();
+        assert_eq!(log_since(&log, 4), "new\n");
+        assert_eq!(log_since(&folder.path().join("none"), 0), "");
+    }
+}

@@ -1,0 +1,31 @@
+//! The subcommands, one file each.
+
+mod down;
+pub mod files;
+mod mount;
+mod pages;
+mod status;
+mod token;
+mod up;
+
+use crate::cli::Command;
+use anyhow::Result;
+
+pub async fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Up(line) => up::run(line).await,
+        Command::Down(home) => down::run(&home).await,
+        Command::Mount(line) => mount::mount(line).await,
+        Command::Umount(line) => mount::umount(&line).await,
+        Command::Status(line) => status::run(&line).await,
+        Command::Token(line) => token::run(&line).await,
+        Command::Put(line) => files::put(line).await,
+        Command::Get(line) => files::get(line).await,
+        Command::Ls(line) => files::ls(&line).await,
+        Command::Rm(line) => files::rm(&line).await,
+        Command::Stat(line) => files::stat(&line).await,
+        Command::Gateway(line) => crate::gateway::run(line).await,
+        Command::Completions { shell } => pages::completions(shell),
+        Command::Man { out } => pages::man(out.as_deref()),
+    }
+}

@@ -1,0 +1,89 @@
+use super::*;
+use godrive_proto::admin::{ChunkHealth, SessionStatus};
+use godrive_proto::cluster::DiskState;
+use godrive_proto::lease::ClusterParameters;
+use godrive_proto::{ClusterId, DiskId, LogIndex, NodeId, SessionId, Term};
+
+fn status() -> Status {
+    let disk = DiskState {
+        disk: DiskId(1),
+        total_bytes: 2 << 40,
+        free_bytes: 1 << 40,
+        chunks: 123_456,
+        health: DiskHealth::Healthy,
+    };
+    let node = |number: u128| NodeStatus {
+        node: NodeId(number << 96),
+        address: "192.168.100.200:25000".parse().unwrap(),
+        domain: String::new(),
+        state: "suspect".into(),
+        last_heard_ms: 5,
+        disks: vec![disk],
+        replicas: 1_234_567,
+        errors: 12,
+        bad_leaves: 1,
+        scrubbed_leaves: 1000,
+    };
+    let session = SessionStatus {
+        session: SessionId(77),
+        label: "a-host-with-a-long-name.example.com:/home/somebody/with/a/long/path".into(),
+        last_renewed_ms: 3,
+        shared_leases: 100_000,
+        exclusive_leases: 12,
+        dirty_bytes: 1023 << 20,
+        errors_after_close: 2,
+    };
+    Status {
+        cluster: ClusterId(0xabc),
+        term: Term(3),
+        index: LogIndex(99),
+        parameters: ClusterParameters { chunk_bytes: 1 << 24, replicas: 3, min_replicas: 2 },
+        nodes: vec![node(1), node(2)],
+        sessions: vec![session],
+        chunks: ChunkHealth { total: 10, healthy: 8, under_replicated: 2, unavailable: 0, quarantined: 0 },
+        inodes: 20,
+        orphans: 1,
+        repair_queued: 1,
+        repair_active: 1,
+        repaired: 5,
+        reclaim_queued: 0,
+        warnings: vec!["a disk is nearly full".into()],
+    }
+}
+
+fn locals() -> Vec<Local> {
+    let name = NodeName::parse("slave-2").unwrap();
+    vec![Local { name, pid: Some(4711), mount: None, id: Some(NodeId(2 << 96).to_string()) }]
+}
+
+#[test]
+fn people_read_it_in_80_columns() {
+    let text = human(&status(), &locals());
+    for line in text.lines() {
+        assert!(line.chars().count() <= 80, "{} columns: {line}", line.chars().count());
+    }
+    assert!(text.starts_with("cluster 00000000000000000000000000000abc: repairing\n"), "{text}");
+    assert!(text.contains("slave-2") && text.contains("00000001"), "{text}");
+    assert!(text.contains("warning: a disk is nearly full"), "{text}");
+}
+
+#[test]
+fn data_that_is_not_available_is_said_first() {
+    let mut status = status();
+    status.chunks.quarantined = 1;
+    assert!(human(&status, &[]).lines().next().unwrap().ends_with("DATA NOT AVAILABLE"));
+}
+
+#[test]
+fn programs_find_the_masters_fields_at_the_top() {
+    let value = document(&status(), &locals());
+    assert_eq!(value["chunks"]["under_replicated"], 2);
+    assert_eq!(value["repair_queued"], 1);
+    assert_eq!(value["repaired"], 5);
+    assert_eq!(value["capacity"]["total_bytes"], 4_u64 << 40);
+    assert_eq!(value["leases"]["exclusive"], 12);
+    assert_eq!(value["nodes"][1]["name"], "slave-2");
+    assert_eq!(value["nodes"][0]["disks"][0]["health"], "healthy");
+    assert_eq!(value["local"][0]["pid"], 4711);
+    assert_eq!(value["cluster"], "00000000000000000000000000000abc");
+}

@@ -1,0 +1,156 @@
+//! `godrive up`: does what the plan says, step by step, and waits until each step has worked.
+
+use super::mount::start_mount;
+use crate::admin::Admin;
+use crate::cli;
+use crate::cluster::create::Maker;
+use crate::cluster::layout::{Cluster, Home, Kind};
+use crate::cluster::mounts;
+use crate::cluster::plan::{self, Existing, Plan, Step, Wanted};
+use crate::cluster::process::{self, Started};
+use anyhow::{Context, Result, bail};
+use std::time::{Duration, Instant};
+
+/// A master that replays a long log needs a while.
+const MASTER_DEADLINE: Duration = Duration::from_secs(60);
+const SLAVES_DEADLINE: Duration = Duration::from_secs(60);
+
+pub async fn run(line: cli::Up) -> Result<()> {
+    let home = Home::new(line.home.path()?);
+    let mut wanted = Wanted {
+        masters: line.masters,
+        slaves: line.slaves,
+        replicas: line.replicas,
+        min_replicas: line.min_replicas,
+        chunk_bytes: line.chunk_size,
+        mount: None,
+    };
+    // What cannot work is refused before anything is made, the folder included.
+    plan::plan(&existing(&home)?, &wanted)?;
+    std::fs::create_dir_all(&home.dir).with_context(|| format!("creating {}", home.dir.display()))?;
+    let home = Home::new(home.dir);
+    let _lock = home.lock()?;
+    wanted.mount = line.mount.as_deref().map(mounts::absolute).transpose()?;
+    let plan = plan::plan(&existing(&home)?, &wanted)?;
+    for note in &plan.notes {
+        eprintln!("note: {note}");
+    }
+    perform(&home, &plan, &mut Maker::new(line.address)?).await?;
+    summary(&home, &plan)
+}
+
+fn existing(home: &Home) -> Result<Existing> {
+    let mut existing = Existing {
+        cluster: home.read()?,
+        nodes: home.nodes()?.into_iter().collect(),
+        mounts: home.mounts()?,
+        ..Existing::default()
+    };
+    for &name in &existing.nodes {
+        if process::running(home, name)?.is_some() {
+            existing.running.insert(name);
+        }
+    }
+    Ok(existing)
+}
+
+async fn perform(home: &Home, plan: &Plan, maker: &mut Maker) -> Result<()> {
+    let mut cluster = home.read()?;
+    let made = |cluster: &Option<Cluster>| cluster.clone().context("the plan makes the cluster first");
+    let mut started = Vec::new();
+    for step in &plan.steps {
+        match step {
+            Step::CreateCluster(parameters) => cluster = Some(maker.cluster(home, *parameters)?),
+            Step::CreateNode(name) => maker.node(home, &made(&cluster)?, *name)?,
+            Step::CreateMount(number, path) => {
+                let name = crate::cluster::layout::NodeName { kind: Kind::Mount, number: *number };
+                maker.mount(home, &made(&cluster)?, name, path)?;
+            }
+            Step::Start(name) if name.kind == Kind::Mount => start_mount(home, *name).await?,
+            Step::Start(name) => {
+                let mut node = process::start(home, *name)?;
+                if name.kind == Kind::Master {
+                    await_master(home, &mut node).await?;
+                }
+                started.push(node);
+            }
+            Step::AwaitSlaves(count) => await_slaves(home, *count, &mut started).await?,
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the master answers questions.
+async fn await_master(home: &Home, master: &mut Started) -> Result<()> {
+    let end = Instant::now() + MASTER_DEADLINE;
+    loop {
+        master.check()?;
+        let error = match Admin::connect(home, Duration::from_secs(2)).await {
+            Ok(admin) => match admin.status().await {
+                Ok(_) => {
+                    admin.close().await;
+                    return Ok(());
+                }
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        if Instant::now() >= end {
+            bail!(
+                "the master runs but did not answer within {} s ({error:#}). {}",
+                MASTER_DEADLINE.as_secs(),
+                master.last_words()
+            );
+        }
+        tokio::time::sleep(process::TICK).await;
+    }
+}
+
+/// Waits until so many slaves are registered and alive.
+async fn await_slaves(home: &Home, count: u32, started: &mut [Started]) -> Result<()> {
+    let admin = Admin::connect(home, Duration::from_secs(10)).await?;
+    let end = Instant::now() + SLAVES_DEADLINE;
+    loop {
+        for node in started.iter_mut() {
+            node.check()?;
+        }
+        let status = admin.status().await?;
+        let alive = status.nodes.iter().filter(|node| node.state == "alive").count();
+        if alive >= count as usize {
+            admin.close().await;
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            let words: Vec<String> = started.iter().map(Started::last_words).collect();
+            bail!(
+                "{alive} of {count} slaves registered within {} s; `godrive status` shows which. {}",
+                SLAVES_DEADLINE.as_secs(),
+                words.join("\n")
+            );
+        }
+        tokio::time::sleep(process::TICK).await;
+    }
+}
+
+fn summary(home: &Home, plan: &Plan) -> Result<()> {
+    let cluster = home.cluster()?;
+    let nodes = home.nodes()?;
+    let slaves = nodes.iter().filter(|name| name.kind == Kind::Slave).count();
+    let started = plan.steps.iter().filter(|step| matches!(step, Step::Start(_))).count();
+    let dir = home.dir.display();
+    println!(
+        "{} 1 master, {slaves} slaves, {} replicas (at least {}), {started} started",
+        if plan.steps.iter().any(|step| matches!(step, Step::CreateCluster(_))) {
+            "new cluster:"
+        } else {
+            "cluster:"
+        },
+        cluster.replicas,
+        cluster.min_replicas
+    );
+    for path in home.mounts()?.values() {
+        println!("mounted at {}", path.display());
+    }
+    println!("look:  godrive status --dir {dir}\nstop:  godrive down --dir {dir}");
+    Ok(())
+}
