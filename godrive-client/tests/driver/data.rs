@@ -230,26 +230,28 @@ async fn a_lying_member_is_found_out_and_reported_while_the_read_succeeds() {
 #[tokio::test]
 async fn a_late_member_is_overtaken_by_the_next() {
     let cluster = Cluster::start(3);
-    let (driver, _) = driver(&cluster).await;
+    let mut config = config(&cluster);
+    config.timeouts.hedge = Duration::from_millis(200);
+    config.timeouts.delta = Duration::from_secs(20);
+    config.deadline = Duration::from_secs(30);
+    let (driver, _) = driver_with(&cluster, config).await;
     let (mut layout, _) = written(&cluster, &driver).await;
     {
         let mut state = cluster.state.lock();
-        state.slow_reads.insert(NodeId(1), Duration::from_secs(30));
-        state.slow_reads.insert(NodeId(2), Duration::from_secs(30));
+        state.slow_reads.insert(NodeId(1), Duration::from_secs(25));
+        state.slow_reads.insert(NodeId(2), Duration::from_secs(25));
     }
     let begun = Instant::now();
-    for _ in 0..4 {
+    for _ in 0..12 {
         driver.read(&mut layout, 1, 2).await.expect("the quick one answers");
     }
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     let state = cluster.state.lock();
-    assert_eq!(state.reads.get(&NodeId(3)), Some(&4));
-    assert!(
-        state.reads.values().sum::<u64>() <= 6,
-        "late ones are not asked again at once: {:?}",
-        state.reads
-    );
-    assert!(driver.counts().hedges >= 1 || state.reads.len() == 1);
+    assert_eq!(state.reads.get(&NodeId(3)), Some(&12));
+    // On a busy machine the quick one may seem late now and then.
+    let wasted = state.reads.values().sum::<u64>() - 12;
+    assert!(wasted <= 8, "late members are not asked again at once: {:?}", state.reads);
+    assert!(driver.counts().hedges >= 1 || wasted == 0);
 }
 
 #[tokio::test]

@@ -57,7 +57,7 @@ pub fn config(cluster: &Cluster) -> Config {
     config.timeouts.connect = Duration::from_millis(400);
     config.timeouts.renewal = Duration::from_millis(400);
     config.timeouts.delta = Duration::from_secs(1);
-    config.timeouts.hedge = Duration::from_millis(100);
+    config.timeouts.hedge = Duration::from_secs(1);
     config
 }
 
