@@ -16,6 +16,9 @@ mod truncate;
 mod unlink;
 mod xattr;
 
+#[cfg(test)]
+mod tests;
+
 pub use commit::commit;
 pub use create::{create, make_node};
 pub use link::link;

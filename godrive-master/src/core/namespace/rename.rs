@@ -19,18 +19,20 @@ pub fn rename(
     transaction.open_directory(*new_parent)?;
     let source = transaction.required(*parent, name)?;
     let target = transaction.dentry(*new_parent, new_name)?;
-    check_loops(transaction, request, source, target)?;
-    let mut other = None;
     match (mode, target) {
         (RenameMode::NoReplace, Some(_)) => return Err(Code::Exists.into()),
         (RenameMode::Exchange, None) => return Err(Code::NotFound.into()),
+        _ => check_loops(transaction, request, source, target)?,
+    }
+    let mut other = None;
+    match (mode, target) {
         // Two names of one inode: nothing happens, says POSIX.
         (RenameMode::Replace | RenameMode::Exchange, Some(target)) if target.ino == source.ino => {}
         (RenameMode::Exchange, Some(target)) => {
             exchange(transaction, request, source, target)?;
             other = Some(transaction.view_of(target.ino)?);
         }
-        (RenameMode::Replace, Some(target)) => {
+        (_, Some(target)) => {
             check_replacing(transaction, source, target)?;
             transaction.remove_name(*parent, name, source)?;
             let replaced = transaction.drop_link(*new_parent, target, open_elsewhere)?;
@@ -38,7 +40,7 @@ pub fn rename(
             transaction.redirect(*new_parent, new_name, Dentry { position: target.position, ..source })?;
             moved(transaction, source, *parent, *new_parent)?;
         }
-        (RenameMode::Replace | RenameMode::NoReplace, None) => {
+        (_, None) => {
             transaction.remove_name(*parent, name, source)?;
             transaction.add_name(*new_parent, new_name, source.ino, source.kind)?;
             moved(transaction, source, *parent, *new_parent)?;

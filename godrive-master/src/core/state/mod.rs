@@ -17,14 +17,14 @@ mod sessions;
 pub mod transaction;
 
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 pub use transaction::{Effects, Failure, Transaction};
 
 use crate::core::kv::{Checkpoint, Kv, StoreError};
 use crate::core::record::{Answer, Mutation};
 use godrive_proto::time::Timestamp;
-use godrive_proto::{Fault, LogIndex, SessionId, Term};
+use godrive_proto::{ChunkId, Fault, LogIndex, SessionId, Term};
 use values::{Cluster, Counts, Meta, Value};
 
 /// See the module.
@@ -74,6 +74,11 @@ impl State {
         self.meta.time
     }
 
+    /// The chunk made last; ids rise.
+    pub fn newest_chunk(&self) -> ChunkId {
+        self.meta.last_chunk
+    }
+
     pub fn counts(&self) -> Counts {
         self.meta.counts
     }
@@ -82,6 +87,9 @@ impl State {
     /// recalled first), or the fault it would answer. A create that would find an existing file changes nothing.
     pub fn check(&self, session: SessionId, time: Timestamp, mutation: &Mutation) -> Result<Effects, Fault> {
         let mut rehearsal = self.begin(self.meta.applied.next(), time, session);
+        if session.0 != 0 {
+            rehearsal.session_of(session)?;
+        }
         apply::mutate(&mut rehearsal, mutation)?;
         Ok(rehearsal.effects)
     }

@@ -1,0 +1,7 @@
+//! One file per operation, against the bench of the state's tests.
+
+mod create;
+mod links;
+mod rename;
+mod set_attr;
+mod xattr;
