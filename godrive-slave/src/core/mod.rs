@@ -1,0 +1,12 @@
+#![deny(clippy::unwrap_used, clippy::expect_used)]
+//! The pure part: no disks, sockets, clocks or randomness.
+//!
+//! [`record`] is the log record, its bytes on disk; [`leaves`] knows where each leaf of a chunk lies and its sum; [`replica`] adds epoch, version and the rules of
+//! who may change what; [`delta`] checks a delta and turns it into changes of leaves; [`scrub`] decides what to
+//! verify next.
+
+pub mod delta;
+pub mod leaves;
+pub mod record;
+pub mod replica;
+pub mod scrub;

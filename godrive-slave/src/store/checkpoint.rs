@@ -1,0 +1,108 @@
+//! The checkpoint: what changed since the last one is gathered while no record is appended (memory only, some
+//! milliseconds), then the log is synced, then one transaction makes the index durable as of that position of the
+//! log. Only after that are superseded blocks punched and empty segments removed.
+
+use super::DiskStore;
+use super::table::{Changes, Checkpoint, Run, Table};
+use crate::core::leaves::Location;
+use crate::core::record::BLOCK;
+use godrive_proto::time::Timestamp;
+use godrive_proto::{Fault, LogIndex, Term};
+use std::io;
+use std::sync::atomic::Ordering;
+
+/// A checkpoint is due after so many bytes of log, or so many changed replicas.
+const DUE_BYTES: u64 = 64 << 20;
+const DUE_REPLICAS: usize = 4096;
+/// Bars keep late deltas out, which nobody sends after a day.
+const BAR_NS: i64 = 24 * 3600 * 1_000_000_000;
+const BAR_SWEEP_NS: i64 = 3600 * 1_000_000_000;
+
+#[derive(Default)]
+pub(super) struct State {
+    last_bar_sweep: Timestamp,
+    kept: (Term, LogIndex),
+}
+
+impl DiskStore {
+    /// Enough has changed that the next checkpoint should not wait.
+    pub fn checkpoint_is_due(&self) -> bool {
+        self.failure().is_none()
+            && (self.grown.load(Ordering::Relaxed) >= DUE_BYTES
+                || self.index.lock().dirty_replicas() >= DUE_REPLICAS)
+    }
+
+    /// Makes the index durable and gives free blocks back. Blocks; does nothing if nothing changed.
+    pub fn checkpoint(&self, now: Timestamp) -> Result<(), Fault> {
+        self.check_usable()?;
+        let mut state = self.checkpointing.lock();
+        let remembered = self.remembered();
+        if !self.index.lock().is_dirty() && remembered == state.kept {
+            return Ok(());
+        }
+        let mut changes = Changes::default();
+        if now.0 - state.last_bar_sweep.0 >= BAR_SWEEP_NS {
+            state.last_bar_sweep = now;
+            changes.forget_bars_before = Some(Timestamp(now.0.saturating_sub(BAR_NS)));
+        }
+        {
+            let _gate = self.gate.write();
+            let (end, next_sequence) = self.log.end();
+            let Location { segment, block } = end;
+            changes.checkpoint = Checkpoint {
+                segment,
+                block,
+                next_sequence,
+                term: remembered.0,
+                seen: remembered.1,
+                ..Checkpoint::default()
+            };
+            self.index.lock().gather(&mut changes);
+            self.grown.store(0, Ordering::Relaxed);
+        }
+        if let Err(failed) = self.log.sync_now() {
+            self.index.lock().not_flushed();
+            return Err(self.sync_failed(failed));
+        }
+        let committed = match &*self.table.read() {
+            Some(table) => table.commit(&changes),
+            None => Err(io::Error::other("the index could not be opened again")),
+        };
+        if let Err(error) = committed {
+            self.index.lock().not_flushed();
+            self.reopen_table(&error);
+            return Err(self.io("checkpoint", &error));
+        }
+        state.kept = remembered;
+        let (punches, dead) = self.index.lock().flushed(changes.checkpoint.segment);
+        self.give_back(&punches, &dead)
+    }
+
+    /// Runs nothing refers to any more, and segments without live leaves, as of a durable checkpoint.
+    pub(super) fn give_back(&self, punches: &[Run], dead: &[u32]) -> Result<(), Fault> {
+        for run in punches {
+            let first = Location { segment: run.segment, block: run.block };
+            self.log.punch(first, run.blocks).map_err(|error| self.io("punch", &error))?;
+        }
+        for segment in dead {
+            self.log.remove(*segment).map_err(|error| self.io("removal of a segment", &error))?;
+        }
+        let freed = punches.iter().map(|run| u64::from(run.blocks)).sum::<u64>() * BLOCK as u64;
+        tracing::debug!(disk = %self.id, freed_bytes = freed, segments = dead.len(), "checkpoint");
+        Ok(())
+    }
+
+    /// redb refuses to go on after an I/O error. If only the disk was full, it is opened again: the log still has
+    /// everything that the failed checkpoint was to write.
+    fn reopen_table(&self, error: &io::Error) {
+        if error.kind() != io::ErrorKind::StorageFull {
+            return;
+        }
+        let mut table = self.table.write();
+        *table = None;
+        match Table::open(&*self.disk, false) {
+            Ok(opened) => *table = Some(opened),
+            Err(error) => self.fail(&format!("the index cannot be opened again on a full disk: {error}")),
+        }
+    }
+}

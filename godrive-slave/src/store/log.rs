@@ -1,0 +1,267 @@
+//! The log of one disk: segment files that are only appended to. A record goes out with one write, a sync covers
+//! everything written before it, and a segment is synced before the next one begins, so that only the last one can
+//! end in the middle of something.
+
+use crate::core::leaves::Location;
+use crate::core::record::{BLOCK, FORMAT, Record};
+use godrive_disk::{Disk, DiskFile, GroupSync, SyncFailed};
+use godrive_proto::DiskId;
+use lru::LruCache;
+use parking_lot::Mutex;
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use xxhash_rust::xxh3::xxh3_64;
+
+pub const DIRECTORY: &str = "segments";
+const MAGIC: &[u8; 8] = b"GDSEGMNT";
+/// Open segment files.
+const MAX_OPEN: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// Writing back begins after so many new bytes, so that a sync after a long stream is short.
+const WRITEBACK_BYTES: u64 = 8 << 20;
+
+pub fn path(segment: u32) -> String {
+    format!("{DIRECTORY}/{segment:08x}.seg")
+}
+
+/// The segment that a file name stands for.
+pub fn number(name: &str) -> Option<u32> {
+    let digits = name.strip_suffix(".seg").filter(|digits| digits.len() == 8)?;
+    u32::from_str_radix(digits, 16).ok()
+}
+
+/// The first block of a segment.
+pub fn segment_header(disk: DiskId, segment: u32, first_sequence: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(BLOCK);
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&[0; 8]);
+    bytes.extend_from_slice(&u32::from(FORMAT).to_le_bytes());
+    bytes.extend_from_slice(&segment.to_le_bytes());
+    bytes.extend_from_slice(&disk.0.to_le_bytes());
+    bytes.extend_from_slice(&first_sequence.to_le_bytes());
+    bytes.resize(BLOCK, 0);
+    let sum = xxh3_64(&bytes[16..]);
+    bytes[8..16].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+/// The first sequence of a segment whose header is whole and is what it should be.
+pub fn check_segment_header(bytes: &[u8], disk: DiskId, segment: u32) -> Option<u64> {
+    let first = u64::from_le_bytes(bytes.get(40..48)?.try_into().ok()?);
+    (bytes == segment_header(disk, segment, first)).then_some(first)
+}
+
+/// Where a record was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub header: Location,
+    pub data: Location,
+    pub sequence: u64,
+}
+
+pub struct Log {
+    shared: Arc<Shared>,
+    group: GroupSync,
+}
+
+struct Shared {
+    disk: Arc<dyn Disk>,
+    id: DiskId,
+    segment_blocks: u32,
+    tail: Mutex<Tail>,
+    open: Mutex<LruCache<u32, Arc<dyn DiskFile>>>,
+    synced: AtomicU64,
+}
+
+struct Tail {
+    segment: u32,
+    block: u32,
+    file: Arc<dyn DiskFile>,
+    next_sequence: u64,
+    written_back: u32,
+}
+
+impl Log {
+    /// Begins a new segment, durably.
+    pub fn begin(
+        disk: Arc<dyn Disk>,
+        id: DiskId,
+        segment: u32,
+        next_sequence: u64,
+        segment_bytes: u64,
+    ) -> io::Result<Self> {
+        let file = create_segment(&*disk, id, segment, next_sequence)?;
+        let tail = Tail { segment, block: 1, file, next_sequence, written_back: 1 };
+        let instant = disk.is_instant();
+        let shared = Arc::new(Shared {
+            disk,
+            id,
+            segment_blocks: (segment_bytes / BLOCK as u64).max(16) as u32,
+            tail: Mutex::new(tail),
+            open: Mutex::new(LruCache::new(MAX_OPEN)),
+            synced: AtomicU64::new(next_sequence - 1),
+        });
+        let syncing = shared.clone();
+        Ok(Self { shared, group: GroupSync::new(move || syncing.sync(), instant) })
+    }
+
+    /// Writes one record and its leaves; fills in sequence and place. After an error nothing was appended.
+    pub fn append(&self, record: &mut Record, data: &[&[u8]]) -> io::Result<Place> {
+        let mut guard = self.shared.tail.lock();
+        let tail = &mut *guard;
+        let blocks = record.header_blocks() + record.data_blocks();
+        if tail.block > 1 && tail.block + blocks > self.shared.segment_blocks {
+            self.shared.rotate(tail)?;
+        }
+        record.sequence = tail.next_sequence;
+        record.synced = self.synced();
+        (record.segment, record.block) = (tail.segment, tail.block);
+        let header = record.encode();
+        let mut pieces: Vec<&[u8]> = Vec::with_capacity(1 + data.len());
+        pieces.push(&header);
+        pieces.extend_from_slice(data);
+        let offset = u64::from(tail.block) * BLOCK as u64;
+        if let Err(error) = tail.file.write_at(&pieces, offset) {
+            // What was written in part is given back; it could never verify as a record.
+            if let Err(second) = tail.file.set_len(offset) {
+                tracing::warn!(%second, segment = tail.segment, "cannot cut a segment after a failed write");
+            }
+            return Err(error);
+        }
+        let header = Location { segment: tail.segment, block: tail.block };
+        let data = Location { segment: tail.segment, block: tail.block + record.header_blocks() };
+        tail.block += blocks;
+        tail.next_sequence += 1;
+        self.shared.write_back(tail);
+        Ok(Place { header, data, sequence: record.sequence })
+    }
+
+    /// Reads blocks that lie one after the other.
+    pub fn read(&self, first: Location, buf: &mut [u8]) -> io::Result<()> {
+        self.shared.file(first.segment)?.read_at(buf, u64::from(first.block) * BLOCK as u64)
+    }
+
+    pub fn punch(&self, first: Location, blocks: u32) -> io::Result<()> {
+        let (offset, len) = (u64::from(first.block) * BLOCK as u64, u64::from(blocks) * BLOCK as u64);
+        self.shared.file(first.segment)?.punch(offset, len)
+    }
+
+    /// Removes a segment that nothing refers to any more.
+    pub fn remove(&self, segment: u32) -> io::Result<()> {
+        self.shared.open.lock().pop(&segment);
+        match self.shared.disk.remove(&path(segment)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Where the next record goes, and its sequence.
+    pub fn end(&self) -> (Location, u64) {
+        let tail = self.shared.tail.lock();
+        (Location { segment: tail.segment, block: tail.block }, tail.next_sequence)
+    }
+
+    /// Everything up to this sequence is on stable storage.
+    pub fn synced(&self) -> u64 {
+        self.shared.synced.load(Ordering::Acquire)
+    }
+
+    /// Returns when everything appended so far is stable; shares the sync with others who wait.
+    pub async fn sync(&self) -> Result<(), SyncFailed> {
+        self.group.sync().await
+    }
+
+    pub fn sync_now(&self) -> Result<(), SyncFailed> {
+        self.group.sync_now()
+    }
+}
+
+impl Shared {
+    fn sync(&self) -> io::Result<()> {
+        let (file, last) = {
+            let tail = self.tail.lock();
+            (tail.file.clone(), tail.next_sequence - 1)
+        };
+        if last > self.synced.load(Ordering::Acquire) {
+            file.sync()?;
+            self.synced.fetch_max(last, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    fn rotate(&self, tail: &mut Tail) -> io::Result<()> {
+        tail.file.sync()?;
+        self.synced.fetch_max(tail.next_sequence - 1, Ordering::AcqRel);
+        let segment =
+            tail.segment.checked_add(1).ok_or_else(|| io::Error::other("segment numbers are used up"))?;
+        let file = create_segment(&*self.disk, self.id, segment, tail.next_sequence)?;
+        *tail = Tail { segment, block: 1, file, next_sequence: tail.next_sequence, written_back: 1 };
+        Ok(())
+    }
+
+    fn write_back(&self, tail: &mut Tail) {
+        let block = BLOCK as u64;
+        let fresh = u64::from(tail.block - tail.written_back) * block;
+        if fresh >= WRITEBACK_BYTES {
+            // Only a hint: the sync that follows reports what matters.
+            if let Err(error) = tail.file.start_writeback(u64::from(tail.written_back) * block, fresh) {
+                tracing::debug!(%error, "start of write-back refused");
+            }
+            tail.written_back = tail.block;
+        }
+    }
+
+    fn file(&self, segment: u32) -> io::Result<Arc<dyn DiskFile>> {
+        if let Some(file) = self.open.lock().get(&segment) {
+            return Ok(file.clone());
+        }
+        let file = self.disk.open(&path(segment), false)?;
+        self.open.lock().put(segment, file.clone());
+        Ok(file)
+    }
+}
+
+/// Nothing is left of a segment that could not be made.
+fn create_segment(
+    disk: &dyn Disk,
+    id: DiskId,
+    segment: u32,
+    next_sequence: u64,
+) -> io::Result<Arc<dyn DiskFile>> {
+    let path = path(segment);
+    let create = || {
+        let file = disk.open(&path, true)?;
+        file.set_len(0)?;
+        file.write_at(&[&segment_header(id, segment, next_sequence)], 0)?;
+        file.sync()?;
+        disk.sync_directory(DIRECTORY)?;
+        Ok(file)
+    };
+    create().inspect_err(|_: &io::Error| {
+        if let Err(error) = disk.remove(&path) {
+            tracing::debug!(%error, path, "no trace to remove");
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_headers_are_strict() {
+        assert_eq!(path(255), "segments/000000ff.seg");
+        assert_eq!(number("000000ff.seg"), Some(255));
+        for bad in ["ff.seg", "000000ff", "0000000g.seg", "x000000ff.seg"] {
+            assert_eq!(number(bad), None);
+        }
+        let header = segment_header(DiskId(9), 4, 77);
+        assert_eq!(check_segment_header(&header, DiskId(9), 4), Some(77));
+        assert_eq!(check_segment_header(&header, DiskId(9), 5), None);
+        assert_eq!(check_segment_header(&header, DiskId(8), 4), None);
+        let mut damaged = header;
+        damaged[100] ^= 1;
+        assert_eq!(check_segment_header(&damaged, DiskId(9), 4), None);
+    }
+}

@@ -1,0 +1,296 @@
+//! The chunk store of one disk, as `docs/STORE.md` describes its files.
+//!
+//! Every change is one record appended to a [`log`] of segments with one write; the leaves' bytes stay where they
+//! were appended. The [`index`] in memory says where each leaf of each replica lies, and is written to a redb
+//! [`table`] in a [`checkpoint`](checkpoint) every few seconds; [`recovery`] loads it and replays what the log has
+//! beyond it. Two rules keep that safe: blocks are given back to the disk only after a durable checkpoint that no
+//! longer refers to them, and no checkpoint is durable before the log is, up to everything it refers to.
+//!
+//! Locks, in the order in which they are taken: `gate` (shared by changes, alone by the gathering of a checkpoint),
+//! a replica's, the log's tail or the index. None is held across an await: this whole module blocks.
+
+mod change;
+mod checkpoint;
+pub mod fsck;
+mod identity;
+mod index;
+pub mod log;
+mod overlay;
+mod read;
+mod recovery;
+pub mod table;
+
+pub use change::{Adoption, Done};
+
+use crate::core::replica::{Key, Life};
+use godrive_disk::{Disk, SyncFailed};
+use godrive_proto::cluster::{DiskHealth, DiskState};
+use godrive_proto::data::Contents;
+use godrive_proto::time::Timestamp;
+use godrive_proto::{ChunkId, ClusterId, Code, DiskId, Epoch, Fault, LogIndex, Term};
+use index::{Index, Shared};
+use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use table::{Row, Table};
+
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub cluster: ClusterId,
+    /// Free bytes that only deletions, seals and the index may use. None: 1 GiB, or a twentieth of a small disk.
+    pub reserve_bytes: Option<u64>,
+    pub segment_bytes: u64,
+    /// Memory for clean replicas in the index.
+    pub index_bytes: usize,
+}
+
+impl Options {
+    pub const SEGMENT_BYTES: u64 = 64 << 20;
+
+    pub fn new(cluster: ClusterId) -> Self {
+        Self { cluster, reserve_bytes: None, segment_bytes: Self::SEGMENT_BYTES, index_bytes: 256 << 20 }
+    }
+}
+
+pub struct DiskStore {
+    id: DiskId,
+    disk: Arc<dyn Disk>,
+    options: Options,
+    log: log::Log,
+    /// None only while it is opened again.
+    table: RwLock<Option<Table>>,
+    index: Mutex<Index>,
+    gate: RwLock<()>,
+    checkpointing: Mutex<checkpoint::State>,
+    /// Log bytes since the last checkpoint.
+    grown: AtomicU64,
+    failed: OnceLock<String>,
+    full: AtomicBool,
+    bad_leaves: AtomicU64,
+    /// What must not be forgotten of the master.
+    term: AtomicU64,
+    seen: AtomicU64,
+}
+
+impl DiskStore {
+    pub fn id(&self) -> DiskId {
+        self.id
+    }
+
+    pub fn is_instant(&self) -> bool {
+        self.disk.is_instant()
+    }
+
+    /// Why the disk is out of service, if it is.
+    pub fn failure(&self) -> Option<&str> {
+        self.failed.get().map(String::as_str)
+    }
+
+    pub fn check_usable(&self) -> Result<(), Fault> {
+        match self.failure() {
+            None => Ok(()),
+            Some(why) => Err(Fault::new(Code::Disk, format!("disk {} is out of service: {why}", self.id))),
+        }
+    }
+
+    pub fn state(&self) -> DiskState {
+        let space = self.disk.space().unwrap_or(godrive_disk::Space { total_bytes: 0, free_bytes: 0 });
+        let reserve = self.reserve(space.total_bytes);
+        let health = match self.failure() {
+            Some(_) => DiskHealth::Failed,
+            None if space.free_bytes <= reserve || self.full.load(Ordering::Relaxed) => DiskHealth::Full,
+            None => DiskHealth::Healthy,
+        };
+        DiskState {
+            disk: self.id,
+            total_bytes: space.total_bytes.saturating_sub(reserve),
+            free_bytes: space.free_bytes.saturating_sub(reserve),
+            chunks: self.index.lock().count,
+            health,
+        }
+    }
+
+    fn reserve(&self, total_bytes: u64) -> u64 {
+        self.options.reserve_bytes.unwrap_or_else(|| (1 << 30).min(total_bytes / 20))
+    }
+
+    /// Leaves found bad since the start.
+    pub fn bad_leaves(&self) -> u64 {
+        self.bad_leaves.load(Ordering::Relaxed)
+    }
+
+    /// Remembers the master's term and log index with the next checkpoint.
+    pub fn remember(&self, term: Term, seen: LogIndex) {
+        self.term.fetch_max(term.0, Ordering::Relaxed);
+        self.seen.fetch_max(seen.0, Ordering::Relaxed);
+    }
+
+    pub fn remembered(&self) -> (Term, LogIndex) {
+        (Term(self.term.load(Ordering::Relaxed)), LogIndex(self.seen.load(Ordering::Relaxed)))
+    }
+
+    /// Returns when everything that was changed before this call is on stable storage.
+    pub async fn sync(&self) -> Result<(), Fault> {
+        self.check_usable()?;
+        self.log.sync().await.map_err(|failed| self.sync_failed(failed))
+    }
+
+    pub fn is_stable(&self, position: u64) -> bool {
+        position <= self.log.synced()
+    }
+
+    /// Something was written that is not stable yet.
+    pub fn needs_sync(&self) -> bool {
+        self.failure().is_none() && self.log.end().1 - 1 > self.log.synced()
+    }
+
+    fn sync_failed(&self, failed: SyncFailed) -> Fault {
+        self.fail(&failed.to_string());
+        Fault::new(Code::Disk, format!("disk {}: {failed}", self.id))
+    }
+
+    /// Takes the disk out of service, for the life of this process.
+    fn fail(&self, why: &str) {
+        if self.failed.set(why.to_owned()).is_ok() {
+            tracing::error!(
+                disk = %self.id,
+                why,
+                "disk taken out of service; its replicas will be made anew elsewhere. Check the disk, then restart the slave"
+            );
+        }
+    }
+
+    /// What an I/O error means: a full disk refuses, any other error takes the disk out of service.
+    fn io(&self, what: &str, error: &io::Error) -> Fault {
+        if error.kind() == io::ErrorKind::StorageFull {
+            self.full.store(true, Ordering::Relaxed);
+            return Fault::new(Code::NoSpace, format!("disk {} is full: {what}: {error}", self.id));
+        }
+        self.fail(&format!("{what}: {error}"));
+        Fault::new(Code::Disk, format!("disk {}: {what}: {error}", self.id))
+    }
+
+    fn with_table<T>(&self, act: impl FnOnce(&Table) -> io::Result<T>) -> Result<T, Fault> {
+        let table = self.table.read();
+        let result = match &*table {
+            Some(table) => act(table),
+            None => Err(io::Error::other("the index could not be opened again")),
+        };
+        drop(table);
+        result.map_err(|error| self.io("index", &error))
+    }
+
+    fn find(&self, key: Key) -> Result<Option<Shared>, Fault> {
+        self.check_usable()?;
+        self.with_table(|table| self.index.lock().find(table, key))
+    }
+
+    /// State of the replica of a chunk.
+    pub fn row(&self, chunk: ChunkId) -> Result<Option<Row>, Fault> {
+        let found = self.find(Key::live(chunk))?;
+        Ok(found.and_then(|replica| {
+            let replica = replica.read();
+            (replica.life == Life::Live).then(|| Row::of(&replica))
+        }))
+    }
+
+    /// The epoch below which no delta makes this chunk anew.
+    pub fn floor(&self, chunk: ChunkId) -> Result<Epoch, Fault> {
+        self.check_usable()?;
+        let bar = self.with_table(|table| self.index.lock().bar(table, chunk))?;
+        Ok(bar.unwrap_or_default().floor)
+    }
+
+    /// Up to `limit` replicas after `after`, ascending by chunk, those kept aside last. An empty page is the end.
+    pub fn page(&self, after: Option<Key>, limit: usize) -> Result<Vec<(Key, Row)>, Fault> {
+        let order = |key: &Key| (key.aside, key.chunk);
+        let mut after = after;
+        loop {
+            let changed: Vec<(Key, Option<Shared>)> = {
+                let index = self.index.lock();
+                index.changed_after(after).take(limit).map(|key| (key, index.cached(key))).collect()
+            };
+            let rows = self.with_table(|table| table.page(after, limit))?;
+            // Neither list says anything about keys behind the last of a full one.
+            let ends = [
+                (rows.len() == limit).then(|| rows.last().map(|(key, _)| order(key))).flatten(),
+                (changed.len() == limit).then(|| changed.last().map(|(key, _)| order(key))).flatten(),
+            ];
+            let end = ends.into_iter().flatten().min();
+            let mut merged: BTreeMap<_, (Key, Row)> =
+                rows.into_iter().map(|(key, row)| (order(&key), (key, row))).collect();
+            for (key, replica) in changed {
+                let row = replica.and_then(|replica| {
+                    let replica = replica.read();
+                    (replica.life == Life::Live).then(|| Row::of(&replica))
+                });
+                match row {
+                    Some(row) => merged.insert(order(&key), (key, row)),
+                    None => merged.remove(&order(&key)),
+                };
+            }
+            let index = self.index.lock();
+            let page: Vec<(Key, Row)> = merged
+                .into_values()
+                .filter(|(key, _)| end.is_none_or(|end| order(key) <= end) && !index.is_removed(*key))
+                .collect();
+            drop(index);
+            match (page.is_empty(), end) {
+                (true, Some((aside, chunk))) => after = Some(Key { chunk, aside }),
+                _ => return Ok(page),
+            }
+        }
+    }
+
+    /// Takes up to `limit` chunks whose last change became stable and was not reported yet.
+    pub fn take_stable(&self, limit: usize) -> Vec<(ChunkId, Epoch, Contents)> {
+        if self.failure().is_some() {
+            return Vec::new();
+        }
+        let synced = self.log.synced();
+        let taken: Vec<ChunkId> = {
+            let mut index = self.index.lock();
+            let ready: Vec<ChunkId> = index
+                .fresh
+                .iter()
+                .filter(|(_, at)| **at <= synced)
+                .map(|(chunk, _)| *chunk)
+                .take(limit)
+                .collect();
+            index.fresh.retain(|chunk, _| ready.binary_search(chunk).is_err());
+            ready
+        };
+        let rows = taken.into_iter().filter_map(|chunk| Some((chunk, self.row(chunk).ok()??)));
+        let stable =
+            rows.filter(|(_, row)| row.position <= self.log.synced() && row.epoch.0 > 0 && !row.partial);
+        stable.map(|(chunk, row)| (chunk, row.epoch, row.contents())).collect()
+    }
+
+    /// Chunks whose report did not arrive: they are reported again.
+    pub fn untake_stable(&self, chunks: impl Iterator<Item = ChunkId>) {
+        let mut index = self.index.lock();
+        for chunk in chunks {
+            index.fresh.entry(chunk).or_insert(0);
+        }
+    }
+
+    /// Deletes what was kept aside before `before`.
+    pub fn expire_asides(&self, before: Timestamp) -> Result<u64, Fault> {
+        let mut after = Some(Key { chunk: ChunkId(u64::MAX), aside: 0 });
+        let mut expired = 0;
+        loop {
+            let page = self.page(after, 256)?;
+            let Some((last, _)) = page.last() else { return Ok(expired) };
+            after = Some(*last);
+            let old: Vec<Key> =
+                page.iter().filter(|(_, row)| row.since < before).map(|(key, _)| *key).collect();
+            expired += old.len() as u64;
+            self.delete_asides(&old)?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,332 @@
+//! Opening a disk: the index as of its checkpoint, then every record of the log beyond it, in order.
+//!
+//! Where the log ends in a record that does not verify, it was cut by a crash and nobody was told that the record is
+//! stable; it is cut off. If a later record says that it was stable, something else happened (rot, a lost
+//! write): the disk is refused, because what it holds can no longer be told from what it should hold. A leaf that
+//! rotted under a good header is kept as it is: reads and the scrub find it.
+
+use super::index::Index;
+use super::log::{self, Log, Place};
+use super::table::{self, Changes, Checkpoint, Run, Table};
+use super::{DiskStore, Options, identity};
+use crate::core::leaves::Location;
+use crate::core::record::{BLOCK, Kind, Record, RecordError};
+use crate::core::replica::{Key, Life};
+use godrive_disk::{Disk, DiskFile};
+use godrive_proto::time::Timestamp;
+use godrive_proto::{DiskId, sums};
+use parking_lot::{Mutex, RwLock};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, OnceLock};
+
+fn refuse(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+/// What the replay found where it ended.
+struct Tail {
+    sequence: u64,
+    last_segment: u32,
+    /// What lies behind the last good record.
+    cut: Option<Run>,
+}
+
+impl DiskStore {
+    /// Opens a disk, making it ready with the id `fresh` if it is empty.
+    pub fn open(disk: Arc<dyn Disk>, options: Options, fresh: DiskId, now: Timestamp) -> io::Result<Self> {
+        let id = match identity::load(&*disk, options.cluster)? {
+            Some(id) => id,
+            None => {
+                format(&*disk, fresh, options)?;
+                fresh
+            }
+        };
+        if !disk.exists(table::FILE)? {
+            return Err(refuse(format!(
+                "{} is missing: what the segments hold cannot be known. Empty the directory to let the cluster make its replicas anew",
+                table::FILE
+            )));
+        }
+        let table = Table::open(&*disk, false)?;
+        let checkpoint =
+            table.checkpoint()?.ok_or_else(|| refuse(format!("{} has no checkpoint", table::FILE)))?;
+        let mut live = table.segments()?;
+        let segments = segments(&*disk)?;
+        let next_segment = segments.last().copied().unwrap_or(0).max(checkpoint.segment) + 1;
+        live.entry(checkpoint.segment).or_insert(0);
+        let index = Index::new(live, table.count()?, options.index_bytes);
+        let records = Replay { disk: &*disk, id, checkpoint: &checkpoint, segments: &segments };
+        let (records, tail) = records.read()?;
+        let log = Log::begin(disk.clone(), id, next_segment, tail.sequence, options.segment_bytes)?;
+        let store = Self {
+            id,
+            disk,
+            options,
+            log,
+            table: RwLock::new(Some(table)),
+            index: Mutex::new(index),
+            gate: RwLock::new(()),
+            checkpointing: Mutex::default(),
+            grown: AtomicU64::new(0),
+            failed: OnceLock::new(),
+            full: AtomicBool::new(false),
+            bad_leaves: AtomicU64::new(0),
+            term: AtomicU64::new(checkpoint.term.0),
+            seen: AtomicU64::new(checkpoint.seen.0),
+        };
+        let replayed = records.len();
+        store.recover(&checkpoint, records, &segments, tail, now)?;
+        tracing::info!(disk = %id, replayed, chunks = store.index.lock().count, "disk opened");
+        Ok(store)
+    }
+
+    fn recover(
+        &self,
+        checkpoint: &Checkpoint,
+        records: Vec<(Record, Place)>,
+        segments: &[u32],
+        tail: Tail,
+        now: Timestamp,
+    ) -> io::Result<()> {
+        for (record, place) in records {
+            self.replay(&record, place)?;
+        }
+        {
+            let mut index = self.index.lock();
+            segments
+                .iter()
+                .filter(|segment| **segment >= checkpoint.segment)
+                .for_each(|segment| index.open_segment(*segment));
+            index.open_segment(self.log.end().0.segment);
+            // What the last checkpoint was to give back, and the torn end.
+            checkpoint.frees.iter().copied().chain(tail.cut).for_each(|run| index.free(run));
+        }
+        // The replayed records may be in the page cache only: they are stable before anything is built on them.
+        for segment in segments
+            .iter()
+            .filter(|segment| **segment >= checkpoint.segment && **segment <= tail.last_segment)
+        {
+            self.disk.open(&log::path(*segment), false)?.sync()?;
+        }
+        let forgotten = segments.iter().filter(|segment| !self.index.lock().knows(**segment));
+        for segment in forgotten {
+            self.log.remove(*segment)?;
+        }
+        self.checkpoint(now).map_err(|fault| io::Error::other(fault.to_string()))
+    }
+
+    fn replay(&self, record: &Record, place: Place) -> io::Result<()> {
+        let fault = |fault: godrive_proto::Fault| io::Error::other(fault.to_string());
+        let shared = |key, chunk_bytes| {
+            self.with_table(|table| self.index.lock().find_or_vacant(table, key, chunk_bytes)).map_err(fault)
+        };
+        if record.kind == Kind::Delete {
+            let mut all = Vec::new();
+            for deletion in &record.deletions {
+                all.push(shared(Key { chunk: deletion.chunk, aside: deletion.aside }, 1 << 20)?);
+            }
+            let mut guards: Vec<_> = all.iter().map(|replica| replica.write()).collect();
+            let mut replicas: Vec<_> = guards.iter_mut().map(|guard| &mut **guard).collect();
+            self.deleted(record, place, &mut replicas).map_err(fault)?;
+            for guard in guards.iter().filter(|guard| guard.life == Life::Vacant) {
+                self.index.lock().discard(guard.key);
+            }
+            return Ok(());
+        }
+        let replica = shared(Key::live(record.chunk), record.chunk_bytes)?;
+        let mut replica = replica.write();
+        self.settle(&mut replica, record, place);
+        if replica.life == Life::Live && replica.leaves.digest() != record.digest {
+            return Err(refuse(format!(
+                "record {} leaves chunk {} with another digest than it says: index and log do not belong together",
+                record.sequence, record.chunk
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Makes an empty directory a disk. Its identity comes last: without it, this is done again.
+fn format(disk: &dyn Disk, id: DiskId, options: Options) -> io::Result<()> {
+    let foreign: Vec<String> = disk.list("")?.into_iter().filter(|name| !is_ours(name)).collect();
+    if !foreign.is_empty() {
+        return Err(refuse(format!(
+            "the directory holds other files ({}): use an empty one",
+            foreign.join(", ")
+        )));
+    }
+    disk.create_directory(log::DIRECTORY)?;
+    if !segments(disk)?.is_empty() {
+        return Err(refuse(format!(
+            "{} is missing, but there are segments: whose disk is this?",
+            identity::FILE
+        )));
+    }
+    let file = disk.open(table::FILE, true)?;
+    file.set_len(0)?;
+    disk.sync_directory("")?;
+    drop(file);
+    let table = Table::open(disk, false)?;
+    let checkpoint = Checkpoint { segment: 0, block: 1, next_sequence: 1, ..Checkpoint::default() };
+    table.commit(&Changes { checkpoint, ..Changes::default() })?;
+    drop(table);
+    identity::store(disk, id, options.cluster)?;
+    disk.sync_directory("")
+}
+
+/// What an interrupted [`format`] may have left.
+fn is_ours(name: &str) -> bool {
+    name == log::DIRECTORY || name == table::FILE || name == "disk.toml.new" || name == "lost+found"
+}
+
+fn segments(disk: &dyn Disk) -> io::Result<Vec<u32>> {
+    let mut segments: Vec<u32> =
+        disk.list(log::DIRECTORY)?.iter().filter_map(|name| log::number(name)).collect();
+    segments.sort_unstable();
+    Ok(segments)
+}
+
+struct Replay<'a> {
+    disk: &'a dyn Disk,
+    id: DiskId,
+    checkpoint: &'a Checkpoint,
+    segments: &'a [u32],
+}
+
+impl Replay<'_> {
+    /// Every record from the checkpoint to the end of the log.
+    fn read(&self) -> io::Result<(Vec<(Record, Place)>, Tail)> {
+        let Checkpoint { segment: start, block, next_sequence, .. } = *self.checkpoint;
+        let mut records = Vec::new();
+        let mut tail = Tail { sequence: next_sequence, last_segment: start, cut: None };
+        for segment in self.segments.iter().copied().filter(|segment| *segment >= start) {
+            let file = self.disk.open(&log::path(segment), false)?;
+            let blocks = (file.len()? / BLOCK as u64) as u32;
+            let first = if segment == start { block } else { 1 };
+            if segment != start {
+                let mut header = vec![0; BLOCK];
+                let whole = blocks > 0 && file.read_at(&mut header, 0).is_ok();
+                match log::check_segment_header(&header, self.id, segment).filter(|_| whole) {
+                    // Its making was interrupted; the one before it is the last.
+                    None if Some(&segment) == self.segments.last() => break,
+                    None => return Err(refuse(format!("the header of {} is damaged", log::path(segment)))),
+                    Some(sequence) if sequence != tail.sequence => {
+                        let (path, end) = (log::path(segment), tail.sequence);
+                        return Err(refuse(format!(
+                            "{path} begins with record {sequence}, but the log before it ends below {end}: records are damaged or lost. \
+                             Empty the directory to let the cluster make its replicas anew"
+                        )));
+                    }
+                    Some(_) => {}
+                }
+            }
+            tail.last_segment = segment;
+            tail.cut = self.read_segment(&*file, segment, first, blocks, &mut tail.sequence, &mut records)?;
+        }
+        Ok((records, tail))
+    }
+
+    /// Reads records until one does not verify; returns what remains of the file behind them.
+    fn read_segment(
+        &self,
+        file: &dyn DiskFile,
+        segment: u32,
+        mut block: u32,
+        blocks: u32,
+        next: &mut u64,
+        records: &mut Vec<(Record, Place)>,
+    ) -> io::Result<Option<Run>> {
+        while block < blocks {
+            let record = match read_header(file, segment, block, blocks)? {
+                Ok(record) if record.sequence == *next => record,
+                Err(RecordError::Format(format)) => {
+                    return Err(refuse(format!("{} has records of format {format}", log::path(segment))));
+                }
+                _ => return self.end(file, segment, block, blocks, *next).map(Some),
+            };
+            let data = Location { segment, block: block + record.header_blocks() };
+            let end = data.block.checked_add(record.data_blocks()).filter(|end| *end <= blocks);
+            let good = end.is_some() && data_is_good(file, &record, data)?;
+            if !good && !self.later_says_stable(file, segment, block + 1, blocks, *next)? {
+                return Ok(Some(Run { segment, block, blocks: blocks - block }));
+            }
+            let Some(end) = end else { return Err(damaged(segment, block)) };
+            if !good {
+                tracing::error!(segment, block, chunk = %record.chunk, "leaves of a stable record do not match their sums");
+            }
+            let place = Place { header: Location { segment, block }, data, sequence: record.sequence };
+            records.push((record, place));
+            *next += 1;
+            block = end;
+        }
+        Ok(None)
+    }
+
+    /// The log ends here, if nothing behind says that what should be here was stable.
+    fn end(&self, file: &dyn DiskFile, segment: u32, block: u32, blocks: u32, next: u64) -> io::Result<Run> {
+        if self.later_says_stable(file, segment, block, blocks, next)? {
+            return Err(damaged(segment, block));
+        }
+        Ok(Run { segment, block, blocks: blocks - block })
+    }
+
+    fn later_says_stable(
+        &self,
+        file: &dyn DiskFile,
+        segment: u32,
+        from: u32,
+        blocks: u32,
+        sequence: u64,
+    ) -> io::Result<bool> {
+        for block in from..blocks {
+            if let Ok(record) = read_header(file, segment, block, blocks)?
+                && record.sequence > sequence
+                && record.synced >= sequence
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+fn damaged(segment: u32, block: u32) -> io::Error {
+    refuse(format!(
+        "{}, block {block}: a record that was on stable storage is damaged. Empty the directory to let the cluster make its replicas anew",
+        log::path(segment)
+    ))
+}
+
+fn read_header(
+    file: &dyn DiskFile,
+    segment: u32,
+    block: u32,
+    blocks: u32,
+) -> io::Result<Result<Record, RecordError>> {
+    let mut bytes = vec![0; BLOCK];
+    file.read_at(&mut bytes, u64::from(block) * BLOCK as u64)?;
+    let count = match Record::peek_blocks(&bytes) {
+        Ok(count) if count <= blocks - block => count,
+        Ok(_) => return Ok(Err(RecordError::Impossible)),
+        Err(error) => return Ok(Err(error)),
+    };
+    if count > 1 {
+        bytes.resize(count as usize * BLOCK, 0);
+        file.read_at(&mut bytes, u64::from(block) * BLOCK as u64)?;
+    }
+    Ok(Record::decode(&bytes, segment, block))
+}
+
+fn data_is_good(file: &dyn DiskFile, record: &Record, data: Location) -> io::Result<bool> {
+    let mut bytes = vec![0; BLOCK];
+    let mut at = u64::from(data.block) * BLOCK as u64;
+    for leaf in record.leaves.iter().filter(|leaf| leaf.sum != sums::HOLE) {
+        file.read_at(&mut bytes, at)?;
+        if sums::piece(record.chunk, leaf.leaf, &bytes) != leaf.sum {
+            return Ok(false);
+        }
+        at += BLOCK as u64;
+    }
+    Ok(true)
+}
