@@ -12,5 +12,5 @@ pub mod fs;
 
 pub use driver::World;
 pub use error::FsError;
-pub use fs::{Client, Fs};
 pub use fs::config::{CloseMode, Config};
+pub use fs::{Client, Fs};

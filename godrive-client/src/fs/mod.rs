@@ -1,88 +1,245 @@
-//! The file system's operations. (Signatures; bodies follow.)
-#![allow(clippy::todo, unused_variables)]
+//! The file system's operations and the contract behind them.
+//!
+//! An operation finds its [`inode::Inode`], makes sure that the session holds the lease it needs ([`lease`]), and acts on
+//! the inode's state under a short lock. What is cached may be used while the lease is valid: the session's
+//! time runs ([`Backend::lease_remaining`]) and the lease was not recalled. `try_*` are the same operations where
+//! everything is at hand; they never block and never wait.
+//!
+//! | file | does |
+//! |---|---|
+//! | `lease` | acquires, waits at the gate, runs an operation under a lease |
+//! | `names`, `mutate`, `listing`, `xattr`, `attr` | the namespace |
+//! | `open`, `read`, `write`, `truncate`, `space` | files |
+//! | `flush` | deltas, commits, close, fsync |
+//! | `recall` | gives leases back, survives the master's restart and the session's loss |
+//! | `background` | flushes what is old, reports closed orphans, evicts |
+//!
+//! Access times: `read` does not update atime; only `utimens` sets it.
 
+mod attr;
+mod backend;
+mod background;
 pub mod config;
+mod flush;
+mod inode;
+mod lease;
+mod listing;
+mod mutate;
+mod names;
+mod open;
 mod passes;
+mod read;
+mod recall;
+mod space;
+mod stats;
+mod table;
+mod truncate;
 mod types;
+mod write;
+mod xattr;
 
+pub use backend::Backend;
+pub use stats::StatsSnapshot;
 pub use types::*;
 
+use crate::core::page_cache::{PageCache, Tag};
 use crate::driver::{Driver, World};
-use crate::error::Result;
-use bytes::Bytes;
-use config::Config;
-use godrive_proto::meta::{FsStat, NewNode, RenameMode, SetXattrMode};
+use crate::error::{FsError, Result};
+use config::{CloseMode, Config};
+use godrive_proto::meta::Name;
 use godrive_proto::{Fault, Ino};
+use inode::{Inode, State};
+use parking_lot::Mutex;
+use stats::Stats;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use table::{Handles, Table};
+use tokio::sync::{Notify, Semaphore};
+
+/// Deltas on their way at one time, over all files.
+const MAX_FLIGHTS: usize = 32;
+/// Read-aheads on their way.
+const MAX_AHEADS: usize = 16;
+/// Below this, the largest read might not fit into the page cache.
+const MIN_CACHE_BYTES: u64 = 16 << 20;
 
 pub struct Client;
 
 impl Client {
     /// Connects to the master and opens a session.
     pub async fn start(config: Config, world: World) -> std::result::Result<Arc<Fs>, Fault> {
-        todo!()
+        let driver = Driver::start(config.driver.clone(), world).await?;
+        let fs = Fs::over(driver.clone(), config);
+        driver.serve(fs.clone());
+        Ok(fs)
     }
 }
 
-pub struct Fs<B = Driver> {
+/// A mounted cluster. Names are raw bytes and checked here; `flags` are `libc::O_*`.
+/// `try_*` answer from caches without blocking, or None: then ask the async twin.
+pub struct Fs<B: Backend = Driver> {
     backend: Arc<B>,
+    limits: Limits,
+    table: Table,
+    handles: Handles,
+    pages: PageCache,
+    tags: AtomicU64,
+    stats: Stats,
+    kernel: Mutex<Option<Arc<dyn Invalidate>>>,
+    /// Inodes with something to flush or commit.
+    dirty: Mutex<BTreeMap<Ino, Arc<Inode>>>,
+    dirty_bytes: AtomicU64,
+    names: AtomicU64,
+    /// Memory of the write buffer was freed, or a flush failed.
+    freed: Notify,
+    flights: Arc<Semaphore>,
+    aheads: Arc<Semaphore>,
+    /// Chunks to flush in the background: the whole of it, or only what fills deltas.
+    ready: Mutex<Vec<(Arc<Inode>, u32, bool)>>,
+    /// Operations that never block may be called from any thread, so spawning needs the handle.
+    runtime: tokio::runtime::Handle,
+    /// The background has something to do.
+    wake: Notify,
+    /// Unlinked inodes closed here, to be reported.
+    orphans: Mutex<Vec<Ino>>,
+    /// Errors that no call has collected.
+    uncollected: AtomicU64,
+    stopped: AtomicBool,
 }
 
-/// `try_*` answer from caches without blocking, or None: then ask the async twin.
-/// Names are raw bytes and checked here. `flags` are `libc::O_*`.
-impl Fs {
+struct Limits {
+    close: CloseMode,
+    ttl_max: Duration,
+    write_buffer_bytes: u64,
+    max_inodes: usize,
+    max_names: usize,
+    /// None: wait for ever.
+    deadline: Option<Duration>,
+}
+
+impl<B: Backend> Fs<B> {
+    /// A file system over a backend; [`Client::start`] is the usual way.
+    pub fn over(backend: Arc<B>, config: Config) -> Arc<Self> {
+        let limits = Limits {
+            close: config.close,
+            ttl_max: config.ttl_max,
+            write_buffer_bytes: config.write_buffer_bytes,
+            max_inodes: config.max_inodes,
+            max_names: config.max_names,
+            deadline: (!config.driver.hard).then_some(config.driver.deadline),
+        };
+        let fs = Arc::new(Self {
+            backend,
+            limits,
+            table: Table::default(),
+            handles: Handles::default(),
+            pages: PageCache::new(config.cache_bytes.max(MIN_CACHE_BYTES)),
+            tags: AtomicU64::new(0),
+            stats: Stats::default(),
+            kernel: Mutex::new(None),
+            dirty: Mutex::default(),
+            dirty_bytes: AtomicU64::new(0),
+            names: AtomicU64::new(0),
+            freed: Notify::new(),
+            flights: Arc::new(Semaphore::new(MAX_FLIGHTS)),
+            aheads: Arc::new(Semaphore::new(MAX_AHEADS)),
+            ready: Mutex::default(),
+            runtime: tokio::runtime::Handle::current(),
+            wake: Notify::new(),
+            orphans: Mutex::default(),
+            uncollected: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+        });
+        tokio::spawn(background::run(Arc::downgrade(&fs)));
+        fs
+    }
+
     /// Where invalidations of the kernel's caches go; none without a mount.
-    pub fn set_invalidate(&self, kernel: Arc<dyn Invalidate>) { todo!() }
-    /// Flushes everything, closes the session; says what could not be flushed.
-    pub async fn stop(self: &Arc<Self>) -> std::result::Result<(), Unflushed> { todo!() }
+    pub fn set_invalidate(&self, kernel: Arc<dyn Invalidate>) {
+        *self.kernel.lock() = Some(kernel);
+    }
 
-    pub fn try_lookup(&self, parent: Ino, name: &[u8]) -> Option<Result<Served<Found>>> { todo!() }
-    pub async fn lookup(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<Served<Found>> { todo!() }
-    pub fn try_getattr(&self, ino: Ino) -> Option<Result<Served<AttrReply>>> { todo!() }
-    pub async fn getattr(self: &Arc<Self>, ino: Ino) -> Result<Served<AttrReply>> { todo!() }
-    pub async fn setattr(self: &Arc<Self>, ino: Ino, handle: Option<Handle>, set: SetAttr) -> Result<Served<AttrReply>> { todo!() }
-    pub fn try_readlink(&self, ino: Ino) -> Option<Result<Bytes>> { todo!() }
-    pub async fn readlink(self: &Arc<Self>, ino: Ino) -> Result<Bytes> { todo!() }
-    /// mknod, mkdir and symlink.
-    pub async fn make(self: &Arc<Self>, parent: Ino, name: &[u8], node: NewNode, mode: u16, caller: Caller) -> Result<Served<Entry>> { todo!() }
-    pub async fn link(self: &Arc<Self>, ino: Ino, parent: Ino, name: &[u8]) -> Result<Served<Entry>> { todo!() }
-    pub async fn unlink(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<()> { todo!() }
-    pub async fn rmdir(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<()> { todo!() }
-    pub async fn rename(self: &Arc<Self>, parent: Ino, name: &[u8], new_parent: Ino, new_name: &[u8], mode: RenameMode) -> Result<()> { todo!() }
+    pub fn stats(&self) -> StatsSnapshot {
+        StatsSnapshot {
+            read_hits: self.stats.read_hits.value(),
+            read_misses: self.stats.read_misses.value(),
+            meta_hits: self.stats.meta_hits.value(),
+            meta_misses: self.stats.meta_misses.value(),
+            recalls: self.stats.recalls.value(),
+            deltas: self.stats.deltas.value(),
+            commits: self.stats.commits.value(),
+            late_invalidations: self.stats.late_invalidations.value(),
+            errors_after_close: self.stats.errors_after_close.value(),
+            cache_bytes: self.pages.cost(),
+            dirty_bytes: self.dirty_bytes.load(Ordering::Relaxed),
+            inodes: self.table.len() as u64,
+        }
+    }
 
-    pub async fn create(self: &Arc<Self>, parent: Ino, name: &[u8], mode: u16, flags: i32, caller: Caller) -> Result<Served<Created>> { todo!() }
-    pub fn try_open(&self, ino: Ino, flags: i32) -> Option<Result<Served<Opened>>> { todo!() }
-    /// O_TRUNC is honoured (FUSE_ATOMIC_O_TRUNC).
-    pub async fn open(self: &Arc<Self>, ino: Ino, flags: i32) -> Result<Served<Opened>> { todo!() }
-    pub fn try_read(&self, handle: Handle, offset: u64, size: u32) -> Option<Result<Served<Pieces>>> { todo!() }
-    pub async fn read(self: &Arc<Self>, handle: Handle, offset: u64, size: u32) -> Result<Served<Pieces>> { todo!() }
-    pub fn try_write(&self, handle: Handle, offset: u64, data: &Bytes, kill_privileges: bool) -> Option<Result<Served<u32>>> { todo!() }
-    pub async fn write(self: &Arc<Self>, handle: Handle, offset: u64, data: Bytes, kill_privileges: bool) -> Result<Served<u32>> { todo!() }
-    /// At each close of a descriptor. None: there is something to flush.
-    pub fn try_flush(&self, handle: Handle) -> Option<Result<()>> { todo!() }
-    pub async fn flush(self: &Arc<Self>, handle: Handle) -> Result<()> { todo!() }
-    pub async fn fsync(self: &Arc<Self>, handle: Handle, datasync: bool) -> Result<()> { todo!() }
-    /// The last descriptor of the handle is closed. Answers at once; what remains to do goes on in the background.
-    pub fn release(self: &Arc<Self>, handle: Handle) { todo!() }
-    pub async fn fallocate(self: &Arc<Self>, handle: Handle, mode: i32, offset: u64, len: u64) -> Result<()> { todo!() }
-    pub async fn lseek(self: &Arc<Self>, handle: Handle, offset: u64, whence: Whence) -> Result<u64> { todo!() }
-    pub async fn copy_file_range(self: &Arc<Self>, from: Handle, from_offset: u64, to: Handle, to_offset: u64, len: u64) -> Result<u64> { todo!() }
+    pub fn driver(&self) -> &Arc<B> {
+        &self.backend
+    }
 
-    /// Directories have handles too: they keep an unlinked directory and count as open.
-    pub fn opendir(&self, ino: Ino) -> Result<Opened> { todo!() }
-    /// Entries after `offset` (0: from the start, which includes `.` and `..`), at most `max`. Empty: the end.
-    pub fn try_readdir(&self, handle: Handle, offset: u64, max: usize, plus: bool) -> Option<Result<Served<Vec<DirEntry>>>> { todo!() }
-    pub async fn readdir(self: &Arc<Self>, handle: Handle, offset: u64, max: usize, plus: bool) -> Result<Served<Vec<DirEntry>>> { todo!() }
-    pub async fn fsyncdir(self: &Arc<Self>, handle: Handle) -> Result<()> { todo!() }
-    pub fn releasedir(self: &Arc<Self>, handle: Handle) { todo!() }
+    /// The lease is held and the session's time runs.
+    fn is_valid(&self, state: &State) -> bool {
+        state.mode().is_some() && self.backend.lease_remaining().is_some()
+    }
 
-    pub async fn statfs(self: &Arc<Self>) -> Result<FsStat> { todo!() }
-    pub fn try_getxattr(&self, ino: Ino, name: &[u8]) -> Option<Result<Bytes>> { todo!() }
-    pub async fn getxattr(self: &Arc<Self>, ino: Ino, name: &[u8]) -> Result<Bytes> { todo!() }
-    pub fn try_listxattr(&self, ino: Ino) -> Option<Result<Vec<Vec<u8>>>> { todo!() }
-    pub async fn listxattr(self: &Arc<Self>, ino: Ino) -> Result<Vec<Vec<u8>>> { todo!() }
-    pub async fn setxattr(self: &Arc<Self>, ino: Ino, name: &[u8], value: &[u8], mode: SetXattrMode) -> Result<()> { todo!() }
-    pub async fn removexattr(self: &Arc<Self>, ino: Ino, name: &[u8]) -> Result<()> { todo!() }
+    /// How long the kernel may keep what is known of the inode.
+    fn ttl(&self, state: &State) -> Duration {
+        if state.mode().is_none() || state.gate.is_closed() {
+            return Duration::ZERO;
+        }
+        self.backend.lease_remaining().map_or(Duration::ZERO, |remaining| remaining.min(self.limits.ttl_max))
+    }
 
-    pub fn driver(&self) -> &Arc<Driver> { &self.backend }
+    fn new_tag(&self) -> Tag {
+        Tag(self.tags.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// Runs a change of an inode's state and keeps the account of its dirty bytes and of the dirty inodes.
+    fn change<T>(&self, inode: &Arc<Inode>, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = inode.state.lock();
+        self.account(inode, &mut state, change)
+    }
+
+    fn account<T>(&self, inode: &Arc<Inode>, state: &mut State, change: impl FnOnce(&mut State) -> T) -> T {
+        let before = state.buffer.cost();
+        let result = change(state);
+        let after = state.buffer.cost();
+        if after > before {
+            self.dirty_bytes.fetch_add(after - before, Ordering::Relaxed);
+        } else if after < before {
+            self.dirty_bytes.fetch_sub(before - after, Ordering::Relaxed);
+            self.freed.notify_waiters();
+        }
+        if state.is_dirty() && state.dirty_since.is_none() {
+            state.touch_dirty();
+            let first = {
+                let mut dirty = self.dirty.lock();
+                dirty.insert(inode.ino, inode.clone());
+                dirty.len() == 1
+            };
+            if first {
+                self.wake.notify_one();
+            }
+        }
+        result
+    }
+
+    /// Runs a future to its end or the operation's deadline.
+    async fn within<T>(&self, what: &'static str, future: impl Future<Output = T>) -> Result<T> {
+        match self.limits.deadline {
+            None => Ok(future.await),
+            Some(deadline) => tokio::time::timeout(deadline, future)
+                .await
+                .map_err(|_| FsError::new(libc::EIO, format!("{what}: no progress within {deadline:?}"))),
+        }
+    }
+}
+
+fn checked(name: &[u8]) -> Result<Name> {
+    Name::new(name).map_err(FsError::from)
 }

@@ -1,0 +1,127 @@
+//! What is known of a directory under its lease: names (also missing ones) and its listing in the directory's order.
+
+use godrive_proto::Ino;
+use godrive_proto::meta::{DirectoryEntry, Kind, Name};
+use std::collections::BTreeMap;
+
+#[derive(Debug, Default)]
+pub struct Directory {
+    names: BTreeMap<Name, Option<Ino>>,
+    listing: Listing,
+    /// The inode of `..`, once a page of the listing told it.
+    pub parent: Option<Ino>,
+}
+
+/// Pages of the listing that follow each other from the start.
+#[derive(Debug, Default)]
+struct Listing {
+    entries: BTreeMap<u64, (Name, Ino, Kind)>,
+    /// Everything up to this position is in `entries`.
+    known_until: u64,
+    complete: bool,
+}
+
+impl Directory {
+    /// Some(None): it is known that the name is missing.
+    pub fn look_up(&self, name: &Name) -> Option<Option<Ino>> {
+        self.names.get(name).copied()
+    }
+
+    /// True if the name is new here, for the account of names.
+    pub fn learn(&mut self, name: Name, ino: Option<Ino>) -> bool {
+        self.names.insert(name, ino).is_none()
+    }
+
+    /// A local mutation: the listing has no position for it, so it is read anew.
+    pub fn change(&mut self, name: Name, ino: Option<Ino>) -> bool {
+        self.listing = Listing::default();
+        self.learn(name, ino)
+    }
+
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &Name> {
+        self.names.keys()
+    }
+
+    /// Forgets everything; gives the names, which the kernel may have cached.
+    pub fn clear(&mut self) -> Vec<Name> {
+        let old = std::mem::take(self);
+        old.names.into_keys().collect()
+    }
+
+    /// Takes a page of the listing in that follows position `after`.
+    pub fn learn_page(&mut self, after: u64, entries: &[DirectoryEntry], end: bool) {
+        if after > self.listing.known_until {
+            return;
+        }
+        for entry in entries {
+            self.listing.entries.insert(entry.position, (entry.name.clone(), entry.ino, entry.kind));
+            self.listing.known_until = self.listing.known_until.max(entry.position);
+        }
+        self.listing.complete |= end;
+    }
+
+    /// Up to `max` entries behind position `after`, if the listing is known there. Empty: the end.
+    pub fn list(&self, after: u64, max: usize) -> Option<Vec<(u64, &Name, Ino, Kind)>> {
+        if !self.listing.complete && after >= self.listing.known_until {
+            return None;
+        }
+        let behind =
+            self.listing.entries.range((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded));
+        Some(behind.take(max).map(|(at, (name, ino, kind))| (*at, name, *ino, *kind)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    fn entry(position: u64) -> DirectoryEntry {
+        DirectoryEntry {
+            position,
+            name: name(&format!("n{position}")),
+            ino: Ino(position + 100),
+            kind: Kind::File,
+            view: None,
+        }
+    }
+
+    #[test]
+    fn missing_names_are_known_too() {
+        let mut directory = Directory::default();
+        assert_eq!(directory.look_up(&name("a")), None);
+        assert!(directory.learn(name("a"), None));
+        assert_eq!(directory.look_up(&name("a")), Some(None));
+        assert!(!directory.change(name("a"), Some(Ino(3))));
+        assert_eq!(directory.look_up(&name("a")), Some(Some(Ino(3))));
+    }
+
+    #[test]
+    fn a_listing_answers_only_where_it_is_known() {
+        let mut directory = Directory::default();
+        assert!(directory.list(0, 10).is_none());
+        directory.learn_page(0, &[entry(1), entry(4)], false);
+        let positions = |list: Vec<(u64, &Name, Ino, Kind)>| list.iter().map(|e| e.0).collect::<Vec<_>>();
+        assert_eq!(directory.list(0, 10).map(positions), Some(vec![1, 4]));
+        assert_eq!(directory.list(1, 10).map(positions), Some(vec![4]));
+        assert!(directory.list(4, 10).is_none(), "what follows is not known yet");
+        directory.learn_page(9, &[entry(12)], true);
+        assert!(directory.list(4, 10).is_none(), "a page with a gap before it is not taken");
+        directory.learn_page(4, &[entry(9)], true);
+        assert_eq!(directory.list(4, 10).map(positions), Some(vec![9]));
+        assert_eq!(directory.list(9, 10).map(positions), Some(vec![]));
+        directory.change(name("new"), Some(Ino(9)));
+        assert!(directory.list(0, 10).is_none());
+    }
+}

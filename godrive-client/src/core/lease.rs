@@ -1,0 +1,107 @@
+//! What is held of one inode.
+//!
+//! Grants arrive in replies, recalls as requests of the master, on different streams: a recall can overtake the reply
+//! that carries the grant. Lease ids rise with every grant, so the highest recalled id decides: a grant that is not above
+//! it is void. Whether the session's lease time still runs is asked elsewhere, at every use.
+
+use godrive_proto::LeaseId;
+use godrive_proto::lease::{Lease, Mode};
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeaseState {
+    held: Option<(LeaseId, Mode)>,
+    recalled: LeaseId,
+}
+
+impl LeaseState {
+    /// As if everything up to this id had been recalled: for an inode that was forgotten and is met again.
+    pub fn after(recalled: LeaseId) -> Self {
+        Self { held: None, recalled }
+    }
+
+    /// Takes a grant in. An exclusive lease is never lowered by a grant, only by giving it back: a reply that
+    /// was made before or beside it may carry a shared one.
+    pub fn grant(&mut self, lease: &Lease) {
+        if lease.id <= self.recalled {
+            return;
+        }
+        self.held = Some(match self.held {
+            None => (lease.id, lease.mode),
+            Some((id, mode)) => (id.max(lease.id), mode.max(lease.mode)),
+        });
+    }
+
+    /// From now on grants up to this id are void. True if the lease held is meant.
+    pub fn recall(&mut self, id: LeaseId) -> bool {
+        self.recalled = self.recalled.max(id);
+        self.held.is_some_and(|(held, _)| held <= id)
+    }
+
+    /// Gives back down to `keeps`.
+    pub fn lower(&mut self, keeps: Option<Mode>) {
+        self.held = match (self.held, keeps) {
+            (Some((id, mode)), Some(keeps)) => Some((id, mode.min(keeps))),
+            _ => None,
+        };
+    }
+
+    /// A lease that was being lowered stays exclusive: the master refused.
+    pub fn restore(&mut self) {
+        self.held = self.held.map(|(id, _)| (id, Mode::Exclusive));
+    }
+
+    pub fn mode(&self) -> Option<Mode> {
+        self.held.map(|(_, mode)| mode)
+    }
+
+    pub fn id(&self) -> Option<LeaseId> {
+        self.held.map(|(id, _)| id)
+    }
+
+    pub fn recalled(&self) -> LeaseId {
+        self.recalled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use godrive_proto::Ino;
+    use godrive_proto::lease::ByteRange;
+
+    fn lease(id: u64, mode: Mode) -> Lease {
+        Lease { ino: Ino(7), id: LeaseId(id), mode, range: ByteRange::WHOLE }
+    }
+
+    #[test]
+    fn a_recall_overtakes_its_grant() {
+        let mut state = LeaseState::default();
+        assert!(!state.recall(LeaseId(5)));
+        state.grant(&lease(4, Mode::Shared));
+        state.grant(&lease(5, Mode::Exclusive));
+        assert_eq!(state.mode(), None);
+        state.grant(&lease(6, Mode::Shared));
+        assert_eq!(state.mode(), Some(Mode::Shared));
+    }
+
+    #[test]
+    fn a_repeated_recall_does_not_take_a_newer_lease() {
+        let mut state = LeaseState::default();
+        state.grant(&lease(5, Mode::Shared));
+        assert!(state.recall(LeaseId(5)));
+        state.lower(None);
+        state.grant(&lease(8, Mode::Exclusive));
+        assert!(!state.recall(LeaseId(5)));
+        assert_eq!(state.mode(), Some(Mode::Exclusive));
+    }
+
+    #[test]
+    fn a_late_shared_grant_does_not_lower_an_exclusive_one() {
+        let mut state = LeaseState::default();
+        state.grant(&lease(5, Mode::Exclusive));
+        state.grant(&lease(4, Mode::Shared));
+        assert_eq!((state.id(), state.mode()), (Some(LeaseId(5)), Some(Mode::Exclusive)));
+        state.lower(Some(Mode::Shared));
+        assert_eq!(state.mode(), Some(Mode::Shared));
+    }
+}

@@ -1,0 +1,140 @@
+//! Attributes.
+
+use super::inode::{Inode, State};
+use super::lease::Step;
+use super::types::{AttrReply, Handle, Served, SetAttr};
+use super::{Backend, Fs};
+use crate::core::attrs::{forward, without_privileges};
+use crate::core::gate::NO_PAGES;
+use crate::error::{FsError, Result};
+use bytes::Bytes;
+use godrive_proto::Ino;
+use godrive_proto::meta::{
+    Attr, AttrChanges, FsStat, Kind, ReadSymlink, SetAttr as SetAttrOperation, SetAttrRequest, SetTime,
+    StatFs,
+};
+use godrive_proto::time::Timestamp;
+use std::sync::Arc;
+
+impl<B: Backend> Fs<B> {
+    pub fn try_getattr(&self, ino: Ino) -> Option<Result<Served<AttrReply>>> {
+        let (attr, ttl, pass) = self.cached_attr(&self.table.find(ino)?)?;
+        self.stats.meta_hits.add(1);
+        Some(Ok(Served { value: AttrReply { attr, ttl }, pass }))
+    }
+
+    pub async fn getattr(self: &Arc<Self>, ino: Ino) -> Result<Served<AttrReply>> {
+        self.attr_reply(&self.table.get(ino)).await
+    }
+
+    async fn attr_reply(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<Served<AttrReply>> {
+        let fs = self.clone();
+        let (value, pass) = self
+            .under(inode, godrive_proto::lease::Mode::Shared, NO_PAGES, |state| {
+                let Some(attr) = state.attr.clone() else {
+                    return Err(FsError::new(libc::EIO, "a lease without attributes"));
+                };
+                Ok(Step::Done(AttrReply { attr, ttl: fs.ttl(state) }))
+            })
+            .await?;
+        Ok(Served { value, pass })
+    }
+
+    pub async fn setattr(
+        self: &Arc<Self>,
+        ino: Ino,
+        _handle: Option<Handle>,
+        set: SetAttr,
+    ) -> Result<Served<AttrReply>> {
+        let inode = self.table.get(ino);
+        if let Some(size) = set.size {
+            self.truncate(&inode, size, set.kill_privileges).await?;
+        }
+        let attr = self.fresh_view(&inode).await?;
+        let changes = changes(&set, &attr);
+        if changes != AttrChanges::default() && !self.set_locally(&inode, &changes) {
+            let view = self.backend.mutate::<SetAttrOperation>(&SetAttrRequest { ino, changes }).await?;
+            self.take_view(&view);
+        }
+        self.attr_reply(&inode).await
+    }
+
+    /// The holder of an exclusive lease changes its own attributes; they go with the next commit.
+    fn set_locally(&self, inode: &Arc<Inode>, changes: &AttrChanges) -> bool {
+        let wall = self.backend.wall();
+        self.change(inode, |state| {
+            if !state.is_exclusive() || !self.is_valid(state) || state.gate.is_closed() || state.removed {
+                return false;
+            }
+            apply(state, changes, wall)
+        })
+    }
+
+    pub fn try_readlink(&self, ino: Ino) -> Option<Result<Bytes>> {
+        let inode = self.table.find(ino)?;
+        let state = inode.state.lock();
+        self.is_valid(&state).then(|| state.target.clone()).flatten().map(Ok)
+    }
+
+    pub async fn readlink(self: &Arc<Self>, ino: Ino) -> Result<Bytes> {
+        if let Some(target) = self.try_readlink(ino) {
+            return target;
+        }
+        let reply = self.backend.query::<ReadSymlink>(&ino).await?;
+        let target = Bytes::from(reply.target);
+        let inode = self.table.get(ino);
+        let mut state = inode.state.lock();
+        state.see(&reply.view);
+        if state.is_fresh(&reply.view) {
+            state.target = Some(target.clone());
+        }
+        Ok(target)
+    }
+
+    pub async fn statfs(self: &Arc<Self>) -> Result<FsStat> {
+        Ok(self.backend.query::<StatFs>(&()).await?)
+    }
+}
+
+/// A change of owner takes privileges away, unless the caller says which mode it wants.
+fn changes(set: &SetAttr, attr: &Attr) -> AttrChanges {
+    let chown = set.uid.is_some() || set.gid.is_some();
+    let killed = without_privileges(attr.mode);
+    let kill = chown && attr.kind == Kind::File && killed != attr.mode;
+    AttrChanges {
+        mode: set.mode.or_else(|| kill.then_some(killed)),
+        uid: set.uid,
+        gid: set.gid,
+        atime: set.atime,
+        mtime: set.mtime,
+        ctime: None,
+    }
+}
+
+fn apply(state: &mut State, changes: &AttrChanges, wall: Timestamp) -> bool {
+    let Some(attr) = &mut state.attr else { return false };
+    let time = |set: SetTime| match set {
+        SetTime::Now => wall,
+        SetTime::At(time) => time,
+    };
+    if let Some(mode) = changes.mode {
+        attr.mode = mode & 0o7777;
+        state.pending.mode = true;
+    }
+    if changes.uid.is_some() || changes.gid.is_some() {
+        attr.uid = changes.uid.unwrap_or(attr.uid);
+        attr.gid = changes.gid.unwrap_or(attr.gid);
+        state.pending.owner = true;
+    }
+    if let Some(atime) = changes.atime {
+        attr.atime = time(atime);
+        state.pending.atime = true;
+    }
+    if let Some(mtime) = changes.mtime {
+        attr.mtime = time(mtime);
+        state.pending.mtime = true;
+    }
+    attr.ctime = forward(wall, attr.ctime);
+    state.pending.ctime = true;
+    true
+}

@@ -1,0 +1,218 @@
+//! What goes on without being asked: flushes, commits, reports of closed orphans, eviction.
+
+use super::flush::Level;
+use super::inode::Inode;
+use super::types::{Invalidation, Unflushed};
+use super::{Backend, Fs};
+use crate::error::FsError;
+use godrive_proto::Ino;
+use godrive_proto::lease::{Mode, ReleaseRequest, Releases};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How often the background looks while something is dirty.
+const TICK: Duration = Duration::from_millis(200);
+/// What is older than this is flushed and committed.
+const OLD: Duration = Duration::from_millis(700);
+/// Tries of a flush whose file nobody has open, before its data is given up.
+const MAX_TRIES: u32 = 3;
+const MAX_ORPHANS: usize = 1024;
+const MAX_EVICTED: usize = 1024;
+
+pub(super) async fn run<B: Backend>(fs: Weak<Fs<B>>) {
+    loop {
+        let Some(strong) = fs.upgrade() else { return };
+        if strong.stopped.load(Ordering::Relaxed) {
+            return;
+        }
+        strong.start_ready();
+        strong.start_old();
+        strong.report_orphans().await;
+        strong.evict();
+        let busy = !strong.dirty.lock().is_empty();
+        let wake = async { strong.wake.notified().await };
+        // The second case only lets this task end when the file system is dropped.
+        let pause = if busy { TICK } else { Duration::from_secs(5) };
+        let _ = tokio::time::timeout(pause, wake).await;
+    }
+}
+
+impl<B: Backend> Fs<B> {
+    /// Asks the background to flush chunks.
+    pub(super) fn request_flush(&self, inode: &Arc<Inode>, chunks: Vec<(u32, bool)>) {
+        if chunks.is_empty() {
+            return;
+        }
+        self.ready.lock().extend(chunks.into_iter().map(|(index, all)| (inode.clone(), index, all)));
+        self.wake.notify_one();
+    }
+
+    fn start_ready(self: &Arc<Self>) {
+        for (inode, index, all) in std::mem::take(&mut *self.ready.lock()) {
+            let fs = self.clone();
+            tokio::spawn(async move {
+                let result = fs.flush_chunk(&inode, index, false, all).await;
+                let more = {
+                    let mut state = inode.state.lock();
+                    state.flushing.remove(&index);
+                    result.is_ok() && state.buffer.fills_a_delta(index) && state.flushing.insert(index)
+                };
+                if more {
+                    fs.request_flush(&inode, vec![(index, all)]);
+                }
+                if let Err(error) = result
+                    && matches!(error.errno, libc::ENOSPC | libc::EDQUOT)
+                {
+                    fs.note_error(&inode, error);
+                }
+            });
+        }
+    }
+
+    /// Flushes what has been dirty for a while; everything, if writers wait for room.
+    fn start_old(self: &Arc<Self>) {
+        let full = self.dirty_bytes.load(Ordering::Relaxed) >= self.limits.write_buffer_bytes;
+        let now = Instant::now();
+        let inodes: Vec<Arc<Inode>> = self.dirty.lock().values().cloned().collect();
+        for inode in inodes {
+            let start = {
+                let mut state = inode.state.lock();
+                let is_old = state.dirty_since.is_some_and(|since| now.duration_since(since) >= OLD);
+                let start = (full || is_old) && !state.flushing_all && !state.gate.is_closed();
+                state.flushing_all |= start;
+                start
+            };
+            if start {
+                let fs = self.clone();
+                tokio::spawn(async move { fs.flush_old(inode).await });
+            }
+        }
+    }
+
+    async fn flush_old(self: Arc<Self>, inode: Arc<Inode>) {
+        let removed = {
+            let state = inode.state.lock();
+            state.removed && state.open == 0
+        };
+        if removed {
+            self.change(&inode, |state| state.lose_dirty());
+        }
+        let result = self.flush_inode(&inode, Level::Held, Mode::Exclusive).await;
+        let give_up = {
+            let mut state = inode.state.lock();
+            state.flushing_all = false;
+            state.flush_failures = if result.is_ok() { 0 } else { state.flush_failures + 1 };
+            // Not before the next round; failures are logged where they happen.
+            state.dirty_since = state.dirty_since.map(|_| Instant::now());
+            state.open == 0 && state.flush_failures >= MAX_TRIES
+        };
+        self.settle_dirty(&inode);
+        if let (Err(error), true) = (&result, give_up) {
+            self.change(&inode, |state| state.lose_dirty());
+            self.settle_dirty(&inode);
+            self.note_error(&inode, error.clone());
+        } else if let Err(error) = result {
+            tracing::warn!(ino = %inode.ino, %error, "a background flush failed, it is tried again");
+            self.freed.notify_waiters();
+            if matches!(error.errno, libc::ENOSPC | libc::EDQUOT) {
+                self.note_error(&inode, error);
+            }
+        }
+    }
+
+    /// Keeps an error for the next fsync or close of the inode.
+    pub(super) fn note_error(&self, inode: &Arc<Inode>, error: FsError) {
+        tracing::error!(ino = %inode.ino, %error, "data was not written; the next fsync or close reports it");
+        let first = {
+            let mut state = inode.state.lock();
+            state.error.replace(error).is_none()
+        };
+        if first {
+            self.stats.errors_after_close.add(1);
+            self.uncollected.fetch_add(1, Ordering::Relaxed);
+        }
+        self.freed.notify_waiters();
+    }
+
+    pub(super) fn collected(&self) {
+        self.uncollected.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    async fn report_orphans(self: &Arc<Self>) {
+        let closed_orphans: Vec<Ino> = {
+            let mut orphans = self.orphans.lock();
+            let batch = orphans.len().min(MAX_ORPHANS);
+            orphans.drain(..batch).collect()
+        };
+        if closed_orphans.is_empty() {
+            return;
+        }
+        let fs = self.clone();
+        tokio::spawn(async move {
+            let request = ReleaseRequest { leases: Vec::new(), closed_orphans };
+            if let Err(fault) = fs.backend.query::<Releases>(&request).await {
+                tracing::warn!(%fault, orphans = request.closed_orphans.len(), "closed orphans were not reported, again later");
+                fs.orphans.lock().extend(request.closed_orphans);
+            }
+        });
+    }
+
+    /// Forgets inodes that nobody has used lately, when there are too many of them or of their names.
+    fn evict(self: &Arc<Self>) {
+        let names = self.names.load(Ordering::Relaxed) as usize;
+        if self.table.len() <= self.limits.max_inodes && names <= self.limits.max_names {
+            return;
+        }
+        for inode in self.table.idle(MAX_EVICTED) {
+            let names = self.forget(&mut inode.state.lock());
+            if names.is_empty() {
+                self.table.evict(&inode);
+                continue;
+            }
+            // The kernel may have the names of a directory that will not be known any longer.
+            let fs = self.clone();
+            tokio::spawn(async move {
+                let what = names.into_iter().map(|name| Invalidation::Entry(inode.ino, name.0)).collect();
+                fs.invalidate(what, Duration::from_secs(1)).await;
+                fs.table.evict(&inode);
+            });
+        }
+        self.wake.notify_one();
+    }
+
+    /// Flushes everything, closes the session; says what could not be flushed.
+    pub async fn stop(self: &Arc<Self>) -> std::result::Result<(), Unflushed> {
+        let inodes: Vec<Arc<Inode>> = self.dirty.lock().values().cloned().collect();
+        let tasks: Vec<_> = inodes
+            .into_iter()
+            .map(|inode| {
+                let fs = self.clone();
+                tokio::spawn(async move {
+                    let result = fs.flush_inode(&inode, Level::Held, Mode::Shared).await;
+                    let earlier = inode.state.lock().error.clone();
+                    result.err().or(earlier).map(|error| (inode.ino, error.context))
+                })
+            })
+            .collect();
+        let mut unflushed = Vec::new();
+        for task in tasks {
+            match task.await {
+                Ok(failed) => unflushed.extend(failed),
+                Err(error) => unflushed.push((Ino(0), format!("a flush broke off: {error}"))),
+            }
+        }
+        for inode in self.table.all() {
+            if let Some(error) = inode.state.lock().error.take()
+                && !unflushed.iter().any(|(ino, _)| *ino == inode.ino)
+            {
+                unflushed.push((inode.ino, error.context));
+            }
+        }
+        self.stopped.store(true, Ordering::Relaxed);
+        self.wake.notify_one();
+        self.backend.stop().await;
+        if unflushed.is_empty() { Ok(()) } else { Err(Unflushed(unflushed)) }
+    }
+}

@@ -1,0 +1,481 @@
+//! From the buffer to the slaves and the master: deltas, commits, close, fsync.
+
+use super::config::CloseMode;
+use super::inode::{Inode, State};
+use super::mutate::is_unknown;
+use super::types::Handle;
+use super::{Backend, Fs};
+use crate::core::attrs::Pending;
+use crate::driver::Delta;
+use crate::error::{FsError, Result};
+use godrive_proto::data::{ChunkState, Layout};
+use godrive_proto::lease::Mode;
+use godrive_proto::meta::{Barrier, Commit, CommitRequest, InodeView, Kind};
+use godrive_proto::time::Timestamp;
+use godrive_proto::{Code, Fault, Version};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Tries of a commit whose chunks get new epochs meanwhile.
+const MAX_COMMITS: u32 = 8;
+
+/// How far a flush goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Level {
+    Held,
+    Stable { datasync: bool },
+}
+
+impl Level {
+    fn is_stable(self) -> bool {
+        self != Self::Held
+    }
+}
+
+impl<B: Backend> Fs<B> {
+    /// At each close of a descriptor. None: there is something to flush.
+    pub fn try_flush(&self, handle: Handle) -> Option<Result<()>> {
+        let file = match self.sound(handle) {
+            Ok(file) => file,
+            Err(error) => return Some(Err(error)),
+        };
+        let state = file.inode.state.lock();
+        let clean = !file.writable || (!state.is_dirty() && state.error.is_none());
+        clean.then_some(Ok(()))
+    }
+
+    pub async fn flush(self: &Arc<Self>, handle: Handle) -> Result<()> {
+        let file = self.sound(handle)?;
+        if !file.writable {
+            return Ok(());
+        }
+        let inode = &file.inode;
+        self.collect_error(inode)?;
+        let keeps = {
+            let state = inode.state.lock();
+            if !state.is_dirty() || (state.removed && state.open == 1) {
+                return Ok(());
+            }
+            if state.writers > 1 { Mode::Exclusive } else { Mode::Shared }
+        };
+        if self.limits.close == CloseMode::Queued {
+            return Ok(()); // The background flushes within a second, and keeps what fails.
+        }
+        self.flush_inode(inode, Level::Held, keeps).await
+    }
+
+    pub async fn fsync(self: &Arc<Self>, handle: Handle, datasync: bool) -> Result<()> {
+        let file = self.sound(handle)?;
+        self.collect_error(&file.inode)?;
+        self.flush_inode(&file.inode, Level::Stable { datasync }, Mode::Exclusive).await
+    }
+
+    /// What failed behind the caller's back is told once.
+    fn collect_error(&self, inode: &Arc<Inode>) -> Result<()> {
+        let error = inode.state.lock().error.take();
+        match error {
+            None => Ok(()),
+            Some(error) => {
+                self.collected();
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes everything of a file stable, whoever wrote it.
+    pub(super) async fn make_stable(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
+        if inode.state.lock().kind().is_some_and(|kind| kind != Kind::File) {
+            return Ok(());
+        }
+        self.flush_inode(inode, Level::Stable { datasync: true }, Mode::Exclusive).await
+    }
+
+    /// Everything written before this call is held (or stable), and the master knows what it must. Goes on to its end
+    /// even if the caller goes away.
+    pub(super) async fn flush_inode(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        level: Level,
+        keeps: Mode,
+    ) -> Result<()> {
+        let (fs, inode) = (self.clone(), inode.clone());
+        let task = tokio::spawn(async move {
+            let _order = inode.order.lock().await;
+            fs.flush_in_order(&inode, level, keeps).await
+        });
+        task.await.unwrap_or_else(|error| Err(FsError::new(libc::EIO, format!("a flush broke off: {error}"))))
+    }
+
+    /// The same under the inode's order lock.
+    pub(super) async fn flush_in_order(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        level: Level,
+        keeps: Mode,
+    ) -> Result<()> {
+        let size = inode.state.lock().size();
+        let indexes: Vec<u32> = inode.state.lock().buffer.indexes().collect();
+        self.flush_chunks(inode, indexes, level.is_stable()).await?;
+        if level.is_stable() {
+            self.sync_unstable(inode).await?;
+        }
+        let sync = match level {
+            Level::Held => false,
+            Level::Stable { datasync } => {
+                let state = inode.state.lock();
+                let local = state.pending;
+                let attributes = local.mode || local.owner || local.atime;
+                let sync = local.size || state.trim_pending || state.unsynced || (attributes && !datasync);
+                if !sync {
+                    return Ok(()); // Versions and times reach the master within a second.
+                }
+                sync
+            }
+        };
+        let lowered = {
+            let state = inode.state.lock();
+            state.has_commit() && !state.is_exclusive()
+        };
+        if lowered {
+            // A commit that gave the lease back was not answered.
+            self.acquire(inode, Mode::Exclusive).await?;
+        }
+        self.commit(inode, sync, keeps, size).await
+    }
+
+    /// Sends the dirty pieces of these chunks, several at a time.
+    async fn flush_chunks(self: &Arc<Self>, inode: &Arc<Inode>, indexes: Vec<u32>, sync: bool) -> Result<()> {
+        let tasks: Vec<_> = indexes
+            .into_iter()
+            .map(|index| {
+                let (fs, inode) = (self.clone(), inode.clone());
+                tokio::spawn(async move { fs.flush_chunk(&inode, index, sync, true).await })
+            })
+            .collect();
+        let mut result = Ok(());
+        for task in tasks {
+            let one = task
+                .await
+                .unwrap_or_else(|error| Err(FsError::new(libc::EIO, format!("a delta broke off: {error}"))));
+            result = result.and(one);
+        }
+        result
+    }
+
+    /// Sends the dirty pieces of one chunk, one delta after the other: all of them, or as long as they fill a delta.
+    pub(super) async fn flush_chunk(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        index: u32,
+        sync: bool,
+        all: bool,
+    ) -> Result<()> {
+        let Some(io) = inode.state.lock().slots.get(&index).map(|slot| slot.io.clone()) else {
+            return Ok(()); // Cut off, or lost with the session.
+        };
+        let _alone = io.write().await;
+        loop {
+            let Ok(_flight) = self.flights.acquire().await else {
+                return Err(FsError::new(libc::EIO, "the file system has stopped"));
+            };
+            if !all && !inode.state.lock().buffer.fills_a_delta(index) {
+                return Ok(());
+            }
+            let Some((mut layout, delta, poison)) = self.take_delta(inode, index, sync) else {
+                return Ok(());
+            };
+            self.stats.deltas.add(1);
+            let result = self.backend.write(&mut layout, delta).await;
+            self.change(inode, |state| {
+                if state.poison != poison {
+                    return Ok(()); // What was in flight has been given up meanwhile; who is told has been told.
+                }
+                match result {
+                    Ok(applied) => {
+                        if applied.stable {
+                            layout.stable = layout.held;
+                        }
+                        let used_bytes = applied.used_bytes;
+                        self.landed(state, index, layout, used_bytes);
+                        Ok(())
+                    }
+                    Err(fault) => {
+                        state.buffer.give_back(index).map_err(super::write::rotten)?;
+                        if let Some(slot) = state.slots.get_mut(&index) {
+                            // It may have been applied or not; the pages under the old tag are not trusted.
+                            slot.tag = self.new_tag();
+                            slot.layout = layout;
+                        }
+                        Err(FsError::from(fault))
+                    }
+                }
+            })
+            .inspect_err(|error| {
+                tracing::warn!(ino = %inode.ino, chunk = index, %error, "a delta failed; its bytes stay buffered");
+                self.freed.notify_waiters();
+            })?;
+        }
+    }
+
+    fn take_delta(&self, inode: &Arc<Inode>, index: u32, sync: bool) -> Option<(Layout, Delta, u64)> {
+        let mut state = inode.state.lock();
+        let taken = state.buffer.take(index)?;
+        let layout = state.slots.get(&index)?.layout.clone();
+        let mtime = state.attr.as_ref().map_or(Timestamp(0), |attr| attr.mtime);
+        let delta = Delta { extents: taken.extents, sums: taken.sums, payload: taken.payload, mtime, sync };
+        Some((layout, delta, state.poison))
+    }
+
+    /// The delta in flight is held: its bytes become cached ones, at one moment for every reader.
+    fn landed(&self, state: &mut State, index: u32, layout: Layout, used_bytes: u32) {
+        let Some(slot) = state.slots.get_mut(&index) else { return };
+        for (at, len, bytes) in state.buffer.in_flight(index) {
+            match bytes {
+                Some(bytes) => self.pages.insert(slot.tag, at, &bytes),
+                None => self.pages.insert_hole(slot.tag, at, len),
+            }
+        }
+        let chunk = ChunkState {
+            index,
+            chunk: layout.chunk.id,
+            epoch: layout.epoch,
+            held: layout.held,
+            stable: layout.stable == layout.held,
+            used_bytes,
+        };
+        slot.layout = layout;
+        state.chunks.insert(index, chunk);
+        state.buffer.landed(index);
+    }
+
+    /// Makes those chunks stable that are held but not known to be stable.
+    async fn sync_unstable(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
+        let last = {
+            let state = inode.state.lock();
+            let chunk_bytes = u64::from(state.chunk_bytes().max(1));
+            (state.size().div_ceil(chunk_bytes)).saturating_sub(1) as u32
+        };
+        for window in 0..=last / super::inode::WINDOW_CHUNKS {
+            self.under(inode, Mode::Shared, crate::core::gate::NO_PAGES, |state| {
+                let known = state.windows.contains(&window) || state.size() == 0;
+                Ok(if known { super::lease::Step::Done(()) } else { super::lease::Step::Window(window) })
+            })
+            .await?;
+        }
+        let unstable: Vec<u32> = {
+            let state = inode.state.lock();
+            let slots = state.slots.iter();
+            let unstable = slots.filter(|(_, slot)| {
+                slot.layout.held.version > Version(0) && slot.layout.held != slot.layout.stable
+            });
+            unstable.map(|(index, _)| *index).collect()
+        };
+        for index in unstable {
+            let Some(io) = inode.state.lock().slots.get(&index).map(|slot| slot.io.clone()) else { continue };
+            let _alone = io.write().await;
+            let Some(mut layout) = inode.state.lock().slots.get(&index).map(|slot| slot.layout.clone())
+            else {
+                continue;
+            };
+            if layout.stable == layout.held {
+                continue;
+            }
+            let applied = self.backend.sync(&mut layout).await?;
+            self.change(inode, |state| {
+                layout.stable = layout.held;
+                let Some(slot) = state.slots.get_mut(&index) else { return };
+                if slot.layout.chunk.id != layout.chunk.id {
+                    return;
+                }
+                let opened = slot.opened;
+                if slot.layout.held != layout.held {
+                    slot.tag = self.new_tag();
+                }
+                slot.layout = layout.clone();
+                if opened {
+                    let chunk = ChunkState {
+                        index,
+                        chunk: layout.chunk.id,
+                        epoch: layout.epoch,
+                        held: layout.held,
+                        stable: true,
+                        used_bytes: applied.used_bytes,
+                    };
+                    state.chunks.insert(index, chunk);
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Tells the master what the replicas hold. `size` is the length up to which everything was flushed.
+    async fn commit(self: &Arc<Self>, inode: &Arc<Inode>, sync: bool, keeps: Mode, size: u64) -> Result<()> {
+        let mut attempts = 0;
+        loop {
+            let Some((request, taken)) = self.take_commit(inode, sync, keeps, size)? else {
+                let unsynced = inode.state.lock().unsynced;
+                if sync && unsynced {
+                    self.backend.query::<Barrier>(&()).await?;
+                    inode.state.lock().unsynced = false;
+                }
+                return Ok(());
+            };
+            self.stats.commits.add(1);
+            match self.backend.mutate::<Commit>(&request).await {
+                Ok(reply) => {
+                    self.committed(inode, &request, &taken, &reply.view);
+                    return Ok(());
+                }
+                Err(fault) => {
+                    self.not_committed(inode, &fault, taken);
+                    attempts += 1;
+                    if fault.code != Code::WrongEpoch || attempts > MAX_COMMITS {
+                        return Err(fault.into());
+                    }
+                    self.renew_layouts(inode).await;
+                }
+            }
+        }
+    }
+
+    fn committed(&self, inode: &Arc<Inode>, request: &CommitRequest, taken: &TakenCommit, view: &InodeView) {
+        self.change(inode, |state| {
+            if state.poison != taken.poison {
+                return;
+            }
+            state.committing = Pending::default();
+            state.committing_chunks = false;
+            state.trim_pending &= !request.trimmed;
+            state.unsynced = !request.sync && (state.unsynced || taken.matters() || request.trimmed);
+            if request.keeps == Mode::Shared {
+                state.close_chunks();
+            }
+            state.see(view);
+        });
+        self.settle_dirty(inode);
+    }
+
+    fn not_committed(&self, inode: &Arc<Inode>, fault: &Fault, taken: TakenCommit) {
+        let generation = self.change(inode, |state| {
+            if state.poison == taken.poison {
+                state.committing = Pending::default();
+                state.committing_chunks = false;
+                state.pending.merge(taken.pending);
+                for (index, chunk) in taken.chunks {
+                    state.chunks.entry(index).or_insert(chunk);
+                }
+                if taken.lowered && !is_unknown(fault) {
+                    state.lease.restore();
+                }
+            }
+            state.generation
+        });
+        if matches!(fault.code, Code::NoLease | Code::SessionLost | Code::Stale | Code::NotFound) {
+            self.lease_denied(inode, generation);
+        }
+    }
+
+    fn take_commit(
+        &self,
+        inode: &Arc<Inode>,
+        sync: bool,
+        keeps: Mode,
+        size: u64,
+    ) -> Result<Option<(CommitRequest, TakenCommit)>> {
+        let mut state = inode.state.lock();
+        if !state.has_commit() {
+            return Ok(None);
+        }
+        if !state.is_exclusive() {
+            return Err(FsError::new(
+                libc::EIO,
+                "there is something to commit, but the exclusive lease is gone",
+            ));
+        }
+        let Some(attr) = state.attr.clone() else {
+            return Err(FsError::new(libc::EIO, "there is something to commit, but no attributes are known"));
+        };
+        let pending = std::mem::take(&mut state.pending);
+        let chunks = std::mem::take(&mut state.chunks);
+        let committed = attr.size.min(size);
+        // Written since the flush began: that length is not backed by replicas yet.
+        state.pending.size = pending.size && attr.size > committed;
+        state.committing = pending;
+        let done = state.buffer.is_empty() && !state.pending.any();
+        let keeps = if done { keeps } else { Mode::Exclusive };
+        let request = CommitRequest {
+            ino: inode.ino,
+            size: pending.size.then_some(committed),
+            changes: pending.changes(&attr),
+            chunks: chunks.values().copied().collect(),
+            trimmed: state.trim_pending,
+            sync,
+            keeps,
+        };
+        // From here on new writes ask for the lease again: when the master has lowered it, readers trust it.
+        let lowered = keeps == Mode::Shared;
+        if lowered {
+            state.lease.lower(Some(Mode::Shared));
+        }
+        state.committing_chunks = true;
+        Ok(Some((request, TakenCommit { pending, chunks, lowered, poison: state.poison })))
+    }
+
+    /// The inode leaves the list of dirty ones if nothing is left to do.
+    pub(super) fn settle_dirty(&self, inode: &Arc<Inode>) {
+        let mut state = inode.state.lock();
+        if state.is_dirty() {
+            // What was written since begins a new second.
+            state.dirty_since = Some(tokio::time::Instant::now());
+        } else {
+            state.dirty_since = None;
+            self.dirty.lock().remove(&inode.ino);
+        }
+    }
+
+    /// The master has newer epochs than a commit named: the layouts are asked for, and the next flush says it again.
+    async fn renew_layouts(self: &Arc<Self>, inode: &Arc<Inode>) {
+        let unsure: Vec<u32> = inode.state.lock().chunks.keys().copied().collect();
+        for index in unsure {
+            let Some(io) = inode.state.lock().slots.get(&index).map(|slot| slot.io.clone()) else { continue };
+            let _alone = io.write().await;
+            let Some(mut layout) = inode.state.lock().slots.get(&index).map(|slot| slot.layout.clone())
+            else {
+                continue;
+            };
+            // A sync meets the replicas' refusal of the old epoch, and comes back with the new one.
+            match self.backend.sync(&mut layout).await {
+                Ok(applied) => self.change(inode, |state| {
+                    layout.stable = layout.held;
+                    if let Some(slot) = state.slots.get_mut(&index) {
+                        slot.layout = layout.clone();
+                    }
+                    if let Some(chunk) = state.chunks.get_mut(&index) {
+                        chunk.epoch = layout.epoch;
+                        chunk.held = layout.held;
+                        chunk.stable = true;
+                        chunk.used_bytes = applied.used_bytes;
+                    }
+                }),
+                Err(fault) => {
+                    tracing::warn!(ino = %inode.ino, chunk = index, %fault, "no newer layout; the next flush tries again");
+                }
+            }
+        }
+    }
+}
+
+/// What a commit on its way has taken out of the state.
+struct TakenCommit {
+    pending: Pending,
+    chunks: BTreeMap<u32, ChunkState>,
+    lowered: bool,
+    poison: u64,
+}
+
+impl TakenCommit {
+    /// Something that an fsync owes to the master's stable storage.
+    fn matters(&self) -> bool {
+        self.pending.size || self.pending.mode || self.pending.owner || self.pending.atime
+    }
+}

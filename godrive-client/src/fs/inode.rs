@@ -1,0 +1,270 @@
+//! What this mount knows of one inode.
+//!
+//! [`State`] is behind a short mutex that is never held over an await. What must be in order over awaits has locks
+//! of its own, always taken in this order: `content`, `order`, a chunk's `io`, then `state`.
+
+use crate::core::attrs::{self, Pending};
+use crate::core::directory::Directory;
+use crate::core::gate::Gate;
+use crate::core::lease::LeaseState;
+use crate::core::page_cache::Tag;
+use crate::core::write_buffer::WriteBuffer;
+use crate::error::FsError;
+use bytes::Bytes;
+use godrive_proto::data::{ChunkState, Layout};
+use godrive_proto::lease::Mode;
+use godrive_proto::meta::{Attr, InodeView, Kind};
+use godrive_proto::{Ino, LeaseId};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use tokio::sync::{Mutex as OrderMutex, Notify, RwLock};
+use tokio::time::Instant;
+
+/// Layouts are asked for in windows of so many chunks.
+pub const WINDOW_CHUNKS: u32 = 256;
+
+pub struct Inode {
+    pub ino: Ino,
+    pub state: Mutex<State>,
+    /// Writers share it, a truncation has it alone.
+    pub content: RwLock<()>,
+    /// One flush, commit, truncation or recall at a time.
+    pub order: OrderMutex<()>,
+    /// One request for a lease at a time.
+    pub acquiring: OrderMutex<()>,
+    /// The gate opened, someone left, a fetch ended.
+    pub changed: Notify,
+}
+
+#[derive(Default)]
+pub struct State {
+    pub attr: Option<Attr>,
+    pub lease: LeaseState,
+    /// Raised each time the lease is lost: what was asked for before may not be cached after.
+    pub generation: u64,
+    /// Operations that have just got a lease and not yet used it.
+    pub claims: u32,
+    pub gate: Gate,
+    /// Attributes that only this mount knows yet.
+    pub pending: Pending,
+    /// Those of a commit that is on its way.
+    pub committing: Pending,
+    /// A commit is on its way.
+    pub committing_chunks: bool,
+    /// Chunks whose new contents the master does not know yet.
+    pub chunks: BTreeMap<u32, ChunkState>,
+    /// A trim is pending at the master; its hole is in the buffer or has landed.
+    pub trim_pending: bool,
+    /// A commit was answered before it was on stable storage.
+    pub unsynced: bool,
+    pub buffer: WriteBuffer,
+    /// Since when there is something to flush or to commit.
+    pub dirty_since: Option<Instant>,
+    pub slots: BTreeMap<u32, Slot>,
+    /// Windows whose layouts are known: in them, an index without a slot is a hole.
+    pub windows: BTreeSet<u32>,
+    /// Leaf runs that are being fetched: (index, first leaf) to the end.
+    pub fetching: BTreeMap<(u32, u32), u32>,
+    pub directory: Directory,
+    /// Operations in this directory that the master has not answered.
+    pub busy: u32,
+    /// Until then the directory is contended: its names are given to the kernel with no time to live.
+    pub hot_until: Option<Instant>,
+    pub last_recall: Option<Instant>,
+    /// The kernel was given names of this directory to keep.
+    pub names_given: bool,
+    pub target: Option<Bytes>,
+    pub xattrs: Option<Vec<(Vec<u8>, Vec<u8>)>>,
+    pub open: u32,
+    pub writers: u32,
+    /// It was opened since this knowledge began: the kernel's pages are covered by it.
+    pub opened_before: bool,
+    /// The master was told that it is open; it must be told when it no longer is.
+    pub told_open: bool,
+    /// Its last name is gone.
+    pub removed: bool,
+    /// Raised when dirty data was lost: handles opened before answer EIO.
+    pub poison: u64,
+    /// What failed behind the callers' backs; the next fsync or close reports it.
+    pub error: Option<FsError>,
+    /// Chunks for which a background flush is under way.
+    pub flushing: BTreeSet<u32>,
+    /// A background flush of the whole inode is under way.
+    pub flushing_all: bool,
+    pub flush_failures: u32,
+    /// For the eviction's clock: used since it last passed.
+    pub used: bool,
+}
+
+/// A chunk of this file.
+pub struct Slot {
+    pub layout: Layout,
+    pub tag: Tag,
+    /// Open for writing in this session, under the present exclusive lease.
+    pub opened: bool,
+    /// Readers share it; a delta has it alone, so that a read meets the version it asks for.
+    pub io: Arc<RwLock<()>>,
+}
+
+impl Inode {
+    pub fn new(ino: Ino, recalled: LeaseId) -> Self {
+        Self {
+            ino,
+            state: Mutex::new(State { lease: LeaseState::after(recalled), used: true, ..State::default() }),
+            content: RwLock::new(()),
+            order: OrderMutex::new(()),
+            acquiring: OrderMutex::new(()),
+            changed: Notify::new(),
+        }
+    }
+}
+
+impl State {
+    pub fn mode(&self) -> Option<Mode> {
+        self.lease.mode()
+    }
+
+    pub fn is_exclusive(&self) -> bool {
+        self.mode() == Some(Mode::Exclusive)
+    }
+
+    pub fn kind(&self) -> Option<Kind> {
+        self.attr.as_ref().map(|attr| attr.kind)
+    }
+
+    pub fn size(&self) -> u64 {
+        self.attr.as_ref().map_or(0, |attr| attr.size)
+    }
+
+    pub fn chunk_bytes(&self) -> u32 {
+        self.attr.as_ref().map_or(0, |attr| attr.chunk_bytes)
+    }
+
+    /// Fields in which this mount is ahead of the master.
+    pub fn local(&self) -> Pending {
+        let mut local = self.pending;
+        local.merge(self.committing);
+        local
+    }
+
+    /// The lease holds and nothing newer than this view is known: what came with it may be cached.
+    pub fn is_fresh(&self, view: &InodeView) -> bool {
+        self.mode().is_some() && self.attr.as_ref().is_some_and(|attr| attr.change == view.attr.change)
+    }
+
+    /// Takes a view of a reply in. Without a lease it tells nothing that may be kept, but the order of changes.
+    pub fn see(&mut self, view: &InodeView) {
+        if let Some(lease) = &view.lease {
+            self.lease.grant(lease);
+        }
+        let newer = self.attr.as_ref().is_none_or(|attr| view.attr.change > attr.change);
+        if newer && self.attr.as_ref().is_some_and(|attr| attr.xattrs || view.attr.xattrs) {
+            self.xattrs = None;
+        }
+        let local = self.local();
+        attrs::merge(&mut self.attr, local, view.attr.clone());
+        self.used = true;
+    }
+
+    /// Bytes or attributes that the master or the slaves do not have yet.
+    pub fn is_dirty(&self) -> bool {
+        !self.buffer.is_empty() || self.has_commit()
+    }
+
+    pub fn has_commit(&self) -> bool {
+        self.committing_chunks || self.local().any() || !self.chunks.is_empty() || self.trim_pending
+    }
+
+    /// Nothing is lost if this is forgotten, but what a lease allows to remember.
+    pub fn is_idle(&self) -> bool {
+        self.open == 0
+            && !self.is_dirty()
+            && self.error.is_none()
+            && self.busy == 0
+            && self.claims == 0
+            && !self.told_open
+            && !self.is_exclusive()
+            && !self.gate.is_closed()
+            && self.gate.is_empty()
+    }
+
+    pub fn touch_dirty(&mut self) {
+        if self.dirty_since.is_none() {
+            self.dirty_since = Some(Instant::now());
+        }
+    }
+
+    /// The lease is gone: what was known under it is no longer. Pages stay under their tags, to be found again if
+    /// the chunk turns out to be the same. Gives the names that the kernel may have cached.
+    pub fn forget(&mut self) -> Vec<godrive_proto::meta::Name> {
+        self.lease.lower(None);
+        self.generation += 1;
+        self.windows.clear();
+        self.close_chunks();
+        self.target = None;
+        self.xattrs = None;
+        self.names_given = false;
+        self.directory.clear()
+    }
+
+    /// The exclusive lease is gone: no chunk is open for writing.
+    pub fn close_chunks(&mut self) {
+        for slot in self.slots.values_mut() {
+            slot.opened = false;
+        }
+    }
+
+    /// Dirty data is lost: handles that are open answer EIO from now on.
+    pub fn lose_dirty(&mut self) {
+        self.poison += 1;
+        self.generation += 1;
+        self.buffer.clear();
+        self.pending = Pending::default();
+        self.committing = Pending::default();
+        self.committing_chunks = false;
+        self.chunks.clear();
+        self.trim_pending = false;
+        self.dirty_since = None;
+        self.attr = None;
+        self.slots.clear();
+        self.windows.clear();
+    }
+
+    /// Takes a layout in; `tag` is used if the chunk's contents are not those that the pages were cached for.
+    pub fn place(&mut self, layout: Layout, opened: bool, tag: impl FnOnce() -> Tag) {
+        match self.slots.get_mut(&layout.index) {
+            // While deltas are ours alone, the slot knows the contents better than a reply on its way.
+            Some(slot) if slot.opened => {}
+            Some(slot) => {
+                if slot.layout.chunk.id != layout.chunk.id || slot.layout.held != layout.held {
+                    slot.tag = tag();
+                }
+                slot.opened = opened;
+                slot.layout = layout;
+            }
+            None => {
+                let slot = Slot { tag: tag(), opened, io: Arc::new(RwLock::new(())), layout };
+                self.slots.insert(slot.layout.index, slot);
+            }
+        }
+    }
+
+    /// Takes a whole window of layouts in: what is not among them is a hole.
+    pub fn place_window(&mut self, window: u32, layouts: Vec<Layout>, mut tag: impl FnMut() -> Tag) {
+        let range = window * WINDOW_CHUNKS..(window + 1) * WINDOW_CHUNKS;
+        let named: BTreeSet<u32> = layouts.iter().map(|layout| layout.index).collect();
+        self.slots.retain(|index, slot| slot.opened || !range.contains(index) || named.contains(index));
+        for layout in layouts.into_iter().filter(|layout| range.contains(&layout.index)) {
+            self.place(layout, false, &mut tag);
+        }
+        self.windows.insert(window);
+    }
+
+    /// The window of this index, if its layouts must be asked for first.
+    pub fn unknown_window(&self, index: u32) -> Option<u32> {
+        let window = index / WINDOW_CHUNKS;
+        let known = self.windows.contains(&window) || self.slots.get(&index).is_some_and(|slot| slot.opened);
+        (!known).then_some(window)
+    }
+}

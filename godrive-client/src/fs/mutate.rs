@@ -1,0 +1,220 @@
+//! Changes of the namespace. The master executes them; what the reply says is known from then on.
+
+use super::inode::Inode;
+use super::names::Busy;
+use super::types::{Caller, Entry, Found, Invalidation, Served};
+use super::{Backend, Fs, checked};
+use crate::error::{FsError, Result};
+use godrive_proto::lease::Mode;
+use godrive_proto::meta::{
+    InodeView, Kind, Link, LinkRequest, MakeNode, MakeNodeRequest, Name, NewNode, Rename, RenameMode,
+    RenameRequest, Unlink, UnlinkRequest,
+};
+use godrive_proto::{Code, Fault, Ino, Operation};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+impl<B: Backend> Fs<B> {
+    /// A mutation in directories. If its outcome stays unknown, they are asked for anew.
+    pub(super) async fn mutate_in<O: Operation>(
+        &self,
+        directories: &[&Arc<Inode>],
+        request: &O::Request,
+    ) -> Result<O::Reply> {
+        let _busy: Vec<Busy> = directories.iter().map(|directory| Busy::new(directory)).collect();
+        let reply = self.backend.mutate::<O>(request).await;
+        if let Err(fault) = &reply
+            && is_unknown(fault)
+        {
+            tracing::warn!(operation = O::NAME, %fault, "outcome unknown, the directories are read anew");
+            directories.iter().for_each(|directory| self.distrust(directory));
+        }
+        Ok(reply?)
+    }
+
+    /// mknod, mkdir and symlink.
+    pub async fn make(
+        self: &Arc<Self>,
+        parent: Ino,
+        name: &[u8],
+        node: NewNode,
+        mode: u16,
+        caller: Caller,
+    ) -> Result<Served<Entry>> {
+        let name = checked(name)?;
+        let directory = self.table.get(parent);
+        let request =
+            MakeNodeRequest { parent, name: name.clone(), node, mode, uid: caller.uid, gid: caller.gid };
+        let reply = self.mutate_in::<MakeNode>(&[&directory], &request).await?;
+        self.made(&directory, name, &reply.parent, &reply.entry)
+    }
+
+    pub async fn link(self: &Arc<Self>, ino: Ino, parent: Ino, name: &[u8]) -> Result<Served<Entry>> {
+        let name = checked(name)?;
+        let directory = self.table.get(parent);
+        let request = LinkRequest { ino, parent, name: name.clone() };
+        let reply = self.mutate_in::<Link>(&[&directory], &request).await?;
+        self.made(&directory, name, &reply.parent, &reply.entry)
+    }
+
+    pub(super) fn made(
+        &self,
+        directory: &Arc<Inode>,
+        name: Name,
+        parent: &InodeView,
+        entry: &InodeView,
+    ) -> Result<Served<Entry>> {
+        self.renamed(directory, &name, parent, Some(entry.attr.ino));
+        let Served { value, pass } = self.take_entry(directory, name, parent, Some(entry));
+        match value {
+            Found::Entry(entry) => Ok(Served { value: entry, pass }),
+            Found::Missing(_) => Err(FsError::new(libc::EIO, "an entry that was just made is missing")),
+        }
+    }
+
+    pub async fn unlink(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<()> {
+        self.remove(parent, name, false).await
+    }
+
+    pub async fn rmdir(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<()> {
+        self.remove(parent, name, true).await
+    }
+
+    async fn remove(self: &Arc<Self>, parent: Ino, name: &[u8], directory: bool) -> Result<()> {
+        let name = checked(name)?;
+        let within = self.table.get(parent);
+        let request = UnlinkRequest { parent, name: name.clone(), directory };
+        let reply = self.mutate_in::<Unlink>(&[&within], &request).await?;
+        self.renamed(&within, &name, &reply.parent, None);
+        self.unlinked(&reply.entry);
+        Ok(())
+    }
+
+    /// `new_name` never shows less than the writer had written: where it exists, the source is made stable first.
+    pub async fn rename(
+        self: &Arc<Self>,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<()> {
+        let (name, new_name) = (checked(name)?, checked(new_name)?);
+        if mode != RenameMode::NoReplace {
+            self.settle_before_rename((parent, &name), (new_parent, &new_name)).await?;
+            if mode == RenameMode::Exchange {
+                self.settle_before_rename((new_parent, &new_name), (parent, &name)).await?;
+            }
+        }
+        let (from, to) = (self.table.get(parent), self.table.get(new_parent));
+        let request =
+            RenameRequest { parent, name: name.clone(), new_parent, new_name: new_name.clone(), mode };
+        let reply = self.mutate_in::<Rename>(&[&from, &to], &request).await?;
+        let same = reply.other.as_ref().is_some_and(|other| other.attr.ino == reply.entry.attr.ino);
+        if same {
+            // Two names of one inode: nothing happened.
+            self.take_view(&reply.entry);
+            return Ok(());
+        }
+        let left = reply.other.as_ref().filter(|_| mode == RenameMode::Exchange).map(|other| other.attr.ino);
+        self.renamed(&from, &name, &reply.parent, left);
+        self.renamed(&to, &new_name, &reply.new_parent, Some(reply.entry.attr.ino));
+        self.take_view(&reply.entry);
+        if let Some(other) = &reply.other {
+            self.unlinked(other);
+        }
+        Ok(())
+    }
+
+    async fn settle_before_rename(self: &Arc<Self>, from: (Ino, &Name), to: (Ino, &Name)) -> Result<()> {
+        let Found::Entry(source) = self.lookup(from.0, &from.1.0).await?.value else {
+            return Ok(()); // The master says ENOENT.
+        };
+        if source.attr.kind != Kind::File {
+            return Ok(());
+        }
+        let Found::Entry(target) = self.lookup(to.0, &to.1.0).await?.value else {
+            return Ok(());
+        };
+        if target.attr.ino != source.attr.ino {
+            self.make_stable(&self.table.get(source.attr.ino)).await?;
+        }
+        Ok(())
+    }
+
+    /// After a mutation: the directory's view, and what a name in it means now.
+    fn renamed(&self, directory: &Arc<Inode>, name: &Name, view: &InodeView, ino: Option<Ino>) {
+        let mut state = directory.state.lock();
+        state.see(view);
+        if state.is_fresh(view) {
+            if state.directory.change(name.clone(), ino) {
+                self.names.fetch_add(1, Ordering::Relaxed);
+            }
+            return;
+        }
+        // Another reply told of a later change, or the lease is gone: what the name means now is unknown. The
+        // kernel keeps a moved entry with the time to live it had, so it is taken back.
+        let names = self.forget(&mut state);
+        drop(state);
+        for name in names.into_iter().chain([name.clone()]) {
+            self.invalidate_later(Invalidation::Entry(directory.ino, name.0));
+        }
+    }
+
+    /// A name of this inode is gone.
+    fn unlinked(&self, view: &InodeView) {
+        let (_, _, pass) = self.take_view(view);
+        drop(pass);
+        if view.attr.nlink == 0 || (view.attr.kind == Kind::Directory && view.attr.nlink < 2) {
+            self.removed(&self.table.get(view.attr.ino));
+        }
+    }
+
+    /// The last name is gone: the inode lives until its last handle here is closed.
+    pub(super) fn removed(&self, inode: &Arc<Inode>) {
+        let closed = self.change(inode, |state| {
+            state.removed = true;
+            if state.open == 0 {
+                state.lose_dirty();
+                self.forget(state);
+                state.told_open = false;
+            }
+            state.open == 0
+        });
+        if closed {
+            self.report_closed(inode.ino);
+        }
+    }
+
+    /// An orphan has no handle here any longer; the background tells the master.
+    pub(super) fn report_closed(&self, ino: Ino) {
+        self.orphans.lock().push(ino);
+        self.wake.notify_one();
+    }
+
+    /// Attributes that need the master: those of inodes that this mount does not own.
+    pub(super) async fn fresh_view(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+    ) -> Result<godrive_proto::meta::Attr> {
+        let (attr, _pass) = self
+            .under(inode, Mode::Shared, crate::core::gate::NO_PAGES, |state| {
+                Ok(super::lease::Step::Done(state.attr.clone()))
+            })
+            .await?;
+        attr.ok_or_else(|| FsError::new(libc::EIO, format!("a lease on {} without attributes", inode.ino)))
+    }
+}
+
+/// The mutation may have been executed, or may still be.
+pub(super) fn is_unknown(fault: &Fault) -> bool {
+    matches!(
+        fault.code,
+        Code::Timeout
+            | Code::Unreachable
+            | Code::Internal
+            | Code::NotReady
+            | Code::SessionLost
+            | Code::WrongTerm
+    )
+}

@@ -1,0 +1,163 @@
+//! Looking names up, and taking the master's views in.
+
+use super::inode::{Inode, State};
+use super::passes::Pass;
+use super::types::{Entry, Found, Invalidation, Served};
+use super::{Backend, Fs, checked};
+use crate::error::Result;
+use godrive_proto::Ino;
+use godrive_proto::meta::{Attr, InodeView, Lookup, LookupRequest, Name};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// An operation in a directory that waits for the master. The kernel holds the directory's lock meanwhile, and would
+/// not let an invalidation of its names pass.
+pub(super) struct Busy(Arc<Inode>);
+
+impl Busy {
+    pub fn new(directory: &Arc<Inode>) -> Self {
+        directory.state.lock().busy += 1;
+        Self(directory.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.state.lock().busy -= 1;
+    }
+}
+
+impl<B: Backend> Fs<B> {
+    pub fn try_lookup(&self, parent: Ino, name: &[u8]) -> Option<Result<Served<Found>>> {
+        let name = match checked(name) {
+            Ok(name) => name,
+            Err(error) => return Some(Err(error)),
+        };
+        let directory = self.table.find(parent)?;
+        let mut state = directory.state.lock();
+        if !self.is_valid(&state) {
+            return None;
+        }
+        let child = state.directory.look_up(&name)?;
+        let child = match child {
+            Some(ino) => Some(self.table.find(ino)?),
+            None => None,
+        };
+        let (entry_ttl, pass) = self.name_ttl(&directory, &mut state);
+        drop(state);
+        let found = match child {
+            None => Served { value: Found::Missing(entry_ttl), pass },
+            Some(child) => {
+                let (attr, attr_ttl, child_pass) = self.cached_attr(&child)?;
+                Served {
+                    value: Found::Entry(Entry { attr, attr_ttl, entry_ttl }),
+                    pass: pass.and(child_pass),
+                }
+            }
+        };
+        self.stats.meta_hits.add(1);
+        Some(Ok(found))
+    }
+
+    pub async fn lookup(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<Served<Found>> {
+        if let Some(found) = self.try_lookup(parent, name) {
+            return found;
+        }
+        let name = checked(name)?;
+        self.stats.meta_misses.add(1);
+        let directory = self.table.get(parent);
+        let _busy = Busy::new(&directory);
+        let reply = self.backend.query::<Lookup>(&LookupRequest { parent, name: name.clone() }).await?;
+        Ok(self.take_entry(&directory, name, &reply.parent, reply.entry.as_ref()))
+    }
+
+    /// Takes a directory's view in with what it says of a name, and makes the answer.
+    pub(super) fn take_entry(
+        &self,
+        directory: &Arc<Inode>,
+        name: Name,
+        parent: &InodeView,
+        entry: Option<&InodeView>,
+    ) -> Served<Found> {
+        let (entry_ttl, pass) = {
+            let mut state = directory.state.lock();
+            state.see(parent);
+            if state.is_fresh(parent) {
+                if state.directory.learn(name, entry.map(|view| view.attr.ino)) {
+                    self.names.fetch_add(1, Ordering::Relaxed);
+                }
+                self.name_ttl(directory, &mut state)
+            } else {
+                (Duration::ZERO, Pass::default())
+            }
+        };
+        match entry {
+            None => Served { value: Found::Missing(entry_ttl), pass },
+            Some(view) => {
+                let (attr, attr_ttl, child_pass) = self.take_view(view);
+                Served {
+                    value: Found::Entry(Entry { attr, attr_ttl, entry_ttl }),
+                    pass: pass.and(child_pass),
+                }
+            }
+        }
+    }
+
+    /// Takes a view in; gives the newest attributes known and how long they may be kept.
+    pub(super) fn take_view(&self, view: &InodeView) -> (Attr, Duration, Pass) {
+        let inode = self.table.get(view.attr.ino);
+        let mut state = inode.state.lock();
+        state.see(view);
+        let attr = state.attr.clone().unwrap_or_else(|| view.attr.clone());
+        let (ttl, pass) = self.pass_ttl(&inode, &mut state);
+        (attr, ttl, pass)
+    }
+
+    /// Attributes under a valid lease.
+    pub(super) fn cached_attr(&self, inode: &Arc<Inode>) -> Option<(Attr, Duration, Pass)> {
+        let mut state = inode.state.lock();
+        if !self.is_valid(&state) {
+            return None;
+        }
+        state.used = true;
+        let attr = state.attr.clone()?;
+        let (ttl, pass) = self.pass_ttl(inode, &mut state);
+        Some((attr, ttl, pass))
+    }
+
+    /// How long an answer may be kept, and the pass for it if it may.
+    fn pass_ttl(&self, inode: &Arc<Inode>, state: &mut State) -> (Duration, Pass) {
+        let ttl = self.ttl(state);
+        let id = if ttl.is_zero() { None } else { state.gate.admit(crate::core::gate::NO_PAGES) };
+        (ttl, id.map_or_else(Pass::default, |id| Pass::new(inode, id)))
+    }
+
+    /// The same for a name. Where mounts contend for a directory its names are not given to the kernel to keep:
+    /// to take them back, the kernel would need the directory's lock, which operations waiting for the other mount hold.
+    pub(super) fn name_ttl(&self, directory: &Arc<Inode>, state: &mut State) -> (Duration, Pass) {
+        if state.hot_until.is_some_and(|until| until > Instant::now()) {
+            return (Duration::ZERO, Pass::default());
+        }
+        let (ttl, pass) = self.pass_ttl(directory, state);
+        state.names_given |= !ttl.is_zero();
+        (ttl, pass)
+    }
+
+    /// Drops what is known under a lease that is gone; says what the kernel must forget.
+    pub(super) fn forget(&self, state: &mut State) -> Vec<Name> {
+        let names = state.forget();
+        self.names.fetch_sub(names.len() as u64, Ordering::Relaxed);
+        names
+    }
+
+    /// After a mutation whose outcome is unknown, nothing that it may have changed is trusted.
+    pub(super) fn distrust(&self, directory: &Arc<Inode>) {
+        let names = self.forget(&mut directory.state.lock());
+        for name in names {
+            self.invalidate_later(Invalidation::Entry(directory.ino, name.0));
+        }
+        self.invalidate_later(Invalidation::Pages(directory.ino, 0..u64::MAX));
+    }
+}

@@ -1,0 +1,196 @@
+//! Opening, creating and closing.
+//!
+//! While a handle is open, a lease is held or the master was told so with the last release: that is what keeps an
+//! unlinked file alive.
+
+use super::inode::{Inode, State};
+use super::lease::Step;
+use super::table::OpenFile;
+use super::types::{Caller, Created, Handle, Opened, Served};
+use super::{Backend, Fs, checked};
+use crate::core::gate::NO_PAGES;
+use crate::error::{FsError, Result};
+use godrive_proto::Ino;
+use godrive_proto::lease::Mode;
+use godrive_proto::meta::{Create, CreateRequest, Kind};
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+struct Access {
+    flags: i32,
+}
+
+impl Access {
+    fn writes(&self) -> bool {
+        self.flags & libc::O_ACCMODE != libc::O_RDONLY
+    }
+
+    fn reads(&self) -> bool {
+        self.flags & libc::O_ACCMODE != libc::O_WRONLY
+    }
+
+    fn truncates(&self) -> bool {
+        self.writes() && self.flags & libc::O_TRUNC != 0
+    }
+
+    fn lease(&self) -> Mode {
+        if self.writes() { Mode::Exclusive } else { Mode::Shared }
+    }
+
+    /// Counts a handle in.
+    fn enter(&self, state: &mut State) -> Result<Step<(bool, u64)>> {
+        match state.kind() {
+            Some(Kind::File) => {}
+            Some(Kind::Directory) => return Err(FsError::bare(libc::EISDIR)),
+            _ => return Err(FsError::bare(libc::ENXIO)),
+        }
+        state.open += 1;
+        state.writers += u32::from(self.writes());
+        Ok(Step::Done((std::mem::replace(&mut state.opened_before, true), state.poison)))
+    }
+
+    fn file(&self, inode: Arc<Inode>, poison: u64) -> OpenFile {
+        OpenFile {
+            inode,
+            readable: self.reads(),
+            writable: self.writes(),
+            append: self.flags & libc::O_APPEND != 0,
+            sync: self.flags & (libc::O_SYNC | libc::O_DSYNC) != 0,
+            poison,
+            ahead: Mutex::default(),
+        }
+    }
+}
+
+impl<B: Backend> Fs<B> {
+    pub fn try_open(&self, ino: Ino, flags: i32) -> Option<Result<Served<Opened>>> {
+        let access = Access { flags };
+        if access.truncates() {
+            return None;
+        }
+        let inode = self.table.find(ino)?;
+        let done = self.try_under(&inode, access.lease(), NO_PAGES, |state| access.enter(state))?;
+        Some(done.map(|((keep_cache, poison), pass)| {
+            let handle = self.handles.add(access.file(inode, poison));
+            Served { value: Opened { handle, keep_cache, no_flush: !access.writes() }, pass }
+        }))
+    }
+
+    /// O_TRUNC is honoured (FUSE_ATOMIC_O_TRUNC).
+    pub async fn open(self: &Arc<Self>, ino: Ino, flags: i32) -> Result<Served<Opened>> {
+        let access = Access { flags };
+        let inode = self.table.get(ino);
+        let ((keep_cache, poison), pass) =
+            self.under(&inode, access.lease(), NO_PAGES, |state| access.enter(state)).await?;
+        let handle = self.handles.add(access.file(inode.clone(), poison));
+        if access.truncates() {
+            // The pass would hold back a recall that the truncation may have to wait for.
+            drop(pass);
+            if let Err(error) = self.truncate(&inode, 0, false).await {
+                self.release(handle);
+                return Err(error);
+            }
+            let value = Opened { handle, keep_cache: false, no_flush: false };
+            return Ok(Served { value, pass: Default::default() });
+        }
+        Ok(Served { value: Opened { handle, keep_cache, no_flush: !access.writes() }, pass })
+    }
+
+    pub async fn create(
+        self: &Arc<Self>,
+        parent: Ino,
+        name: &[u8],
+        mode: u16,
+        flags: i32,
+        caller: Caller,
+    ) -> Result<Served<Created>> {
+        let access = Access { flags };
+        let name = checked(name)?;
+        let directory = self.table.get(parent);
+        let request = CreateRequest {
+            parent,
+            name: name.clone(),
+            mode: mode & 0o7777,
+            uid: caller.uid,
+            gid: caller.gid,
+            exclusive: flags & libc::O_EXCL != 0,
+            for_writing: access.writes(),
+        };
+        let reply = self.mutate_in::<Create>(&[&directory], &request).await?;
+        let inode = self.table.get(reply.entry.attr.ino);
+        let Served { value: entry, pass } = self.made(&directory, name, &reply.parent, &reply.entry)?;
+        if reply.existed {
+            let Served { value: opened, pass: open_pass } = self.open(inode.ino, flags).await?;
+            let attr = self.fresh_view(&inode).await?;
+            let entry = super::types::Entry { attr, ..entry };
+            return Ok(Served { value: Created { entry, opened }, pass: pass.and(open_pass) });
+        }
+        let (covered, poison) = {
+            let mut state = inode.state.lock();
+            if state.is_exclusive() {
+                // A new file has no other chunks.
+                state.place_window(0, Vec::new(), || self.new_tag());
+                if let Some(layout) = reply.layout {
+                    state.place(layout, true, || self.new_tag());
+                }
+            }
+            state.open += 1;
+            state.writers += u32::from(access.writes());
+            state.opened_before = true;
+            (self.is_valid(&state), state.poison)
+        };
+        if !covered {
+            self.cover_open(&inode);
+        }
+        let handle = self.handles.add(access.file(inode, poison));
+        let opened = Opened { handle, keep_cache: false, no_flush: !access.writes() };
+        Ok(Served { value: Created { entry, opened }, pass })
+    }
+
+    /// A handle was opened without a lease (a recall overtook it, the session is new): a shared one tells the master.
+    pub(super) fn cover_open(self: &Arc<Self>, inode: &Arc<Inode>) {
+        let (fs, inode) = (self.clone(), inode.clone());
+        self.runtime.spawn(async move {
+            if let Err(error) = fs.acquire(&inode, Mode::Shared).await {
+                tracing::warn!(ino = %inode.ino, %error, "an open inode is not covered by a lease; if it is unlinked it is lost");
+            }
+        });
+    }
+
+    /// The last descriptor of the handle is closed. Answers at once; what remains to do goes on in the background.
+    pub fn release(self: &Arc<Self>, handle: Handle) {
+        let Some(file) = self.handles.remove(handle) else {
+            tracing::warn!(?handle, "released, but not open");
+            return;
+        };
+        let inode = &file.inode;
+        let report = self.change(inode, |state| {
+            state.open -= 1;
+            state.writers -= u32::from(file.writable);
+            if state.open > 0 {
+                return false;
+            }
+            if state.removed {
+                state.lose_dirty();
+                self.forget(state);
+            }
+            std::mem::take(&mut state.told_open) | state.removed
+        });
+        if report {
+            self.report_closed(inode.ino);
+        }
+    }
+
+    /// The handle's file, unless its dirty data was lost while it was open.
+    pub(super) fn sound(&self, handle: Handle) -> Result<Arc<OpenFile>> {
+        let file = self.handles.find(handle)?;
+        let poison = file.inode.state.lock().poison;
+        if poison != file.poison {
+            return Err(FsError::new(
+                libc::EIO,
+                format!("inode {} lost data that was written before; close and reopen it", file.inode.ino),
+            ));
+        }
+        Ok(file)
+    }
+}

@@ -1,0 +1,292 @@
+//! Reading: from what is dirty, from the page cache, from the slaves; and ahead of sequential readers.
+
+use super::inode::{Inode, State};
+use super::lease::Step;
+use super::table::OpenFile;
+use super::types::{Handle, Pieces, Served};
+use super::{Backend, Fs};
+use crate::core::page_cache::zeros;
+use crate::core::read_plan::{Span, lay_over, missing, spans};
+use crate::error::{FsError, Result};
+use bytes::Bytes;
+use godrive_proto::Version;
+use godrive_proto::data::Layout;
+use godrive_proto::lease::Mode;
+use godrive_proto::limits::{LEAF_BYTES, MAX_READ_BYTES};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// What a look at the caches comes to.
+enum Look {
+    Whole(Pieces),
+    /// These leaf runs of a chunk are missing, as (first leaf, number).
+    Missing(u32, Vec<(u32, u32)>),
+}
+
+impl<B: Backend> Fs<B> {
+    pub fn try_read(&self, handle: Handle, offset: u64, size: u32) -> Option<Result<Served<Pieces>>> {
+        let file = match self.readable(handle) {
+            Ok(file) => file,
+            Err(error) => return Some(Err(error)),
+        };
+        let range = offset..offset.saturating_add(u64::from(size));
+        let done =
+            self.try_under(&file.inode, Mode::Shared, range.clone(), |state| self.look(state, &range))?;
+        match done {
+            Err(error) => Some(Err(error)),
+            Ok((Look::Whole(value), pass)) => {
+                // A stream that needs more fetched goes through the async twin, which fetches ahead.
+                let wants_ahead = {
+                    let mut ahead = file.ahead.lock();
+                    let before = *ahead;
+                    let size = file.inode.state.lock().size();
+                    let more = ahead.on_read(range, size).is_some();
+                    if more {
+                        *ahead = before;
+                    }
+                    more
+                };
+                if wants_ahead {
+                    return None;
+                }
+                self.stats.read_hits.add(1);
+                Some(Ok(Served { value, pass }))
+            }
+            Ok((Look::Missing(..), _)) => None,
+        }
+    }
+
+    pub async fn read(self: &Arc<Self>, handle: Handle, offset: u64, size: u32) -> Result<Served<Pieces>> {
+        let file = self.readable(handle)?;
+        let range = offset..offset.saturating_add(u64::from(size));
+        let served = self.read_range(&file.inode, range.clone()).await?;
+        self.read_ahead(&file, range);
+        Ok(served)
+    }
+
+    fn readable(&self, handle: Handle) -> Result<Arc<OpenFile>> {
+        let file = self.sound(handle)?;
+        if file.readable { Ok(file) } else { Err(FsError::bare(libc::EBADF)) }
+    }
+
+    pub(super) async fn read_range(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        range: Range<u64>,
+    ) -> Result<Served<Pieces>> {
+        let mut fetched = false;
+        loop {
+            let (look, pass) =
+                self.under(inode, Mode::Shared, range.clone(), |state| self.look(state, &range)).await?;
+            match look {
+                Look::Whole(value) => {
+                    let counter = if fetched { &self.stats.read_misses } else { &self.stats.read_hits };
+                    counter.add(1);
+                    return Ok(Served { value, pass });
+                }
+                Look::Missing(index, runs) => {
+                    drop(pass);
+                    fetched = true;
+                    self.fetch(inode, index, runs).await?;
+                }
+            }
+        }
+    }
+
+    /// What the caches have of a range.
+    fn look(&self, state: &mut State, range: &Range<u64>) -> Result<Step<Look>> {
+        let end = range.end.min(state.size());
+        if range.start >= end {
+            return Ok(Step::Done(Look::Whole(Pieces::new())));
+        }
+        let mut pieces = Pieces::new();
+        for span in spans(range.start..end, state.chunk_bytes()) {
+            if let Some(window) = state.unknown_window(span.index) {
+                return Ok(Step::Window(window));
+            }
+            let parts = self.parts(state, span);
+            let runs = missing(span.start, span.end, &parts);
+            if !runs.is_empty() {
+                return Ok(Step::Done(Look::Missing(span.index, runs)));
+            }
+            pieces.extend(parts.into_iter().map(|(_, bytes)| bytes));
+        }
+        Ok(Step::Done(Look::Whole(pieces)))
+    }
+
+    /// What is known of a part of a chunk: dirty bytes over cached ones; zeros where there is no chunk.
+    fn parts(&self, state: &State, span: Span) -> Vec<(u32, Bytes)> {
+        let overlay = state.buffer.overlay(span.index, span.start, span.end);
+        let above: Vec<(u32, Bytes)> = overlay
+            .into_iter()
+            .flat_map(|(at, len, bytes)| match bytes {
+                Some(bytes) => vec![(at, bytes)],
+                None => zero_parts(at, len),
+            })
+            .collect();
+        let below = match state.slots.get(&span.index) {
+            Some(slot) if slot.layout.held.version > Version(0) => {
+                self.pages.read(slot.tag, span.start, span.end)
+            }
+            _ => zero_parts(span.start, span.len()),
+        };
+        lay_over(above, below)
+    }
+
+    /// Fetches leaf runs of one chunk into the page cache, those that nobody else is fetching; waits for the others.
+    async fn fetch(self: &Arc<Self>, inode: &Arc<Inode>, index: u32, runs: Vec<(u32, u32)>) -> Result<()> {
+        for (first, leaves) in runs {
+            let longest = MAX_READ_BYTES as u32 / LEAF_BYTES;
+            for at in (first..first + leaves).step_by(longest as usize) {
+                self.fetch_run(inode, index, at, longest.min(first + leaves - at)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn fetch_run(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        index: u32,
+        first: u32,
+        leaves: u32,
+    ) -> Result<()> {
+        let changed = inode.changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        let io = {
+            let mut state = inode.state.lock();
+            let Some(slot) = state.slots.get(&index) else { return Ok(()) };
+            let io = slot.io.clone();
+            let end = first + leaves;
+            let other = state.fetching.range((index, 0)..(index, end)).any(|(_, fetched)| *fetched > first);
+            if !other {
+                state.fetching.insert((index, first), end);
+            }
+            (!other).then_some(io)
+        };
+        let Some(io) = io else {
+            return self.within("waiting for a read under way", changed).await;
+        };
+        let _fetching = Fetching { inode: inode.clone(), key: (index, first) };
+        let _shared = io.read().await;
+        let (mut layout, tag) = {
+            let state = inode.state.lock();
+            let Some(slot) = state.slots.get(&index) else { return Ok(()) };
+            (slot.layout.clone(), slot.tag)
+        };
+        let asked = layout.clone();
+        let answer = self.backend.read(&mut layout, first, leaves).await;
+        let tag = self.note_layout(inode, index, &asked, &layout).unwrap_or(tag);
+        let answer = answer?;
+        if answer.len() != leaves as usize {
+            return Err(FsError::new(
+                libc::EIO,
+                format!("{} leaves came for {leaves} of chunk {index}", answer.len()),
+            ));
+        }
+        for (at, bytes) in coalesce(first, &answer) {
+            match bytes {
+                Some(bytes) => self.pages.insert(tag, at, &bytes),
+                None => self.pages.insert_hole(tag, at, LEAF_BYTES),
+            }
+        }
+        Ok(())
+    }
+
+    /// After a read the driver may know a newer layout. New contents get a new tag.
+    fn note_layout(
+        &self,
+        inode: &Arc<Inode>,
+        index: u32,
+        asked: &Layout,
+        now: &Layout,
+    ) -> Option<crate::core::page_cache::Tag> {
+        if asked == now {
+            return None;
+        }
+        let mut state = inode.state.lock();
+        let slot = state.slots.get_mut(&index).filter(|slot| slot.layout == *asked)?;
+        if slot.layout.held != now.held {
+            slot.tag = self.new_tag();
+        }
+        slot.layout = now.clone();
+        Some(slot.tag)
+    }
+
+    /// Fetches ahead of a sequential reader, in the background.
+    fn read_ahead(self: &Arc<Self>, file: &Arc<OpenFile>, range: Range<u64>) {
+        let (size, chunk_bytes) = {
+            let state = file.inode.state.lock();
+            (state.size(), state.chunk_bytes())
+        };
+        if chunk_bytes == 0 {
+            return;
+        }
+        let Some(wanted) = file.ahead.lock().on_read(range, size) else { return };
+        for span in spans(wanted, chunk_bytes) {
+            let Ok(permit) = self.aheads.clone().try_acquire_owned() else { return };
+            let (fs, inode) = (self.clone(), file.inode.clone());
+            tokio::spawn(async move {
+                let _permit = permit;
+                let runs = {
+                    let state = inode.state.lock();
+                    if !fs.is_valid(&state) || state.unknown_window(span.index).is_some() {
+                        return;
+                    }
+                    missing(span.start, span.end, &fs.parts(&state, span))
+                };
+                if let Err(error) = fs.fetch(&inode, span.index, runs).await {
+                    tracing::debug!(ino = %inode.ino, chunk = span.index, %error, "read-ahead failed; the read will try itself");
+                }
+            });
+        }
+    }
+}
+
+/// A leaf run that is being fetched.
+struct Fetching {
+    inode: Arc<Inode>,
+    key: (u32, u32),
+}
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        self.inode.state.lock().fetching.remove(&self.key);
+        self.inode.changed.notify_waiters();
+    }
+}
+
+/// Leaves that follow each other are copied together up to the end of their page, so that a page is one run and
+/// does not keep the whole reply's memory alive.
+fn coalesce(first: u32, leaves: &[Option<Bytes>]) -> Vec<(u32, Option<Bytes>)> {
+    let per_page = (crate::core::page_cache::PAGE_BYTES / LEAF_BYTES) as usize;
+    let mut all = Vec::new();
+    let mut at = 0;
+    while at < leaves.len() {
+        let to_page_end = per_page - (first as usize + at) % per_page;
+        let offset = (first + at as u32) * LEAF_BYTES;
+        let run = leaves[at..].iter().take(to_page_end).take_while(|leaf| leaf.is_some()).count();
+        if run == 0 {
+            all.push((offset, None));
+            at += 1;
+            continue;
+        }
+        let mut bytes = Vec::with_capacity(run * LEAF_BYTES as usize);
+        leaves[at..at + run].iter().flatten().for_each(|leaf| bytes.extend_from_slice(leaf));
+        all.push((offset, Some(Bytes::from(bytes))));
+        at += run;
+    }
+    all
+}
+
+fn zero_parts(start: u32, len: u32) -> Vec<(u32, Bytes)> {
+    let mut parts = Vec::new();
+    let mut at = start;
+    while at < start + len {
+        let bytes = zeros(start + len - at);
+        parts.push((at, bytes.clone()));
+        at += bytes.len() as u32;
+    }
+    parts
+}

@@ -1,0 +1,296 @@
+//! Giving leases back, and what follows when the master restarts or the session is lost.
+
+use super::flush::Level;
+use super::inode::Inode;
+use super::types::Invalidation;
+use super::{Backend, Fs};
+use crate::driver::{BoxFuture, Upcalls};
+use crate::error::FsError;
+use godrive_proto::lease::{Mode, RecallRequest, Release, RenewRequest};
+use godrive_proto::{Ino, LeaseId};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The longest that answers which have been decided may take until the kernel has them.
+const DRAIN: Duration = Duration::from_secs(2);
+/// The longest for the kernel to forget pages; it goes on by itself afterwards.
+const FORGET_PAGES: Duration = Duration::from_secs(2);
+/// The same for names; shorter where an operation in the directory keeps the kernel from it.
+const FORGET_NAMES: Duration = Duration::from_millis(500);
+const FORGET_NAMES_BUSY: Duration = Duration::from_millis(20);
+/// The longest that a recall waits for an operation that has just been granted this lease.
+const CLAIM: Duration = Duration::from_millis(200);
+/// A directory that is recalled twice within this time is contended for as long again.
+const HOT: Duration = Duration::from_secs(2);
+/// Rounds of invalidation before the rest is left to the kernel.
+const MAX_ROUNDS: usize = 32;
+
+impl<B: Backend> Fs<B> {
+    /// The kernel forgets all of it, or the time is over: then it goes on by itself.
+    pub(super) async fn invalidate(&self, what: Vec<Invalidation>, longest: Duration) {
+        let Some(kernel) = self.kernel.lock().clone() else { return };
+        if what.is_empty() {
+            return;
+        }
+        // A task of its own: what is begun is brought to its end.
+        let task = tokio::spawn(kernel.invalidate(what));
+        match tokio::time::timeout(longest, task).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "an invalidation of the kernel's caches broke off"),
+            Err(_) => {
+                self.stats.late_invalidations.add(1);
+                tracing::debug!("the kernel has not forgotten everything yet, it goes on");
+            }
+        }
+    }
+
+    /// The same without waiting.
+    pub(super) fn invalidate_later(&self, what: Invalidation) {
+        if let Some(kernel) = self.kernel.lock().clone() {
+            self.runtime.spawn(kernel.invalidate(vec![what]));
+        }
+    }
+
+    async fn recall_lease(self: Arc<Self>, recall: RecallRequest) -> Release {
+        self.stats.recalls.add(1);
+        let inode = self.table.get(recall.ino);
+        // Grants up to this id are void from now on, before anything is waited for.
+        let (meant, newer) = {
+            let mut state = inode.state.lock();
+            let meant = state.lease.recall(recall.id);
+            (meant, state.mode().is_some() && !meant)
+        };
+        let keeps = if newer {
+            None // An old recall came again; the lease held now is another.
+        } else {
+            self.give_back(&inode, meant, recall.may_keep).await
+        };
+        let mut state = inode.state.lock();
+        let open = state.open > 0;
+        state.told_open |= open && !state.removed;
+        Release { ino: recall.ino, id: recall.id, keeps, open }
+    }
+
+    async fn give_back(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        meant: bool,
+        may_keep: Option<Mode>,
+    ) -> Option<Mode> {
+        self.wait_for(inode, CLAIM, |state| state.claims == 0).await;
+        while !inode.state.lock().gate.close() {
+            // The same recall under way: it ends, then this one finds nothing.
+            self.wait_for(inode, DRAIN, |state| !state.gate.is_closed()).await;
+        }
+        let keeps = if meant { may_keep } else { None };
+        if keeps.is_none() {
+            self.empty_kernel(inode).await;
+        }
+        self.flush_for_recall(inode).await;
+        self.change(inode, |state| {
+            match keeps {
+                Some(_) => {
+                    state.lease.lower(Some(Mode::Shared));
+                    state.close_chunks();
+                }
+                None => {
+                    self.forget(state);
+                }
+            }
+            state.gate.open();
+        });
+        inode.changed.notify_waiters();
+        keeps
+    }
+
+    /// Waits until the state is so, or the time is over.
+    async fn wait_for(
+        &self,
+        inode: &Arc<Inode>,
+        longest: Duration,
+        is_so: impl Fn(&super::inode::State) -> bool,
+    ) {
+        let wait = async {
+            loop {
+                let changed = inode.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if is_so(&inode.state.lock()) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        if tokio::time::timeout(longest, wait).await.is_err() {
+            tracing::debug!(ino = %inode.ino, ?longest, "a recall goes on without waiting longer");
+        }
+    }
+
+    /// The kernel forgets the inode, and what is answered while it does so is forgotten again. See [`crate::core::gate`].
+    async fn empty_kernel(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.wait_for(inode, DRAIN, |state| state.gate.is_empty()).await;
+        self.empty_names(inode).await;
+        let mut round = inode.state.lock().gate.first_round();
+        for _ in 0..MAX_ROUNDS {
+            // Those that wait for the gate look again: the invalidation may wait for them.
+            inode.changed.notify_waiters();
+            let what = round.into_iter().map(|range| Invalidation::Pages(inode.ino, range)).collect();
+            self.invalidate(what, FORGET_PAGES).await;
+            self.wait_for(inode, DRAIN, |state| state.gate.is_empty()).await;
+            match inode.state.lock().gate.next_round() {
+                None => return,
+                Some(next) => round = next,
+            }
+        }
+        self.stats.late_invalidations.add(1);
+        tracing::warn!(ino = %inode.ino, "pages were read again and again while their lease was given back");
+        self.invalidate_later(Invalidation::Pages(inode.ino, 0..u64::MAX));
+    }
+
+    /// The names of a directory. The kernel needs the directory's lock for that, which an operation of this mount in it
+    /// may hold while it waits for the very mount that recalls. Then the rest happens when that operation is
+    /// answered, and for a while the kernel is given no names of this directory to keep.
+    async fn empty_names(self: &Arc<Self>, inode: &Arc<Inode>) {
+        let (names, busy) = {
+            let mut state = inode.state.lock();
+            let now = Instant::now();
+            let again = state.last_recall.replace(now).is_some_and(|last| now.duration_since(last) < HOT);
+            let busy = state.busy > 0;
+            if busy || again {
+                state.hot_until = Some(now + HOT);
+            }
+            let names: Vec<_> = state.directory.names().filter(|_| state.names_given).cloned().collect();
+            (names, busy)
+        };
+        let what = names.into_iter().map(|name| Invalidation::Entry(inode.ino, name.0)).collect();
+        self.invalidate(what, if busy { FORGET_NAMES_BUSY } else { FORGET_NAMES }).await;
+    }
+
+    /// Everything dirty is held and committed, or lost: the lease must go back.
+    async fn flush_for_recall(self: &Arc<Self>, inode: &Arc<Inode>) {
+        if !inode.state.lock().is_dirty() {
+            return;
+        }
+        // A commit may have been recalled half-way by another flush; one more try finds the rest.
+        let mut result = Ok(());
+        for _ in 0..2 {
+            result = self.flush_inode(inode, Level::Held, Mode::Exclusive).await;
+            if !inode.state.lock().is_dirty() {
+                return;
+            }
+        }
+        let error = result.err().unwrap_or_else(|| FsError::new(libc::EIO, "something stayed dirty"));
+        self.change(inode, |state| state.lose_dirty());
+        self.settle_dirty(inode);
+        self.note_error(
+            inode,
+            FsError::new(
+                error.errno,
+                format!("the lease was recalled and the flush failed: {}", error.context),
+            ),
+        );
+    }
+
+    /// Drops what is known of all inodes that `which` chooses; gives what the kernel must forget.
+    fn drop_caches(&self, which: impl Fn(&super::inode::State) -> bool) -> Vec<Invalidation> {
+        let mut what = Vec::new();
+        for inode in self.table.all() {
+            let mut state = inode.state.lock();
+            if !which(&state) {
+                continue;
+            }
+            let names = self.forget(&mut state);
+            what.extend(names.into_iter().map(|name| Invalidation::Entry(inode.ino, name.0)));
+            what.push(Invalidation::Pages(inode.ino, 0..u64::MAX));
+        }
+        what
+    }
+
+    async fn after_restart(self: Arc<Self>) -> (Vec<(Ino, LeaseId)>, Vec<Ino>) {
+        let what = self.drop_caches(|state| !state.is_exclusive());
+        // The kernel may wait for operations that wait for the master, and the master waits for this.
+        self.invalidate(what, FORGET_NAMES_BUSY).await;
+        let mut exclusive = Vec::new();
+        let mut open = Vec::new();
+        for inode in self.table.all() {
+            let state = inode.state.lock();
+            if let (true, Some(id)) = (state.is_exclusive(), state.lease.id()) {
+                exclusive.push((inode.ino, id));
+            }
+            if state.open > 0 {
+                open.push(inode.ino);
+            }
+        }
+        (exclusive, open)
+    }
+
+    async fn lose(self: Arc<Self>, inodes: Vec<Ino>) {
+        for ino in inodes {
+            let Some(inode) = self.table.find(ino) else { continue };
+            self.lose_inode(&inode, "the exclusive lease was lost when the master restarted");
+            self.invalidate_later(Invalidation::Pages(ino, 0..u64::MAX));
+        }
+    }
+
+    fn lose_inode(&self, inode: &Arc<Inode>, why: &str) {
+        let dirty = self.change(inode, |state| {
+            let dirty = state.is_dirty() && !state.removed;
+            self.forget(state);
+            if dirty {
+                state.lose_dirty();
+            }
+            dirty
+        });
+        if dirty {
+            self.settle_dirty(inode);
+            self.note_error(inode, FsError::new(libc::EIO, why));
+        }
+    }
+
+    async fn after_session_loss(self: Arc<Self>) {
+        let what = self.drop_caches(|state| !state.is_dirty());
+        for inode in self.table.all() {
+            if inode.state.lock().is_dirty() {
+                self.lose_inode(&inode, "the session was lost with data that was not flushed");
+                self.invalidate_later(Invalidation::Pages(inode.ino, 0..u64::MAX));
+            }
+        }
+        self.invalidate(what, FORGET_NAMES_BUSY).await;
+        // The new session has told the master of no open handle yet. Orphans of the old one are gone.
+        for inode in self.table.all() {
+            let mut state = inode.state.lock();
+            state.told_open = false;
+            if state.open > 0 && !state.removed {
+                drop(state);
+                self.cover_open(&inode);
+            }
+        }
+    }
+}
+
+impl<B: Backend> Upcalls for Fs<B> {
+    fn recall(self: Arc<Self>, recall: RecallRequest) -> BoxFuture<'static, Release> {
+        Box::pin(self.recall_lease(recall))
+    }
+
+    fn resume(self: Arc<Self>) -> BoxFuture<'static, (Vec<(Ino, LeaseId)>, Vec<Ino>)> {
+        Box::pin(self.after_restart())
+    }
+
+    fn lost_leases(self: Arc<Self>, inodes: Vec<Ino>) -> BoxFuture<'static, ()> {
+        Box::pin(self.lose(inodes))
+    }
+
+    fn session_lost(self: Arc<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(self.after_session_loss())
+    }
+
+    fn renewal(&self) -> RenewRequest {
+        RenewRequest {
+            errors_after_close: self.uncollected.load(Ordering::Relaxed) as u32,
+            dirty_bytes: self.dirty_bytes.load(Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! fallocate, lseek and copy_file_range.
+
+use super::lease::Step;
+use super::types::{Handle, Whence};
+use super::write::Place;
+use super::{Backend, Fs};
+use crate::core::gate::NO_PAGES;
+use crate::core::read_plan::spans;
+use crate::error::{FsError, Result};
+use bytes::{Bytes, BytesMut};
+use godrive_proto::Version;
+use godrive_proto::lease::Mode;
+use godrive_proto::limits::MAX_FILE_BYTES;
+use std::sync::Arc;
+
+const COPY_BYTES: u64 = 1 << 20;
+
+impl<B: Backend> Fs<B> {
+    /// Preallocation reserves nothing: a file's holes take no space and the cluster promises none ahead. Punching and
+    /// zeroing make holes.
+    pub async fn fallocate(self: &Arc<Self>, handle: Handle, mode: i32, offset: u64, len: u64) -> Result<()> {
+        let file = self.sound(handle)?;
+        if !file.writable {
+            return Err(FsError::bare(libc::EBADF));
+        }
+        if len == 0 {
+            return Err(FsError::bare(libc::EINVAL));
+        }
+        let Some(end) = offset.checked_add(len).filter(|end| *end <= MAX_FILE_BYTES) else {
+            return Err(FsError::bare(libc::EFBIG));
+        };
+        let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+        match mode & !libc::FALLOC_FL_KEEP_SIZE {
+            0 => {}
+            libc::FALLOC_FL_PUNCH_HOLE if keep_size => self.zero(&file.inode, offset..end).await?,
+            libc::FALLOC_FL_ZERO_RANGE => self.zero(&file.inode, offset..end).await?,
+            _ => return Err(FsError::bare(libc::EOPNOTSUPP)),
+        }
+        if keep_size || mode & libc::FALLOC_FL_PUNCH_HOLE != 0 {
+            return Ok(());
+        }
+        let _content = self.within("waiting for a truncation", file.inode.content.read()).await?;
+        self.under(&file.inode, Mode::Exclusive, NO_PAGES, |state| {
+            if let Some(attr) = &mut state.attr
+                && end > attr.size
+            {
+                attr.size = end;
+                state.pending.size = true;
+            }
+            Ok(Step::Done(()))
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Whole chunks: one that was ever written counts as data, one that was not as a hole.
+    pub async fn lseek(self: &Arc<Self>, handle: Handle, offset: u64, whence: Whence) -> Result<u64> {
+        let file = self.sound(handle)?;
+        let (found, _pass) = self
+            .under(&file.inode, Mode::Shared, NO_PAGES, |state| {
+                let size = state.size();
+                if offset >= size {
+                    return Err(FsError::bare(libc::ENXIO));
+                }
+                let chunk_bytes = state.chunk_bytes();
+                for span in spans(offset..size, chunk_bytes) {
+                    if let Some(window) = state.unknown_window(span.index) {
+                        return Ok(Step::Window(window));
+                    }
+                    let written = state
+                        .slots
+                        .get(&span.index)
+                        .is_some_and(|slot| slot.layout.held.version > Version(0));
+                    let is_data = written || state.buffer.has(span.index);
+                    if is_data == (whence == Whence::Data) {
+                        let at = u64::from(span.index) * u64::from(chunk_bytes) + u64::from(span.start);
+                        return Ok(Step::Done(Ok(at)));
+                    }
+                }
+                // Every file ends with a hole.
+                Ok(Step::Done(if whence == Whence::Hole {
+                    Ok(size)
+                } else {
+                    Err(FsError::bare(libc::ENXIO))
+                }))
+            })
+            .await?;
+        found
+    }
+
+    /// A loop of reads and writes; less than `len` only at the end of the source.
+    pub async fn copy_file_range(
+        self: &Arc<Self>,
+        from: Handle,
+        from_offset: u64,
+        to: Handle,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<u64> {
+        let (source, target) = (self.sound(from)?, self.sound(to)?);
+        if !source.readable || !target.writable || target.append {
+            return Err(FsError::bare(libc::EBADF));
+        }
+        let overlaps =
+            from_offset < to_offset.saturating_add(len) && to_offset < from_offset.saturating_add(len);
+        if source.inode.ino == target.inode.ino && overlaps {
+            return Err(FsError::bare(libc::EINVAL));
+        }
+        let mut done = 0;
+        while done < len {
+            let at = from_offset + done;
+            let bytes = {
+                let wanted = COPY_BYTES.min(len - done);
+                let pieces = self.read_range(&source.inode, at..at.saturating_add(wanted)).await?;
+                joined(&pieces.value)
+            };
+            if bytes.is_empty() {
+                break;
+            }
+            let written = self.write_to(&target.inode, Place::At(to_offset + done), &bytes, false).await;
+            match written {
+                Ok(written) => done += u64::from(written.value),
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+}
+
+fn joined(pieces: &[Bytes]) -> Bytes {
+    let mut all = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+    pieces.iter().for_each(|piece| all.extend_from_slice(piece));
+    all.freeze()
+}

@@ -1,0 +1,141 @@
+//! The inodes this mount knows, and the open handles.
+
+use super::inode::Inode;
+use super::types::Handle;
+use crate::core::read_plan::ReadAhead;
+use crate::error::{FsError, Result};
+use godrive_proto::{Ino, LeaseId};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+const SHARDS: u64 = 32;
+
+#[derive(Default)]
+struct Shard {
+    inodes: BTreeMap<Ino, Arc<Inode>>,
+    /// The highest lease recalled of any inode that was forgotten here: a new one starts with it, so that a grant
+    /// which a recall overtook stays void even if the inode was forgotten in between.
+    recalled: LeaseId,
+    /// Where the eviction's clock stands.
+    hand: Ino,
+}
+
+pub struct Table {
+    shards: Vec<Mutex<Shard>>,
+    len: AtomicUsize,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), len: AtomicUsize::new(0) }
+    }
+}
+
+impl Table {
+    fn shard(&self, ino: Ino) -> &Mutex<Shard> {
+        &self.shards[(ino.0 % SHARDS) as usize]
+    }
+
+    pub fn find(&self, ino: Ino) -> Option<Arc<Inode>> {
+        self.shard(ino).lock().inodes.get(&ino).cloned()
+    }
+
+    pub fn get(&self, ino: Ino) -> Arc<Inode> {
+        let mut shard = self.shard(ino).lock();
+        let recalled = shard.recalled;
+        let inode = shard.inodes.entry(ino).or_insert_with(|| {
+            self.len.fetch_add(1, Ordering::Relaxed);
+            Arc::new(Inode::new(ino, recalled))
+        });
+        inode.clone()
+    }
+
+    pub fn len(&self) -> usize {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    pub fn all(&self) -> Vec<Arc<Inode>> {
+        self.shards
+            .iter()
+            .flat_map(|shard| shard.lock().inodes.values().cloned().collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// Up to `max` inodes that nobody uses and that were not touched since the clock last passed them.
+    pub fn idle(&self, max: usize) -> Vec<Arc<Inode>> {
+        let mut idle = Vec::new();
+        for shard in &self.shards {
+            let shard = &mut *shard.lock();
+            let behind = shard.inodes.range(shard.hand..).chain(shard.inodes.range(..shard.hand));
+            let mut seen = 0;
+            let mut hand = shard.hand;
+            for (ino, inode) in behind {
+                seen += 1;
+                if seen > 4 * max / SHARDS as usize + 16 || idle.len() >= max {
+                    hand = *ino;
+                    break;
+                }
+                if Arc::strong_count(inode) > 1 {
+                    continue;
+                }
+                let mut state = inode.state.lock();
+                if !std::mem::take(&mut state.used) && state.is_idle() {
+                    idle.push(inode.clone());
+                }
+            }
+            shard.hand = hand;
+        }
+        idle
+    }
+
+    /// Forgets an inode that is still idle and that nobody but the caller holds.
+    pub fn evict(&self, inode: &Arc<Inode>) -> bool {
+        let mut shard = self.shard(inode.ino).lock();
+        let idle = Arc::strong_count(inode) == 2 && {
+            let state = inode.state.lock();
+            shard.recalled = shard.recalled.max(state.lease.recalled());
+            state.is_idle() && !state.used
+        };
+        if idle && shard.inodes.remove(&inode.ino).is_some() {
+            self.len.fetch_sub(1, Ordering::Relaxed);
+        }
+        idle
+    }
+}
+
+/// An open file or directory.
+pub struct OpenFile {
+    pub inode: Arc<Inode>,
+    pub readable: bool,
+    pub writable: bool,
+    pub append: bool,
+    /// O_SYNC or O_DSYNC.
+    pub sync: bool,
+    /// [`super::inode::State::poison`] when it was opened.
+    pub poison: u64,
+    pub ahead: Mutex<ReadAhead>,
+}
+
+#[derive(Default)]
+pub struct Handles {
+    open: Mutex<BTreeMap<Handle, Arc<OpenFile>>>,
+    last: AtomicU64,
+}
+
+impl Handles {
+    pub fn add(&self, file: OpenFile) -> Handle {
+        let handle = Handle(self.last.fetch_add(1, Ordering::Relaxed) + 1);
+        self.open.lock().insert(handle, Arc::new(file));
+        handle
+    }
+
+    pub fn find(&self, handle: Handle) -> Result<Arc<OpenFile>> {
+        self.open.lock().get(&handle).cloned().ok_or_else(|| FsError::bare(libc::EBADF))
+    }
+
+    pub fn remove(&self, handle: Handle) -> Option<Arc<OpenFile>> {
+        self.open.lock().remove(&handle)
+    }
+}

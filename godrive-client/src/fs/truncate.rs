@@ -1,0 +1,134 @@
+//! Setting a file's length.
+//!
+//! Longer: bytes behind the end are zeros already, so only the length changes, locally. Shorter: what is dirty in front of
+//! the new end is flushed, the master logs the length and drops the chunks behind it, and the rest of the chunk that
+//! holds the new end becomes a hole in the write buffer. The master's trim is pending until that hole is held and
+//! committed, which is before any longer length can be.
+
+use super::inode::Inode;
+use super::lease::Step;
+use super::write::rotten;
+use super::{Backend, Fs};
+use crate::core::attrs::{forward, without_privileges};
+use crate::core::gate::NO_PAGES;
+use crate::error::{FsError, Result};
+use godrive_proto::lease::Mode;
+use godrive_proto::limits::MAX_FILE_BYTES;
+use godrive_proto::meta::{Kind, Truncate, TruncateRequest};
+use std::sync::Arc;
+
+/// What a truncation needs to do.
+enum Plan {
+    Nothing,
+    Shrink,
+}
+
+impl<B: Backend> Fs<B> {
+    pub(super) async fn truncate(self: &Arc<Self>, inode: &Arc<Inode>, size: u64, kill: bool) -> Result<()> {
+        if size > MAX_FILE_BYTES {
+            return Err(FsError::bare(libc::EFBIG));
+        }
+        let _content = self.within("waiting for writes", inode.content.write()).await?;
+        let _order = self.within("waiting for a flush", inode.order.lock()).await?;
+        let mut attempts = 0;
+        loop {
+            let (plan, pass) =
+                self.under(inode, Mode::Exclusive, NO_PAGES, |state| self.plan(state, size, kill)).await?;
+            drop(pass);
+            match plan {
+                Plan::Nothing => return Ok(()),
+                Plan::Shrink if self.shrink(inode, size, kill).await? => return Ok(()),
+                Plan::Shrink if attempts > 16 => {
+                    return Err(FsError::new(libc::EIO, "the exclusive lease was recalled again and again"));
+                }
+                Plan::Shrink => attempts += 1,
+            }
+        }
+    }
+
+    fn plan(&self, state: &mut super::inode::State, size: u64, kill: bool) -> Result<Step<Plan>> {
+        let wall = self.backend.wall();
+        let Some(attr) = &mut state.attr else {
+            return Err(FsError::new(libc::EIO, "a lease without attributes"));
+        };
+        match attr.kind {
+            Kind::File => {}
+            Kind::Directory => return Err(FsError::bare(libc::EISDIR)),
+            _ => return Err(FsError::bare(libc::EINVAL)),
+        }
+        if size < attr.size {
+            return Ok(Step::Done(Plan::Shrink));
+        }
+        if size > attr.size {
+            attr.size = size;
+            state.pending.size = true;
+        }
+        attr.mtime = forward(wall, attr.mtime);
+        attr.ctime = forward(wall, attr.ctime);
+        state.pending.mtime = true;
+        state.pending.ctime = true;
+        let mode = without_privileges(attr.mode);
+        if kill && mode != attr.mode {
+            attr.mode = mode;
+            state.pending.mode = true;
+        }
+        Ok(Step::Done(Plan::Nothing))
+    }
+
+    /// False: the lease was recalled in between; try again.
+    async fn shrink(self: &Arc<Self>, inode: &Arc<Inode>, size: u64, kill: bool) -> Result<bool> {
+        let chunk_bytes = u64::from(inode.state.lock().chunk_bytes().max(1));
+        let (last, offset) = ((size / chunk_bytes) as u32, (size % chunk_bytes) as u32);
+        self.quiesce(inode, last).await;
+        self.change(inode, |state| state.buffer.cut(last, offset)).map_err(rotten)?;
+        if inode.state.lock().is_dirty() && size > 0 {
+            self.flush_in_order(inode, super::flush::Level::Held, Mode::Exclusive).await?;
+        }
+        if !inode.state.lock().is_exclusive() {
+            return Ok(false);
+        }
+        let request = TruncateRequest { ino: inode.ino, size, kill_privileges: kill };
+        let reply = match self.backend.mutate::<Truncate>(&request).await {
+            Ok(reply) => reply,
+            Err(fault) => {
+                let generation = inode.state.lock().generation;
+                if fault.code == godrive_proto::Code::NoLease || super::mutate::is_unknown(&fault) {
+                    self.lease_denied(inode, generation);
+                }
+                return Err(fault.into());
+            }
+        };
+        self.change(inode, |state| {
+            state.pending.size = false;
+            state.pending.mtime = false;
+            state.pending.ctime = false;
+            state.pending.mode &= !kill;
+            state.slots.split_off(&(last + u32::from(offset > 0)));
+            state.chunks.split_off(&(last + u32::from(offset > 0)));
+            state.unsynced = false;
+            state.see(&reply.view);
+            let Some(trim) = reply.trim else { return Ok(()) };
+            let (index, chunk) = (trim.index, trim.chunk.id);
+            let from = if index == last { offset } else { 0 };
+            let len = trim.chunk.chunk_bytes.saturating_sub(from);
+            if state.slots.get(&index).is_none_or(|slot| !slot.opened) {
+                state.place(trim, true, || self.new_tag());
+            }
+            state.trim_pending = true;
+            state.buffer.punch(index, chunk, from, len).map_err(rotten)
+        })?;
+        Ok(true)
+    }
+
+    /// Waits until no delta of a chunk at or behind `first` is in flight. No new one starts: the order lock is held, and
+    /// the background flushes of single chunks look for dirty pieces only once they are alone.
+    async fn quiesce(&self, inode: &Arc<Inode>, first: u32) {
+        let ios: Vec<_> = {
+            let state = inode.state.lock();
+            state.slots.range(first..).map(|(_, slot)| slot.io.clone()).collect()
+        };
+        for io in ios {
+            drop(io.write().await);
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Writing: into the buffer, under the exclusive lease, into chunks that are open.
+
+use super::inode::{Inode, State};
+use super::lease::Step;
+use super::table::OpenFile;
+use super::types::{Handle, Served};
+use super::{Backend, Fs};
+use crate::core::attrs::{forward, without_privileges};
+use crate::core::read_plan::spans;
+use crate::core::write_buffer::Rotten;
+use crate::error::{FsError, Result};
+use bytes::Bytes;
+use godrive_proto::lease::Mode;
+use godrive_proto::limits::MAX_FILE_BYTES;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Chunks that are opened at once when a stream reaches a new one.
+const OPEN_AHEAD: u32 = 4;
+
+/// Where a write goes.
+#[derive(Clone, Copy)]
+pub(super) enum Place {
+    At(u64),
+    Append,
+}
+
+/// What a write did.
+struct Buffered {
+    len: u32,
+    /// Chunks that have enough for a delta, or (true) that the stream has left.
+    ready: Vec<(u32, bool)>,
+}
+
+impl<B: Backend> Fs<B> {
+    pub fn try_write(
+        &self,
+        handle: Handle,
+        offset: u64,
+        data: &Bytes,
+        kill_privileges: bool,
+    ) -> Option<Result<Served<u32>>> {
+        let (file, place) = match self.writable(handle, offset) {
+            Ok(file) => file,
+            Err(error) => return Some(Err(error)),
+        };
+        if file.sync || self.dirty_bytes.load(Ordering::Relaxed) >= self.limits.write_buffer_bytes {
+            return None;
+        }
+        let inode = &file.inode;
+        let _content = inode.content.try_read().ok()?;
+        let range = kernel_pages(place, data.len());
+        let done = self.try_under(inode, Mode::Exclusive, range, |state| {
+            self.buffer(state, place, data, kill_privileges)
+        })?;
+        Some(done.map(|(buffered, pass)| {
+            self.request_flush(inode, buffered.ready);
+            Served { value: buffered.len, pass }
+        }))
+    }
+
+    pub async fn write(
+        self: &Arc<Self>,
+        handle: Handle,
+        offset: u64,
+        data: Bytes,
+        kill_privileges: bool,
+    ) -> Result<Served<u32>> {
+        let (file, place) = self.writable(handle, offset)?;
+        let served = self.write_to(&file.inode, place, &data, kill_privileges).await?;
+        if file.sync {
+            // The pass would hold back a recall that the flush may have to wait for.
+            let Served { value, pass } = served;
+            drop(pass);
+            self.fsync(handle, true).await?;
+            return Ok(Served { value, pass: Default::default() });
+        }
+        Ok(served)
+    }
+
+    pub(super) async fn write_to(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        place: Place,
+        data: &Bytes,
+        kill_privileges: bool,
+    ) -> Result<Served<u32>> {
+        self.reserve(inode).await?;
+        let _content = self.within("waiting for a truncation", inode.content.read()).await?;
+        let range = kernel_pages(place, data.len());
+        let (buffered, pass) = self
+            .under(inode, Mode::Exclusive, range, |state| self.buffer(state, place, data, kill_privileges))
+            .await?;
+        self.request_flush(inode, buffered.ready);
+        Ok(Served { value: buffered.len, pass })
+    }
+
+    fn writable(&self, handle: Handle, offset: u64) -> Result<(Arc<OpenFile>, Place)> {
+        let file = self.sound(handle)?;
+        if !file.writable {
+            return Err(FsError::bare(libc::EBADF));
+        }
+        let place = if file.append { Place::Append } else { Place::At(offset) };
+        Ok((file, place))
+    }
+
+    /// Buffers the bytes; under the lock, so that appends are atomic.
+    fn buffer(&self, state: &mut State, place: Place, data: &Bytes, kill: bool) -> Result<Step<Buffered>> {
+        // An error of the background that says "full" is told to the writer, not only to who closes.
+        if let Some(error) = &state.error
+            && matches!(error.errno, libc::ENOSPC | libc::EDQUOT)
+        {
+            return Err(error.clone());
+        }
+        let Some(attr) = &state.attr else {
+            return Err(FsError::new(libc::EIO, "a lease without attributes"));
+        };
+        let (size, chunk_bytes) = (attr.size, attr.chunk_bytes);
+        let start = match place {
+            Place::At(offset) => offset,
+            Place::Append => size,
+        };
+        let range = writable_range(start, data.len())?;
+        if let Some(open) = to_open(state, &range, chunk_bytes) {
+            return Ok(open);
+        }
+        let mut ready = Vec::new();
+        for span in spans(range.clone(), chunk_bytes) {
+            let Some(slot) = state.slots.get(&span.index) else {
+                return Err(FsError::new(libc::EIO, "a chunk that was open is gone"));
+            };
+            let from =
+                (u64::from(span.index) * u64::from(chunk_bytes) + u64::from(span.start) - start) as usize;
+            let bytes = data.slice(from..from + span.len() as usize);
+            state.buffer.write(span.index, slot.layout.chunk.id, span.start, &bytes).map_err(rotten)?;
+            let left = span.end == chunk_bytes && span.start > 0;
+            if (left || state.buffer.fills_a_delta(span.index)) && state.flushing.insert(span.index) {
+                ready.push((span.index, left));
+            }
+        }
+        let wall = self.backend.wall();
+        self.written(state, range.end, wall, kill);
+        Ok(Step::Done(Buffered { len: (range.end - range.start) as u32, ready }))
+    }
+
+    fn written(&self, state: &mut State, end: u64, wall: godrive_proto::time::Timestamp, kill: bool) {
+        let Some(attr) = &mut state.attr else { return };
+        if end > attr.size {
+            attr.size = end;
+            state.pending.size = true;
+        }
+        attr.mtime = forward(wall, attr.mtime);
+        attr.ctime = forward(wall, attr.ctime);
+        state.pending.mtime = true;
+        state.pending.ctime = true;
+        let mode = without_privileges(attr.mode);
+        if kill && mode != attr.mode {
+            attr.mode = mode;
+            state.pending.mode = true;
+        }
+    }
+
+    /// Zeros in a range that lies within chunks that exist. Where there is no chunk, there are zeros already.
+    pub(super) async fn zero(self: &Arc<Self>, inode: &Arc<Inode>, range: Range<u64>) -> Result<()> {
+        let _content = self.within("waiting for a truncation", inode.content.read()).await?;
+        self.under(inode, Mode::Exclusive, crate::core::gate::NO_PAGES, |state| {
+            let range = range.start..range.end.min(state.size());
+            let chunk_bytes = state.chunk_bytes();
+            for span in spans(range.clone(), chunk_bytes) {
+                if let Some(window) = state.unknown_window(span.index) {
+                    return Ok(Step::Window(window));
+                }
+                if state.slots.get(&span.index).is_some_and(|slot| !slot.opened) {
+                    return Ok(Step::Open(vec![span.index], 1));
+                }
+            }
+            for span in spans(range, chunk_bytes) {
+                if let Some(slot) = state.slots.get(&span.index) {
+                    let chunk = slot.layout.chunk.id;
+                    state.buffer.punch(span.index, chunk, span.start, span.len()).map_err(rotten)?;
+                }
+            }
+            let wall = self.backend.wall();
+            self.written(state, 0, wall, false);
+            Ok(Step::Done(()))
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Waits until the write buffer has room.
+    async fn reserve(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
+        let wait = async {
+            loop {
+                let freed = self.freed.notified();
+                tokio::pin!(freed);
+                freed.as_mut().enable();
+                if self.dirty_bytes.load(Ordering::Relaxed) < self.limits.write_buffer_bytes {
+                    return Ok(());
+                }
+                if let Some(error) = &inode.state.lock().error {
+                    return Err(error.clone());
+                }
+                self.wake.notify_one();
+                freed.await;
+            }
+        };
+        self.within("waiting for room in the write buffer", wait).await?
+    }
+}
+
+/// The pages that the kernel has locked for a write. Where an append goes, the kernel may not know.
+fn kernel_pages(place: Place, len: usize) -> Range<u64> {
+    match place {
+        Place::At(offset) => offset..offset.saturating_add(len as u64),
+        Place::Append => 0..u64::MAX,
+    }
+}
+
+fn writable_range(start: u64, len: usize) -> Result<Range<u64>> {
+    if start >= MAX_FILE_BYTES {
+        return Err(FsError::bare(libc::EFBIG));
+    }
+    Ok(start..start.saturating_add(len as u64).min(MAX_FILE_BYTES))
+}
+
+/// The chunks of a range that are not open for writing; where a stream reaches a new chunk, some more.
+fn to_open<T>(state: &State, range: &Range<u64>, chunk_bytes: u32) -> Option<Step<T>> {
+    let is_open = |index: &u32| state.slots.get(index).is_some_and(|slot| slot.opened);
+    let mut closed: Vec<u32> =
+        spans(range.clone(), chunk_bytes).map(|span| span.index).filter(|index| !is_open(index)).collect();
+    let last = *closed.last()?;
+    let needed = closed.len();
+    let first = closed[0];
+    if first > 0 && is_open(&(first - 1)) {
+        closed.extend((last + 1..last + OPEN_AHEAD).filter(|index| !is_open(index)));
+    }
+    Some(Step::Open(closed, needed))
+}
+
+pub(super) fn rotten(error: Rotten) -> FsError {
+    FsError::new(libc::EIO, error.to_string())
+}
