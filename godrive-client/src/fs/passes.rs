@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 /// Given back when dropped. Empty for answers that the kernel does not cache.
 #[derive(Default)]
-#[must_use = "keep it until the kernel has been answered"]
 pub struct Pass(Vec<(Arc<Inode>, u64)>);
 
 impl Pass {
