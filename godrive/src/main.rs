@@ -5,6 +5,11 @@
     reason = "the command line is an adapter: it works on the machine's own files, processes and clock"
 )]
 
+/// A line to standard output. A reader that has enough, for instance `head`, is no error.
+macro_rules! say {
+    ($($text:tt)*) => { crate::table::print(&format!("{}\n", format_args!($($text)*))) };
+}
+
 mod admin;
 mod cli;
 mod cluster;

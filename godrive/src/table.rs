@@ -1,6 +1,17 @@
 //! Words for people: sizes, times, modes, and tables that fit 80 columns.
 
+use anyhow::{Context, Result};
 use godrive_proto::meta::Kind;
+use std::io::Write;
+
+/// Writes to standard output. A reader that has enough, for instance `head`, is no error.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("writing to standard output"),
+    }
+}
 
 /// `1.5 GiB`; exact below 1 KiB.
 pub fn size(bytes: u64) -> String {
@@ -86,6 +97,23 @@ pub fn cut(text: &str, width: usize) -> String {
     cut
 }
 
+/// Breaks a sentence into lines of at most `width`, the later ones indented. Words are not broken.
+pub fn wrap(text: &str, width: usize, indent: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let Some(line) = lines.last_mut() else { break };
+        if line.trim().is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(format!("{indent}{word}"));
+        }
+    }
+    lines.join("\n")
+}
+
 /// Names may hold anything; a terminal must not.
 pub fn printable(name: &[u8]) -> String {
     let text = String::from_utf8_lossy(name);
@@ -146,6 +174,7 @@ mod tests {
         let rows = [vec!["a".into(), "10".into()], vec!["long".into(), "9".into()]];
         assert_eq!(columns(&rows, &[1]), "a     10\nlong   9\n");
         assert_eq!(cut("abcdef", 4), "abc…");
+        assert_eq!(wrap("one two three", 8, "  "), "one two\n  three");
         assert_eq!(printable(b"a\x1b[31m\n"), "a\\u{1b}[31m\\n");
     }
 }

@@ -46,7 +46,7 @@ pub async fn run(line: &cli::Home) -> Result<()> {
     for kind in [Kind::Slave, Kind::Master] {
         stopped += stop_all(&home, kind, &mut problems).await?;
     }
-    println!("stopped {stopped} processes; the data stays in {}", home.dir.display());
+    say!("stopped {stopped} processes; the data stays in {}", home.dir.display())?;
     match problems.is_empty() {
         true => Ok(()),
         false => anyhow::bail!("{}", problems.join("\n")),

@@ -9,7 +9,6 @@ use anyhow::{Context, Result, bail};
 use bytes::{Bytes, BytesMut};
 use godrive_proto::meta::{Attr, Kind};
 use serde_json::{Value, json};
-use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -98,7 +97,7 @@ pub async fn put(line: cli::Put) -> Result<()> {
         let upload = Upload { path: &to, mode: mode as u16, make_parents: line.parents, only_new: false };
         let stored = remote.upload(upload, &mut input).await;
         let (attr, _) = stored.with_context(|| format!("{to} was not stored; nothing of it is left"))?;
-        println!("{to}: {} stored", table::size(attr.size));
+        say!("{to}: {} stored", table::size(attr.size))?;
         Ok(())
     })
     .await
@@ -136,7 +135,7 @@ pub async fn get(line: cli::Get) -> Result<()> {
         let mode = u32::from(reader.attr.mode) & 0o777;
         std::fs::set_permissions(temporary.path(), std::fs::Permissions::from_mode(mode))?;
         temporary.persist(&target).with_context(|| format!("writing {}", target.display()))?;
-        println!("{}: {} fetched", target.display(), table::size(reader.attr.size));
+        say!("{}: {} fetched", target.display(), table::size(reader.attr.size))?;
         Ok(())
     })
     .await
@@ -219,11 +218,7 @@ fn print_entries(line: &cli::Ls, entries: Vec<(Vec<u8>, Attr)>) -> Result<()> {
             text += &format!("{}{slash}\n", table::printable(name));
         }
     }
-    match std::io::stdout().write_all(text.as_bytes()) {
-        // The reader, for instance `head`, has enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("writing to standard output"),
-    }
+    table::print(&text)
 }
 
 pub async fn rm(line: &cli::Rm) -> Result<()> {
@@ -261,23 +256,23 @@ pub async fn stat(line: &cli::Stat) -> Result<()> {
         if line.json {
             let mut value = attr_json(name, &attr);
             value["target"] = json!(target);
-            println!("{value:#}");
+            say!("{value:#}")?;
             return Ok(());
         }
-        println!("    name  {path}{}", target.map(|target| format!(" -> {target}")).unwrap_or_default());
-        println!("    kind  {}, inode {}, {} links", table::kind(attr.kind), attr.ino, attr.nlink);
-        println!("    size  {} bytes in chunks of {}", attr.size, table::size(u64::from(attr.chunk_bytes)));
-        println!(
+        say!("    name  {path}{}", target.map(|target| format!(" -> {target}")).unwrap_or_default())?;
+        say!("    kind  {}, inode {}, {} links", table::kind(attr.kind), attr.ino, attr.nlink)?;
+        say!("    size  {} bytes in chunks of {}", attr.size, table::size(u64::from(attr.chunk_bytes)))?;
+        say!(
             "    mode  {} ({:04o}), owner {}:{}",
             table::mode(attr.kind, attr.mode),
             attr.mode,
             attr.uid,
             attr.gid
-        );
+        )?;
         for (word, time) in
             [("changed", attr.mtime), ("status", attr.ctime), ("read", attr.atime), ("born", attr.btime)]
         {
-            println!("{word:>8}  {} UTC", table::time(time.0));
+            say!("{word:>8}  {} UTC", table::time(time.0))?;
         }
         Ok(())
     })

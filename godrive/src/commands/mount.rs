@@ -33,7 +33,7 @@ pub async fn mount(line: cli::Mount) -> Result<()> {
         }
     };
     if process::running(&home, name)?.is_some() {
-        println!("already mounted at {}", path.display());
+        say!("already mounted at {}", path.display())?;
         return Ok(());
     }
     if let Err(error) = start_mount(&home, name).await {
@@ -43,7 +43,7 @@ pub async fn mount(line: cli::Mount) -> Result<()> {
         }
         return Err(error);
     }
-    println!("mounted at {}", path.display());
+    say!("mounted at {}", path.display())?;
     Ok(())
 }
 
@@ -134,7 +134,7 @@ pub async fn end_mount(folder: &Path, daemon: &Daemon, unmounted: bool) -> Resul
 pub fn report(path: &Path, end: &MountEnd) -> Result<()> {
     match (end.ending, &end.lost) {
         (Ending::Clean, None) => {
-            println!("unmounted {}, everything is flushed", path.display());
+            say!("unmounted {}, everything is flushed", path.display())?;
             Ok(())
         }
         (Ending::Clean, Some(lost)) => {

@@ -7,7 +7,7 @@ use crate::cli;
 use crate::cluster::layout::{Home, Kind, NodeName};
 use crate::cluster::mounts::{self, State};
 use crate::cluster::process;
-use crate::table::{columns, cut, size};
+use crate::table::{columns, cut, print, size, wrap};
 use anyhow::Result;
 use godrive_proto::admin::Status;
 use godrive_proto::cluster::{DiskHealth, NodeStatus};
@@ -37,12 +37,12 @@ pub async fn run(line: &cli::Status) -> Result<()> {
         Err(error) => Err(error),
     };
     match (&status, line.json) {
-        (Ok(status), true) => println!("{:#}", document(status, &locals)),
+        (Ok(status), true) => say!("{:#}", document(status, &locals))?,
         (Err(error), true) => {
-            println!("{:#}", json!({ "error": format!("{error:#}"), "local": local_json(&locals) }))
+            say!("{:#}", json!({ "error": format!("{error:#}"), "local": local_json(&locals) }))?
         }
-        (Ok(status), false) => print!("{}", human(status, &locals)),
-        (Err(_), false) => print!("{}", local_table(&locals)),
+        (Ok(status), false) => print(&human(status, &locals))?,
+        (Err(_), false) => print(&local_table(&locals))?,
     }
     status.map(drop)
 }
@@ -212,7 +212,7 @@ fn human(status: &Status, locals: &[Local]) -> String {
     text += &session_table(status);
     text += &local_table(locals);
     for warning in &status.warnings {
-        text += &format!("\nwarning: {warning}\n");
+        text += &format!("\n{}\n", wrap(&format!("warning: {warning}"), 80, "    "));
     }
     text
 }

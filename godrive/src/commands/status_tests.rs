@@ -47,7 +47,7 @@ fn status() -> Status {
         repair_active: 1,
         repaired: 5,
         reclaim_queued: 0,
-        warnings: vec!["a disk is nearly full".into()],
+        warnings: vec!["a disk is nearly full".into(), "word ".repeat(40)],
     }
 }
 

@@ -19,7 +19,7 @@ pub async fn run(line: &cli::Token) -> Result<()> {
     };
     let token = admin.token(request).await?;
     admin.close().await;
-    println!("{token}");
+    say!("{token}")?;
     let times = if line.uses == 1 { "once".into() } else { format!("{} times", line.uses) };
     eprintln!("It works {times}, for the next {} s. On the other machine:", line.valid_for.as_secs());
     match line.role {

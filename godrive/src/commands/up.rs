@@ -138,7 +138,7 @@ fn summary(home: &Home, plan: &Plan) -> Result<()> {
     let slaves = nodes.iter().filter(|name| name.kind == Kind::Slave).count();
     let started = plan.steps.iter().filter(|step| matches!(step, Step::Start(_))).count();
     let dir = home.dir.display();
-    println!(
+    say!(
         "{} 1 master, {slaves} slaves, {} replicas (at least {}), {started} started",
         if plan.steps.iter().any(|step| matches!(step, Step::CreateCluster(_))) {
             "new cluster:"
@@ -147,10 +147,10 @@ fn summary(home: &Home, plan: &Plan) -> Result<()> {
         },
         cluster.replicas,
         cluster.min_replicas
-    );
+    )?;
     for path in home.mounts()?.values() {
-        println!("mounted at {}", path.display());
+        say!("mounted at {}", path.display())?;
     }
-    println!("look:  godrive status --dir {dir}\nstop:  godrive down --dir {dir}");
+    say!("look:  godrive status --dir {dir}\nstop:  godrive down --dir {dir}")?;
     Ok(())
 }

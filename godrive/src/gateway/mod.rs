@@ -54,8 +54,8 @@ pub async fn run(line: cli::Gateway) -> Result<()> {
         requests: Arc::new(Semaphore::new(requests)),
         patience: Duration::from_secs(30),
     });
-    println!("listening on https://{address}");
-    println!("token: {}   certificate authority: {}", token_file.display(), ca_file.display());
+    say!("listening on https://{address}")?;
+    say!("token: {}   certificate authority: {}", token_file.display(), ca_file.display())?;
     server::serve(listener, certificate.config, gateway, requests, stopped()?).await;
     remote.stop().await
 }
