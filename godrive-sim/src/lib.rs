@@ -1,4 +1,15 @@
+//! A whole cluster in one process, under one seed.
+//!
+//! [`cluster`] puts the real master, slaves and clients on turmoil's simulated network, with virtual time, clocks that
+//! drift and disks that lose what was not synced. [`workload`] keeps the clients busy with blocks that say whose they
+//! are ([`stamp`]); [`oracle`] judges every read by the contract; [`scenarios`] says what goes wrong meanwhile. Equal
+//! seeds give equal runs, down to the last datagram ([`trace`]): a failure is one scenario and one number.
+
 pub mod clock;
+pub mod cluster;
 pub mod oracle;
+pub mod scenarios;
+pub mod shared;
 pub mod stamp;
 pub mod trace;
+pub mod workload;

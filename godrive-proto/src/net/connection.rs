@@ -49,8 +49,8 @@ struct Shared {
     peer: Peer,
     requests: AtomicU64,
     /// Requests whose frame took more than one packet arrive here, so that they hold nobody up.
-    late: mpsc::UnboundedSender<Option<Incoming>>,
-    late_requests: Mutex<mpsc::UnboundedReceiver<Option<Incoming>>>,
+    late: mpsc::UnboundedSender<Incoming>,
+    late_requests: Mutex<mpsc::UnboundedReceiver<Incoming>>,
 }
 
 impl fmt::Debug for Connection {
@@ -135,10 +135,8 @@ impl Connection {
         loop {
             tokio::select! {
                 biased;
-                late = late_requests.recv() => match late {
-                    Some(Some(incoming)) => return Some(incoming),
-                    Some(None) | None => {}
-                },
+                // Never ends: this connection holds the channel's other end.
+                Some(incoming) = late_requests.recv() => return Some(incoming),
                 stream = self.shared.quinn.accept_bi() => match stream {
                     Ok((send, receive)) => {
                         if let Some(incoming) = self.receive(Writer::new(send), Reader::new(receive)).await {
@@ -165,9 +163,10 @@ impl Connection {
                 tracing::warn!(peer = %connection.shared.peer, "gave up a request whose frame did not arrive");
                 return;
             };
-            let incoming = connection.incoming(frame, writer, reader);
-            // Fails only when the connection is being dropped.
-            let _ = connection.shared.late.send(incoming);
+            if let Some(incoming) = connection.incoming(frame, writer, reader) {
+                // Fails only when the connection is being dropped.
+                let _ = connection.shared.late.send(incoming);
+            }
         });
         None
     }

@@ -69,9 +69,8 @@ struct CappedSocket {
 impl CappedSocket {
     fn saw(&self, segment_bytes: usize) {
         // A heuristic: a lost update between threads only costs a split.
-        if self.sends.fetch_add(1, Ordering::Relaxed) % 4096 == 0 {
-            self.largest.store(segment_bytes, Ordering::Relaxed);
-        } else if segment_bytes > self.largest.load(Ordering::Relaxed) {
+        let forget = self.sends.fetch_add(1, Ordering::Relaxed).is_multiple_of(4096);
+        if forget || segment_bytes > self.largest.load(Ordering::Relaxed) {
             self.largest.store(segment_bytes, Ordering::Relaxed);
         }
     }

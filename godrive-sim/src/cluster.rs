@@ -1,0 +1,400 @@
+//! A whole cluster in one process: a master, slaves and clients as turmoil hosts, each with a clock that is a little
+//! off, simulated disks that outlive their hosts, and a schedule of what happens to them.
+
+use crate::clock::{EPOCH_S, SimulatedClock};
+use crate::oracle::{Safety, Tally};
+use crate::shared::Shared;
+use crate::trace::{Digest, Trace};
+use crate::workload::{Worker, Workload};
+use godrive_client::Client;
+use godrive_disk::{Disk, SimulatedDisk};
+use godrive_proto::net::identity::{Authority, Identity};
+use godrive_proto::net::simulated::SimulatedSockets;
+use godrive_proto::{ClusterId, NodeId, Role};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::pending;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use turmoil::Sim;
+
+const MASTER_PORT: u16 = 7400;
+const SLAVE_PORT: u16 = 7401;
+const DISK_BYTES: u64 = 1 << 30;
+/// After the workload's end: closing and verifying everything must be done within this.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A host of the simulation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Node {
+    Master,
+    Slave(u16),
+    Client(u16),
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Master => f.write_str("master"),
+            Self::Slave(number) => write!(f, "slave-{number}"),
+            Self::Client(number) => write!(f, "client-{number}"),
+        }
+    }
+}
+
+/// What happens to the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// No datagram passes between the two.
+    Part(Node, Node),
+    /// None passes from the first to the second; the other way they do.
+    PartOneWay(Node, Node),
+    Join(Node, Node),
+    /// Between the node and everybody.
+    Cut(Node),
+    Heal(Node),
+    /// The machines lose power at one moment: unsynced writes are lost, torn or kept as chance has it.
+    PowerLoss(Vec<Node>),
+    /// The processes are killed; what they wrote is there.
+    Kill(Vec<Node>),
+    Start(Vec<Node>),
+    /// Datagrams are lost at this rate, in thousandths.
+    Lose(u16),
+}
+
+/// A run to be made.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub slaves: u16,
+    pub replicas: u8,
+    pub workload: Workload,
+    /// In the order of their times.
+    pub schedule: Vec<(Duration, Event)>,
+    /// Each client must have at least so many operations acknowledged in each of these spans.
+    pub progress: Vec<Progress>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    pub client: u16,
+    pub from: Duration,
+    pub to: Duration,
+    pub operations: usize,
+}
+
+/// What came out of a run.
+#[derive(Debug)]
+pub struct Outcome {
+    pub trace: Digest,
+    pub tally: Tally,
+    pub acknowledged: usize,
+    pub virtual_time: Duration,
+    pub errors: BTreeMap<String, u64>,
+    /// Empty if the contract was kept.
+    pub failures: Vec<String>,
+}
+
+struct Parts {
+    seed: u64,
+    plan: Plan,
+    trace: Trace,
+    shared: Shared,
+    authority: Arc<Authority>,
+    disks: BTreeMap<Node, SimulatedDisk>,
+    dice: SmallRng,
+}
+
+/// Runs the plan under the seed.
+pub fn run(plan: &Plan, seed: u64) -> Outcome {
+    let mut dice = SmallRng::seed_from_u64(seed);
+    // The seed reaches the CA too; a seeded authority cannot fail but by a defect of ours.
+    let authority = Authority::create_seeded(ClusterId(u128::from(seed) + 1), EPOCH_S, [7; 32]);
+    let authority = Arc::new(authority.unwrap_or_else(|fault| panic!("no authority: {fault}")));
+    let disks = (1..=plan.slaves).map(Node::Slave).chain([Node::Master]);
+    let disks = disks.map(|node| (node, SimulatedDisk::new(DISK_BYTES))).collect();
+    let mut sim = turmoil::Builder::new()
+        .rng_seed(dice.random())
+        .simulation_duration(Duration::from_secs(3600))
+        .min_message_latency(Duration::from_micros(100))
+        .max_message_latency(Duration::from_millis(2))
+        .udp_capacity(1 << 16)
+        .build();
+    let trace = Trace::default();
+    let mut parts =
+        Parts { seed, plan: plan.clone(), trace, shared: Shared::default(), authority, disks, dice };
+    parts.add_master(&mut sim);
+    (1..=plan.slaves).for_each(|number| parts.add_slave(&mut sim, number));
+    (0..plan.workload.clients).for_each(|number| parts.add_client(&mut sim, number));
+    let ended = parts.drive(&mut sim);
+    parts.outcome(&sim, ended)
+}
+
+impl Parts {
+    fn nodes(&self) -> Vec<Node> {
+        let slaves = (1..=self.plan.slaves).map(Node::Slave);
+        let clients = (0..self.plan.workload.clients).map(Node::Client);
+        [Node::Master].into_iter().chain(slaves).chain(clients).collect()
+    }
+
+    /// An id that is the same in every run; different from others'.
+    fn id(node: Node) -> u128 {
+        match node {
+            Node::Master => 1,
+            Node::Slave(number) => 100 + u128::from(number),
+            Node::Client(number) => 200 + u128::from(number),
+        }
+    }
+
+    fn identity(&self, node: Node) -> Identity {
+        let role = match node {
+            Node::Master => Role::Master,
+            Node::Slave(_) => Role::Slave,
+            Node::Client(_) => Role::Client,
+        };
+        let mut key = [9; 32];
+        key[..16].copy_from_slice(&Self::id(node).to_le_bytes());
+        let identity = self.authority.issue_seeded(role, NodeId(Self::id(node)), EPOCH_S, key);
+        identity.unwrap_or_else(|fault| panic!("no identity: {fault}"))
+    }
+
+    fn sockets(&self) -> Arc<SimulatedSockets> {
+        Arc::new(SimulatedSockets::watched(Arc::new(self.trace.clone())))
+    }
+
+    /// Up to half a per cent fast or slow: two clocks stay within the one per cent that leases allow for.
+    fn clock(&mut self) -> Arc<SimulatedClock> {
+        let drift_ppm = self.dice.random_range(-5_000..=5_000);
+        let wall_offset_ns = self.dice.random_range(-2_000_000_000..=2_000_000_000);
+        Arc::new(SimulatedClock::new(drift_ppm, wall_offset_ns))
+    }
+
+    fn add_master(&mut self, sim: &mut Sim<'_>) {
+        let (identity, sockets, clock) = (self.identity(Node::Master), self.sockets(), self.clock());
+        let (disk, authority) = (self.disks[&Node::Master].clone(), self.authority.clone());
+        let config = godrive_master::Config {
+            listen: any(MASTER_PORT),
+            chunk_bytes: godrive_proto::limits::MIN_CHUNK_BYTES,
+            replicas: self.plan.replicas,
+            ..godrive_master::Config::default()
+        };
+        let mut seeds = SmallRng::seed_from_u64(self.dice.random());
+        let starts = move || {
+            let seed = seeds.random();
+            let world = godrive_master::World {
+                disk: Arc::new(disk.clone()),
+                sockets: sockets.clone(),
+                clock: clock.clone(),
+                seed,
+                identity: identity.clone(),
+                authority: Some(authority.clone()),
+                transport_seed: Some(transport_seed(seed)),
+            };
+            let run = godrive_master::run(config.clone(), world, pending());
+            async move { run.await.map_err(|error| format!("the master ended: {error:#}").into()) }
+        };
+        sim.host(Node::Master.to_string(), counted(starts));
+    }
+
+    fn add_slave(&mut self, sim: &mut Sim<'_>, number: u16) {
+        let node = Node::Slave(number);
+        let (identity, sockets, clock) = (self.identity(node), self.sockets(), self.clock());
+        let disk = self.disks[&node].clone();
+        let own = sim.lookup(node.to_string());
+        let config = godrive_slave::Config {
+            listen: any(SLAVE_PORT),
+            advertise: Some(SocketAddr::new(own, SLAVE_PORT)),
+            master: SocketAddr::new(sim.lookup("master"), MASTER_PORT),
+            domain: format!("rack-{number}"),
+            ..godrive_slave::Config::default()
+        };
+        let mut seeds = SmallRng::seed_from_u64(self.dice.random());
+        let starts = move || {
+            let disks: Vec<Arc<dyn Disk>> = vec![Arc::new(disk.clone())];
+            let seed = seeds.random();
+            let world = godrive_slave::World {
+                disks,
+                sockets: sockets.clone(),
+                clock: clock.clone(),
+                seed,
+                identity: identity.clone(),
+                transport_seed: Some(transport_seed(seed)),
+            };
+            let run = godrive_slave::run(config.clone(), world, pending());
+            async move { run.await.map_err(|error| format!("slave {number} ended: {error:#}").into()) }
+        };
+        sim.host(node.to_string(), counted(starts));
+    }
+
+    fn add_client(&mut self, sim: &mut Sim<'_>, number: u16) {
+        let node = Node::Client(number);
+        let (identity, sockets, clock) = (self.identity(node), self.sockets(), self.clock());
+        let (shared, load) = (self.shared.clone(), self.plan.workload);
+        let mut driver = godrive_client::driver::Config::new(
+            SocketAddr::new(sim.lookup("master"), MASTER_PORT),
+            node.to_string(),
+        );
+        driver.deadline = Duration::from_secs(15);
+        let config = godrive_client::Config::new(driver);
+        let mut seeds = SmallRng::seed_from_u64(self.dice.random());
+        let starts = move || {
+            let world = godrive_client::World {
+                sockets: sockets.clone(),
+                clock: clock.clone(),
+                identity: identity.clone(),
+                seed: seeds.random(),
+            };
+            let (config, shared, seed) = (config.clone(), shared.clone(), seeds.random());
+            async move {
+                let fs = mount(number, config, world, &shared).await;
+                Worker::new(number, fs, shared, load, seed).run().await;
+                pending().await
+            }
+        };
+        sim.host(node.to_string(), counted(starts));
+    }
+
+    /// Steps until every client has finished, doing what the schedule says on the way.
+    fn drive(&mut self, sim: &mut Sim<'_>) -> Result<(), String> {
+        let schedule = std::mem::take(&mut self.plan.schedule);
+        let mut schedule = schedule.into_iter().peekable();
+        loop {
+            while let Some((_, event)) = schedule.next_if(|(at, _)| *at <= sim.elapsed()) {
+                tracing::info!(at = ?sim.elapsed(), ?event, "event");
+                self.happen(sim, &event);
+            }
+            sim.step().map_err(|error| error.to_string())?;
+            let clients = usize::from(self.plan.workload.clients);
+            if self.shared.with(|notes| notes.finished.len()) == clients {
+                return Ok(());
+            }
+            if sim.elapsed() > self.plan.workload.until + PATIENCE {
+                let doing = self.shared.with(|notes| notes.doing.clone());
+                return Err(format!("not finished {PATIENCE:?} after the workload's end: {doing:?}"));
+            }
+        }
+    }
+
+    fn happen(&mut self, sim: &mut Sim<'_>, event: &Event) {
+        match event {
+            Event::Part(one, other) => sim.partition(one.to_string(), other.to_string()),
+            Event::PartOneWay(from, to) => sim.partition_oneway(from.to_string(), to.to_string()),
+            Event::Join(one, other) => sim.repair(one.to_string(), other.to_string()),
+            Event::Cut(node) => {
+                for other in self.others(*node) {
+                    sim.partition(node.to_string(), other.to_string());
+                }
+                self.tell_cut(*node, true);
+            }
+            Event::Heal(node) => {
+                for other in self.others(*node) {
+                    sim.repair(node.to_string(), other.to_string());
+                }
+                self.tell_cut(*node, false);
+            }
+            Event::PowerLoss(nodes) => {
+                for node in nodes {
+                    sim.crash(node.to_string());
+                    if let Some(disk) = self.disks.get(node) {
+                        disk.crash(&mut self.dice);
+                    }
+                    self.tell_cut(*node, true);
+                }
+                // Held means that every member has it: it takes the power of all slaves, or of the master that
+                // knows the length, to lose what was not synced.
+                let slaves = nodes.iter().filter(|node| matches!(node, Node::Slave(_))).count();
+                if slaves == usize::from(self.plan.slaves) || nodes.contains(&Node::Master) {
+                    self.shared.with(|notes| notes.oracle.loses(Safety::Stable, |_| true));
+                }
+            }
+            Event::Kill(nodes) => {
+                for node in nodes {
+                    sim.crash(node.to_string());
+                    if let Some(disk) = self.disks.get(node) {
+                        disk.kill();
+                    }
+                    self.tell_cut(*node, true);
+                }
+            }
+            Event::Start(nodes) => {
+                for node in nodes {
+                    sim.bounce(node.to_string());
+                    self.tell_cut(*node, false);
+                }
+            }
+            Event::Lose(thousandths) => sim.set_fail_rate(f64::from(*thousandths) / 1000.0),
+        }
+    }
+
+    fn tell_cut(&self, node: Node, cut: bool) {
+        if let Node::Client(number) = node {
+            self.shared.with(|notes| notes.oracle.cut(number, cut));
+        }
+    }
+
+    fn others(&self, node: Node) -> Vec<Node> {
+        self.nodes().into_iter().filter(|other| *other != node).collect()
+    }
+
+    fn outcome(self, sim: &Sim<'_>, ended: Result<(), String>) -> Outcome {
+        self.shared.with(|notes| {
+            let mut failures = std::mem::take(&mut notes.oracle.violations);
+            failures.append(&mut notes.problems);
+            failures.extend(ended.err());
+            for span in &self.plan.progress {
+                let within = |(client, at): &&(u16, Duration)| {
+                    *client == span.client && (span.from..span.to).contains(at)
+                };
+                let operations = notes.acknowledged.iter().filter(within).count();
+                if operations < span.operations {
+                    failures.push(format!(
+                        "too little progress: {operations} operations of client {} between {:?} and {:?}, not {}",
+                        span.client, span.from, span.to, span.operations
+                    ));
+                }
+            }
+            Outcome {
+                trace: self.trace.digest(),
+                tally: notes.oracle.tally,
+                acknowledged: notes.acknowledged.len(),
+                virtual_time: sim.elapsed(),
+                errors: std::mem::take(&mut notes.errors),
+                failures,
+            }
+        })
+    }
+}
+
+async fn mount(
+    number: u16,
+    config: godrive_client::Config,
+    world: godrive_client::World,
+    shared: &Shared,
+) -> Arc<godrive_client::Fs> {
+    loop {
+        shared.doing(number, "mount");
+        match Client::start(config.clone(), world.clone()).await {
+            Ok(fs) => return fs,
+            Err(fault) => {
+                shared.error("mount", &fault);
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        }
+    }
+}
+
+fn any(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port)
+}
+
+fn transport_seed(seed: u64) -> [u8; 32] {
+    SmallRng::seed_from_u64(seed ^ 0x5eed).random()
+}
+
+/// turmoil starts hosts through `Fn`; each start draws new seeds, in order.
+fn counted<F>(start: impl FnMut() -> F) -> impl Fn() -> F {
+    let start = std::cell::RefCell::new(start);
+    move || (start.borrow_mut())()
+}

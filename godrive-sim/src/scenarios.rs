@@ -1,0 +1,145 @@
+//! What is tried. A scenario is a plan that the seed varies.
+
+use crate::cluster::{Event, Node, Plan, Progress};
+use crate::workload::Workload;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::time::Duration;
+
+pub struct Scenario {
+    pub name: &'static str,
+    pub about: &'static str,
+    plan: fn(&mut SmallRng) -> Plan,
+}
+
+impl Scenario {
+    pub fn plan(&self, seed: u64) -> Plan {
+        (self.plan)(&mut SmallRng::seed_from_u64(seed))
+    }
+}
+
+pub const ALL: &[Scenario] = &[
+    Scenario { name: "calm", about: "two writers on one file, nothing goes wrong", plan: calm },
+    Scenario { name: "loss", about: "one datagram in fifty is lost", plan: loss },
+    Scenario {
+        name: "partition-slave",
+        about: "a slave is cut off from everybody and comes back",
+        plan: partition_slave,
+    },
+    Scenario {
+        name: "partition-client",
+        about: "a client is cut off past its lease with unflushed writes",
+        plan: partition_client,
+    },
+    Scenario {
+        name: "partition-one-way",
+        about: "a slave is heard but hears nothing, then the reverse",
+        plan: partition_one_way,
+    },
+    Scenario { name: "crash-slave", about: "a slave loses power twice", plan: crash_slave },
+    Scenario { name: "crash-master", about: "the master is killed, then loses power", plan: crash_master },
+    Scenario {
+        name: "crash-client",
+        about: "a client dies with unflushed writes and comes back",
+        plan: crash_client,
+    },
+    Scenario { name: "crash-all", about: "the whole cluster loses power at one moment", plan: crash_all },
+];
+
+pub fn named(name: &str) -> Option<&'static Scenario> {
+    ALL.iter().find(|scenario| scenario.name == name)
+}
+
+fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Up to two seconds later, so that seeds meet different moments.
+fn about(dice: &mut SmallRng, seconds: u64) -> Duration {
+    Duration::from_millis(seconds * 1000 + dice.random_range(0..2000))
+}
+
+fn plan(until: Duration, schedule: Vec<(Duration, Event)>, progress: Vec<Progress>) -> Plan {
+    let workload = Workload { clients: 2, places: 40, until, pause: Duration::from_millis(20) };
+    Plan { slaves: 4, replicas: 3, workload, schedule, progress }
+}
+
+fn both(from: Duration, to: Duration, operations: usize) -> Vec<Progress> {
+    (0..2).map(|client| Progress { client, from, to, operations }).collect()
+}
+
+fn calm(_: &mut SmallRng) -> Plan {
+    plan(s(20), vec![], both(s(2), s(20), 200))
+}
+
+fn loss(_: &mut SmallRng) -> Plan {
+    plan(s(20), vec![(s(3), Event::Lose(20)), (s(18), Event::Lose(0))], both(s(3), s(18), 50))
+}
+
+fn partition_slave(dice: &mut SmallRng) -> Plan {
+    let slave = Node::Slave(dice.random_range(1..=4));
+    let cut = about(dice, 6);
+    let schedule = vec![(cut, Event::Cut(slave)), (about(dice, 26), Event::Heal(slave))];
+    // Ten seconds are granted for noticing and changing the epochs of the chunks it was a member of.
+    plan(
+        s(40),
+        schedule,
+        [both(s(0), s(6), 40), both(cut + s(10), s(26), 50), both(s(30), s(40), 50)].concat(),
+    )
+}
+
+fn partition_client(dice: &mut SmallRng) -> Plan {
+    let client = Node::Client(1);
+    let cut = about(dice, 6);
+    let schedule = vec![(cut, Event::Cut(client)), (about(dice, 26), Event::Heal(client))];
+    let other = Progress { client: 0, from: cut + s(12), to: s(26), operations: 50 };
+    plan(s(50), schedule, [vec![other], both(s(36), s(50), 30)].concat())
+}
+
+fn partition_one_way(dice: &mut SmallRng) -> Plan {
+    let slave = Node::Slave(dice.random_range(1..=4));
+    let others = [Node::Master, Node::Client(0), Node::Client(1)];
+    let (first, second) = (about(dice, 6), about(dice, 26));
+    let mut schedule: Vec<_> = others.iter().map(|other| (first, Event::PartOneWay(*other, slave))).collect();
+    schedule.extend(others.iter().map(|other| (first + s(8), Event::Join(*other, slave))));
+    schedule.extend(others.iter().map(|other| (second, Event::PartOneWay(slave, *other))));
+    schedule.extend(others.iter().map(|other| (second + s(8), Event::Join(*other, slave))));
+    plan(s(50), schedule, both(s(40), s(50), 30))
+}
+
+fn crash_slave(dice: &mut SmallRng) -> Plan {
+    let one = Node::Slave(dice.random_range(1..=4));
+    let two = Node::Slave(dice.random_range(1..=4));
+    let schedule = vec![
+        (about(dice, 6), Event::PowerLoss(vec![one])),
+        (about(dice, 12), Event::Start(vec![one])),
+        (about(dice, 30), Event::PowerLoss(vec![two])),
+        (about(dice, 33), Event::Start(vec![two])),
+    ];
+    plan(s(50), schedule, [both(s(20), s(30), 40), both(s(42), s(50), 30)].concat())
+}
+
+fn crash_master(dice: &mut SmallRng) -> Plan {
+    let schedule = vec![
+        (about(dice, 6), Event::Kill(vec![Node::Master])),
+        (about(dice, 9), Event::Start(vec![Node::Master])),
+        (about(dice, 30), Event::PowerLoss(vec![Node::Master])),
+        (about(dice, 33), Event::Start(vec![Node::Master])),
+    ];
+    plan(s(60), schedule, [both(s(22), s(30), 30), both(s(47), s(60), 30)].concat())
+}
+
+fn crash_client(dice: &mut SmallRng) -> Plan {
+    let client = vec![Node::Client(1)];
+    let crash = about(dice, 6);
+    let schedule = vec![(crash, Event::Kill(client.clone())), (about(dice, 25), Event::Start(client))];
+    let other = Progress { client: 0, from: crash + s(12), to: s(25), operations: 50 };
+    plan(s(45), schedule, [vec![other], both(s(35), s(45), 30)].concat())
+}
+
+fn crash_all(dice: &mut SmallRng) -> Plan {
+    let all: Vec<Node> = (1..=4).map(Node::Slave).chain([Node::Master]).collect();
+    let schedule =
+        vec![(about(dice, 10), Event::PowerLoss(all.clone())), (about(dice, 13), Event::Start(all))];
+    plan(s(50), schedule, both(s(35), s(50), 30))
+}

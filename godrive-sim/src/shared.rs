@@ -1,0 +1,53 @@
+//! What the run and its hosts have in common: the oracle, and what everyone is doing.
+
+use crate::oracle::Oracle;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+#[derive(Default)]
+pub struct Notes {
+    pub oracle: Oracle,
+    /// The operation that each client is in, for the report of a hang.
+    pub doing: BTreeMap<u16, String>,
+    /// When each acknowledged operation of each client ended.
+    pub acknowledged: Vec<(u16, Duration)>,
+    /// Clients that have done all they had to.
+    pub finished: BTreeMap<u16, bool>,
+    /// What must not happen, apart from what the oracle finds.
+    pub problems: Vec<String>,
+    /// Errors that clients met, for the report: message and how often.
+    pub errors: BTreeMap<String, u64>,
+}
+
+/// Clones are the same notes.
+#[derive(Clone, Default)]
+pub struct Shared(Arc<Mutex<Notes>>);
+
+impl Shared {
+    pub fn with<T>(&self, act: impl FnOnce(&mut Notes) -> T) -> T {
+        act(&mut self.0.lock())
+    }
+
+    pub fn doing(&self, client: u16, what: impl Into<String>) {
+        let at = turmoil::sim_elapsed().unwrap_or_default();
+        self.with(|notes| notes.doing.insert(client, format!("since {at:?}: {}", what.into())));
+    }
+
+    pub fn acknowledged(&self, client: u16) {
+        let at = turmoil::sim_elapsed().unwrap_or_default();
+        self.with(|notes| notes.acknowledged.push((client, at)));
+    }
+
+    pub fn error(&self, what: &str, error: &impl std::fmt::Display) {
+        // Addresses and numbers differ from case to case; the first words say what it is.
+        let text: String = format!("{what}: {error}").chars().take(100).collect();
+        self.with(|notes| *notes.errors.entry(text).or_default() += 1);
+    }
+
+    pub fn problem(&self, what: impl Into<String>) {
+        let at = turmoil::sim_elapsed().unwrap_or_default();
+        self.with(|notes| notes.problems.push(format!("at {at:?}: {}", what.into())));
+    }
+}

@@ -1,0 +1,300 @@
+//! What a client does all day: it reads and writes stamped blocks of a file that all clients share, closes and
+//! fsyncs it, and publishes files of its own by renaming them over a name. Everything is told to the oracle.
+
+use crate::oracle::{Place, Safety};
+use crate::shared::Shared;
+use crate::stamp::{self, Found, Stamp};
+use godrive_client::fs::{Caller, Found as Looked, Handle};
+use godrive_client::{Fs, FsError};
+use godrive_proto::meta::RenameMode;
+use godrive_proto::{Ino, ROOT};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The file that all clients share; each client's published file has the number 100 + client.
+const SHARED: u32 = 1;
+const PUBLISHED: u32 = 100;
+const SHARED_NAME: &[u8] = b"shared";
+/// Not a multiple of a leaf, so that deltas are partial.
+const BLOCK_BYTES: usize = 3000;
+const STRIDE: u64 = 66_000;
+const PUBLISHED_BYTES: usize = 20_000;
+
+/// How much of what.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload {
+    pub clients: u16,
+    /// Blocks of the shared file. They spread over several chunks.
+    pub places: u64,
+    pub until: Duration,
+    /// The longest pause between two operations.
+    pub pause: Duration,
+}
+
+/// One client at work.
+pub struct Worker {
+    pub id: u16,
+    pub fs: Arc<Fs>,
+    pub shared: Shared,
+    pub load: Workload,
+    rng: SmallRng,
+    sequence: u64,
+    handle: Option<Handle>,
+}
+
+type Outcome<T> = Result<T, FsError>;
+
+impl Worker {
+    pub fn new(id: u16, fs: Arc<Fs>, shared: Shared, load: Workload, seed: u64) -> Self {
+        // A client that starts anew goes on with stamps that were not used.
+        let sequence = turmoil::sim_elapsed().unwrap_or_default().as_micros() as u64;
+        Self { id, fs, shared, load, rng: SmallRng::seed_from_u64(seed), sequence, handle: None }
+    }
+
+    /// Works until the time is over, then closes and verifies everything.
+    pub async fn run(mut self) {
+        while turmoil::sim_elapsed().unwrap_or_default() < self.load.until {
+            self.step().await;
+            let pause = self.rng.random_range(0..=self.load.pause.as_micros() as u64);
+            tokio::time::sleep(Duration::from_micros(pause)).await;
+        }
+        self.close().await;
+        self.verify().await;
+        self.shared.doing(self.id, "stopping");
+        if let Err(unflushed) = self.fs.stop().await {
+            self.shared.problem(format!("client {} could not flush at its end: {unflushed:?}", self.id));
+        }
+        self.shared.doing(self.id, "nothing any more");
+        self.shared.with(|notes| notes.finished.insert(self.id, true));
+    }
+
+    async fn step(&mut self) {
+        let place = self.rng.random_range(0..self.load.places);
+        let outcome = match self.rng.random_range(0..100) {
+            0..45 => self.read(place).await,
+            45..80 => self.write(place).await,
+            80..85 => self.fsync().await,
+            85..90 => {
+                self.close().await;
+                Ok(())
+            }
+            90..94 => return self.publish().await,
+            _ => {
+                let other = self.rng.random_range(0..self.load.clients);
+                return self.look_at(other).await;
+            }
+        };
+        match outcome {
+            Ok(()) => self.shared.acknowledged(self.id),
+            Err(_) => self.give_up().await,
+        }
+    }
+
+    /// After an error the handle may be poisoned: what was not flushed is in doubt, and a new handle must work.
+    async fn give_up(&mut self) {
+        self.shared.with(|notes| notes.oracle.failed(self.id, SHARED));
+        if let Some(handle) = self.handle.take() {
+            self.shared.doing(self.id, "flush after an error");
+            // Its outcome says nothing new: the writes are in doubt already.
+            let _ = self.fs.flush(handle).await;
+            self.fs.release(handle);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+
+    async fn handle(&mut self) -> Outcome<Handle> {
+        if let Some(handle) = self.handle {
+            return Ok(handle);
+        }
+        let handle = self.open_or_create(SHARED_NAME).await?;
+        self.handle = Some(handle);
+        Ok(handle)
+    }
+
+    async fn open_or_create(&self, name: &[u8]) -> Outcome<Handle> {
+        self.shared.doing(self.id, format!("open or create {}", String::from_utf8_lossy(name)));
+        let caller = Caller::default();
+        let opened = self.fs.create(ROOT, name, 0o644, O_RDWR, caller).await;
+        opened.map(|created| created.opened.handle).inspect_err(|error| self.shared.error("create", error))
+    }
+
+    async fn read(&mut self, place: u64) -> Outcome<()> {
+        let handle = self.handle().await?;
+        self.shared.doing(self.id, format!("read block {place}"));
+        let reading = self.shared.with(|notes| notes.oracle.read_begins((SHARED, place)));
+        let bytes = self.read_bytes(handle, place * STRIDE, BLOCK_BYTES).await?;
+        let found = stamp::read(&bytes, place);
+        self.shared.with(|notes| notes.oracle.read_ends(self.id, reading, found));
+        Ok(())
+    }
+
+    /// What lies behind the file's end reads as zeros here.
+    async fn read_bytes(&self, handle: Handle, offset: u64, len: usize) -> Outcome<Vec<u8>> {
+        let pieces = self.fs.read(handle, offset, len as u32).await;
+        let pieces = pieces.inspect_err(|error| self.shared.error("read", error))?;
+        let mut bytes = pieces.concat();
+        bytes.resize(len, 0);
+        Ok(bytes)
+    }
+
+    async fn write(&mut self, place: u64) -> Outcome<()> {
+        let handle = self.handle().await?;
+        let stamp = self.stamp();
+        self.shared.doing(self.id, format!("write block {place}"));
+        self.shared.with(|notes| notes.oracle.write_begins((SHARED, place), stamp));
+        let bytes = stamp::block(stamp, place, BLOCK_BYTES);
+        let written = self.fs.write(handle, place * STRIDE, bytes, false).await;
+        let written = written.inspect_err(|error| self.shared.error("write", error))?;
+        if *written as usize != BLOCK_BYTES {
+            self.shared.problem(format!("a write of {BLOCK_BYTES} bytes took {}", *written));
+        }
+        self.shared.with(|notes| notes.oracle.write_ends((SHARED, place), stamp));
+        Ok(())
+    }
+
+    fn stamp(&mut self) -> Stamp {
+        self.sequence += 1;
+        Stamp { client: self.id, sequence: self.sequence }
+    }
+
+    async fn fsync(&mut self) -> Outcome<()> {
+        let handle = self.handle().await?;
+        self.shared.doing(self.id, "fsync");
+        let below = self.sequence + 1;
+        self.fs.fsync(handle, false).await.inspect_err(|error| self.shared.error("fsync", error))?;
+        self.shared.with(|notes| notes.oracle.safe(self.id, SHARED, below, Safety::Stable));
+        Ok(())
+    }
+
+    async fn close(&mut self) {
+        let Some(handle) = self.handle.take() else { return };
+        self.shared.doing(self.id, "close");
+        let below = self.sequence + 1;
+        let flushed = self.fs.flush(handle).await.inspect_err(|error| self.shared.error("close", error));
+        self.shared.with(|notes| match flushed {
+            Ok(()) => notes.oracle.safe(self.id, SHARED, below, Safety::Held),
+            Err(_) => notes.oracle.failed(self.id, SHARED),
+        });
+        self.fs.release(handle);
+    }
+
+    /// Writes a new file and renames it over the published name: from then on that is what everyone must see,
+    /// whole, and after a power loss too.
+    async fn publish(&mut self) {
+        let stamp = self.stamp();
+        let place = (PUBLISHED + u32::from(self.id), 0);
+        let temporary = format!("new-{}-{}", self.id, stamp.sequence);
+        if let Err(error) = self.prepare(temporary.as_bytes(), stamp).await {
+            return self.shared.error("prepare a file to publish", &error);
+        }
+        self.shared.doing(self.id, "rename");
+        self.shared.with(|notes| notes.oracle.write_begins(place, stamp));
+        let name = published(self.id);
+        let renamed =
+            self.fs.rename(ROOT, temporary.as_bytes(), ROOT, name.as_bytes(), RenameMode::Replace).await;
+        match renamed {
+            Ok(()) => {
+                self.shared.with(|notes| {
+                    notes.oracle.write_ends(place, stamp);
+                    notes.oracle.safe(self.id, place.0, stamp.sequence + 1, Safety::Stable);
+                });
+                self.shared.acknowledged(self.id);
+            }
+            Err(error) => self.shared.error("rename", &error),
+        }
+    }
+
+    async fn prepare(&self, name: &[u8], stamp: Stamp) -> Outcome<()> {
+        let handle = self.open_or_create(name).await?;
+        self.shared.doing(self.id, "write a file to publish");
+        let written =
+            self.fs.write(handle, 0, stamp::block(stamp, 0, PUBLISHED_BYTES), false).await.map(drop);
+        self.shared.doing(self.id, "close a file to publish");
+        let flushed = self.fs.flush(handle).await;
+        self.fs.release(handle);
+        written.and(flushed)
+    }
+
+    async fn look_at(&mut self, other: u16) {
+        let reading = self.shared.with(|notes| notes.oracle.read_begins(published_place(other)));
+        match self.read_published(other).await {
+            Ok(Some(found)) => {
+                self.shared.with(|notes| notes.oracle.read_ends(self.id, reading, found));
+                self.shared.acknowledged(self.id);
+            }
+            // Replaced between lookup and open.
+            Ok(None) => {}
+            Err(error) => self.shared.error("look at a published file", &error),
+        }
+    }
+
+    async fn read_published(&self, other: u16) -> Outcome<Option<Found>> {
+        self.shared.doing(self.id, format!("look up the file that client {other} published"));
+        let ino: Ino = match &self.fs.lookup(ROOT, published(other).as_bytes()).await?.value {
+            Looked::Missing(_) => return Ok(Some(Found::Nothing)),
+            Looked::Entry(entry) => entry.attr.ino,
+        };
+        let handle = match self.fs.open(ino, O_RDONLY).await {
+            Ok(opened) => opened.handle,
+            Err(error) if [ENOENT, ESTALE].contains(&error.errno) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        self.shared.doing(self.id, format!("read the file that client {other} published"));
+        let bytes = self.read_bytes(handle, 0, PUBLISHED_BYTES).await;
+        self.fs.release(handle);
+        Ok(Some(stamp::read(&bytes?, 0)))
+    }
+
+    /// At the end, with everything healed, every block must be readable and right, within a few tries.
+    async fn verify(&mut self) {
+        for place in 0..self.load.places {
+            let mut last = None;
+            for _ in 0..5 {
+                last = self.read(place).await.err();
+                if last.is_none() {
+                    break;
+                }
+                self.give_up().await;
+            }
+            if let Some(error) = last {
+                self.shared
+                    .problem(format!("client {} cannot read block {place} at the end: {error}", self.id));
+            }
+        }
+        for other in 0..self.load.clients {
+            self.look_at(other).await;
+        }
+        self.close().await;
+    }
+}
+
+fn published(client: u16) -> String {
+    format!("published-{client}")
+}
+
+fn published_place(client: u16) -> Place {
+    (PUBLISHED + u32::from(client), 0)
+}
+
+// As Linux numbers them; the file system takes them raw.
+const O_RDONLY: i32 = 0;
+const O_RDWR: i32 = 2;
+const ENOENT: i32 = 2;
+const ESTALE: i32 = 116;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_block_crosses_a_chunk() {
+        // Only within one chunk is a write atomic.
+        let chunk = u64::from(godrive_proto::limits::MIN_CHUNK_BYTES);
+        for place in 0..64 {
+            let start = place * STRIDE;
+            assert_eq!(start / chunk, (start + BLOCK_BYTES as u64 - 1) / chunk, "block {place}");
+        }
+    }
+}
