@@ -108,7 +108,7 @@ pub fn read_record(bytes: &[u8], cluster: ClusterId) -> Option<(RecordHeader, &[
     if length > MAX_RECORD_BYTES {
         return None;
     }
-    let body = bytes.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + length)?;
+    let body = bytes.get(..record_bytes(length))?.get(RECORD_HEADER_BYTES..RECORD_HEADER_BYTES + length)?;
     if xxh3_64_with_seed(&bytes[8..RECORD_HEADER_BYTES + length], seed(cluster)) != number(bytes, 0) {
         return None;
     }

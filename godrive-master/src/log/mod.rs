@@ -133,7 +133,8 @@ impl Log {
                 None => return Err(LogError::Header { path }),
             }
         }
-        Ok(())
+        // A segment may have been made just before the last end, its name not yet durable.
+        self.disk.sync_directory(&self.directory).map_err(|error| LogError::io(&self.directory, error))
     }
 
     fn load_segment(&mut self, mut segment: Segment, last: bool) -> Result<(), LogError> {

@@ -87,7 +87,7 @@ impl Segment {
                 break;
             }
             next = next.next();
-            at = (at + record_bytes(body.len())).min(bytes.len());
+            at += record_bytes(body.len());
         }
         let verdict = if at == bytes.len() { Verdict::Whole } else { judge(&bytes[at..], next, cluster) };
         Scan { next, end: at as u64, verdict }
@@ -120,7 +120,7 @@ impl Segment {
 fn judge(rest: &[u8], damaged: LogIndex, cluster: ClusterId) -> Verdict {
     let mut at = 8;
     while at + RECORD_HEADER_BYTES <= rest.len() {
-        let candidate = &rest[at..(at + RECORD_HEADER_BYTES + MAX_RECORD_BYTES).min(rest.len())];
+        let candidate = &rest[at..(at + record_bytes(MAX_RECORD_BYTES)).min(rest.len())];
         // Cheap tests first: most offsets are no records.
         let plausible = candidate[12..16] == [0; 4];
         if plausible

@@ -17,6 +17,11 @@ impl Cache {
         Self { values: LruCache::unbounded_with_hasher(Xxh3DefaultBuilder::new()), bytes: 0, limit }
     }
 
+    #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub fn get(&mut self, key: &[u8]) -> Option<Option<Bytes>> {
         self.values.get(key).cloned()
     }

@@ -112,6 +112,11 @@ impl State {
         self.kv.end_checkpoint()
     }
 
+    #[cfg(test)]
+    pub fn kv(&self) -> &dyn Kv {
+        &*self.kv
+    }
+
     fn begin(&self, index: LogIndex, time: Timestamp, session: SessionId) -> Transaction<'_> {
         Transaction::new(&*self.kv, self.meta.clone(), index, time, session)
     }

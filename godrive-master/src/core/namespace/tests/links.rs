@@ -1,4 +1,6 @@
+use crate::core::state::keys;
 use crate::core::state::tests::Bench;
+use crate::core::state::values::{Inode, Value};
 use godrive_proto::limits::MAX_LINKS;
 use godrive_proto::meta::NewNode;
 use godrive_proto::{Code, Ino, ROOT};
@@ -29,9 +31,9 @@ fn hard_links_count() {
 fn links_have_a_limit() {
     let mut bench = Bench::new();
     let ino = bench.create(ROOT, "0").unwrap();
-    for number in 1..MAX_LINKS {
-        bench.link(ino, ROOT, &number.to_string()).unwrap();
-    }
+    let nearly = Inode { nlink: MAX_LINKS - 1, ..bench.state.inode(ino).unwrap() };
+    bench.kv.0.lock().map.insert(keys::inode(ino), nearly.encode().unwrap());
+    bench.link(ino, ROOT, "last").unwrap();
     assert_eq!(bench.link(ino, ROOT, "more").unwrap_err(), Code::TooManyLinks);
 }
 

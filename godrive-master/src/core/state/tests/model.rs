@@ -95,7 +95,8 @@ impl Model {
         }
         let mode = match shape {
             Shape::File => 0o644,
-            Shape::Directory => 0o755,
+            // The set-gid bit is inherited.
+            Shape::Directory => 0o755 | self.nodes[directory].mode & 0o2000,
             Shape::Symlink => 0o777,
         };
         let node = self.add(shape, mode, directory);
