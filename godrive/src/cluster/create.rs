@@ -10,12 +10,16 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 pub const PRIVATE: u32 = 0o600;
 pub const PUBLIC: u32 = 0o644;
 
 /// Below the ports that the system gives to sockets that ask for none, so that no client takes a stopped node's port.
 const PORTS: std::ops::Range<u16> = 20_000..30_000;
+
+/// Certificates are valid for a year.
+const RENEW_AFTER: Duration = Duration::from_secs(91 * 86_400);
 
 /// Makes ids and chooses ports; seeded by the system.
 pub struct Maker {
@@ -75,6 +79,23 @@ impl Maker {
         let path = utf8(path)?;
         write(&folder.join("mountpoint"), &format!("{path}\n"), PUBLIC)?;
         write(&home.config(name), &mount_config(cluster, path)?, PUBLIC)
+    }
+
+    /// Issues a certificate anew, for the same id, if it is older than a quarter of its year. The nodes named must
+    /// not be running: they read theirs when they start.
+    pub fn renew(&self, home: &Home, stopped: &[NodeName]) -> Result<()> {
+        let of_nodes = stopped.iter().map(|&name| home.node(name).join("identity.pem"));
+        for file in [home.admin(), home.client()].into_iter().chain(of_nodes) {
+            let meta = std::fs::metadata(&file).with_context(|| format!("looking at {}", file.display()))?;
+            // A file from the future has a wrong date, so nothing is known of its age.
+            if meta.modified()?.elapsed().is_ok_and(|age| age < RENEW_AFTER) {
+                continue;
+            }
+            let old = crate::admin::load_identity(&file)?;
+            let new = read_authority(home)?.issue(old.role, old.node, self.now_s)?;
+            write(&file, &new.to_pem(), PRIVATE)?;
+        }
+        Ok(())
     }
 
     fn identity(&mut self, authority: &Authority, role: Role, file: &Path) -> Result<()> {
@@ -202,6 +223,26 @@ mod tests {
         let identity = godrive_proto::net::identity::Identity::from_pem(&identity).unwrap();
         assert_eq!(identity.role, Role::Slave);
         assert_eq!(identity.cluster.to_string(), cluster.cluster);
+    }
+
+    #[test]
+    fn old_certificates_are_renewed_and_keep_their_id() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::new(folder.path().into());
+        let mut maker = Maker::new(IpAddr::from([127, 0, 0, 1])).unwrap();
+        let cluster = maker.cluster(&home, parameters()).unwrap();
+        let name = NodeName::parse("slave-1").unwrap();
+        maker.node(&home, &cluster, name).unwrap();
+        let file = home.node(name).join("identity.pem");
+        let before = crate::admin::load_identity(&file).unwrap();
+        maker.renew(&home, &[name]).unwrap();
+        assert_eq!(crate::admin::load_identity(&file).unwrap().certificate, before.certificate);
+        let old = std::time::SystemTime::now() - 2 * RENEW_AFTER;
+        std::fs::File::options().write(true).open(&file).unwrap().set_modified(old).unwrap();
+        maker.renew(&home, &[name]).unwrap();
+        let after = crate::admin::load_identity(&file).unwrap();
+        assert_ne!(after.certificate, before.certificate);
+        assert_eq!((after.node, after.role), (before.node, before.role));
     }
 
     #[test]

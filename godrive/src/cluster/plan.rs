@@ -54,6 +54,15 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
+impl Plan {
+    pub fn starts(&self) -> impl Iterator<Item = NodeName> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::Start(name) => Some(*name),
+            _ => None,
+        })
+    }
+}
+
 /// One step per line, for the tests and for reading.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -3,7 +3,7 @@
 //! A number in a pid file proves nothing after a reboot. A process is ours when its command line is the daemon's
 //! program with exactly the node's configuration; where the file is missing or wrong, /proc is searched for that.
 
-use super::layout::{Home, NodeName};
+use super::layout::{Home, Kind, NodeName};
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -75,8 +75,8 @@ pub fn running(home: &Home, name: NodeName) -> Result<Option<i32>> {
 }
 
 /// The daemon's program: beside this one, or in GODRIVE_BIN_DIR.
-fn program(name: NodeName) -> Result<PathBuf> {
-    let word = name.kind.program();
+pub fn program(kind: Kind) -> Result<PathBuf> {
+    let word = kind.program();
     let folder = match std::env::var_os("GODRIVE_BIN_DIR") {
         Some(folder) => PathBuf::from(folder),
         None => {
@@ -104,7 +104,7 @@ pub struct Started {
 
 /// Starts a node in a session of its own, with its log appended to and nothing on its standard input.
 pub fn start(home: &Home, name: NodeName) -> Result<Started> {
-    let program = program(name)?;
+    let program = program(name.kind)?;
     let log = home.log(name);
     let open = || std::fs::File::options().create(true).append(true).open(&log);
     let output = open().with_context(|| format!("opening {}", log.display()))?;
@@ -112,7 +112,7 @@ pub fn start(home: &Home, name: NodeName) -> Result<Started> {
     let mut command = Command::new(&program);
     command.arg("--config").arg(home.config(name)).current_dir("/").stdin(Stdio::null());
     // The machine's own service manager must not take the node's signals for those of this program.
-    command.env_remove("NOTIFY_SOCKET").stdout(output.try_clone()?).stderr(output);
+    command.env_remove("NOTIFY_SOCKET").env("NO_COLOR", "1").stdout(output.try_clone()?).stderr(output);
     // SAFETY: between fork and exec only setsid is called, which is async-signal-safe and touches no memory.
     unsafe {
         command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(std::io::Error::from));

@@ -179,10 +179,15 @@ fn local_json(locals: &[Local]) -> Value {
 
 fn human(status: &Status, locals: &[Local]) -> String {
     let chunks = &status.chunks;
+    let alive = status.nodes.iter().filter(|node| node.state == "alive").count();
     let verdict = if chunks.unavailable + chunks.quarantined > 0 {
         "DATA NOT AVAILABLE"
+    } else if alive < usize::from(status.parameters.min_replicas) {
+        "TOO FEW SLAVES"
     } else if chunks.under_replicated > 0 {
         "repairing"
+    } else if alive < status.nodes.len() {
+        "a slave is missing"
     } else {
         "healthy"
     };

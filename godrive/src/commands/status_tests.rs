@@ -16,7 +16,7 @@ fn status() -> Status {
         node: NodeId(number << 96),
         address: "192.168.100.200:25000".parse().unwrap(),
         domain: String::new(),
-        state: "suspect".into(),
+        state: if number == 3 { "suspect" } else { "alive" }.into(),
         last_heard_ms: 5,
         disks: vec![disk],
         replicas: 1_234_567,
@@ -38,7 +38,7 @@ fn status() -> Status {
         term: Term(3),
         index: LogIndex(99),
         parameters: ClusterParameters { chunk_bytes: 1 << 24, replicas: 3, min_replicas: 2 },
-        nodes: vec![node(1), node(2)],
+        nodes: vec![node(1), node(2), node(3)],
         sessions: vec![session],
         chunks: ChunkHealth { total: 10, healthy: 8, under_replicated: 2, unavailable: 0, quarantined: 0 },
         inodes: 20,
@@ -68,6 +68,15 @@ fn people_read_it_in_80_columns() {
 }
 
 #[test]
+fn missing_slaves_are_said_first() {
+    let mut status = status();
+    status.chunks.under_replicated = 0;
+    assert!(human(&status, &[]).lines().next().unwrap().ends_with("a slave is missing"));
+    status.nodes.truncate(1);
+    assert!(human(&status, &[]).lines().next().unwrap().ends_with("TOO FEW SLAVES"));
+}
+
+#[test]
 fn data_that_is_not_available_is_said_first() {
     let mut status = status();
     status.chunks.quarantined = 1;
@@ -80,7 +89,7 @@ fn programs_find_the_masters_fields_at_the_top() {
     assert_eq!(value["chunks"]["under_replicated"], 2);
     assert_eq!(value["repair_queued"], 1);
     assert_eq!(value["repaired"], 5);
-    assert_eq!(value["capacity"]["total_bytes"], 4_u64 << 40);
+    assert_eq!(value["capacity"]["total_bytes"], 6_u64 << 40);
     assert_eq!(value["leases"]["exclusive"], 12);
     assert_eq!(value["nodes"][1]["name"], "slave-2");
     assert_eq!(value["nodes"][0]["disks"][0]["health"], "healthy");

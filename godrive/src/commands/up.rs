@@ -26,7 +26,11 @@ pub async fn run(line: cli::Up) -> Result<()> {
         mount: None,
     };
     // What cannot work is refused before anything is made, the folder included.
-    plan::plan(&existing(&home)?, &wanted)?;
+    let first = plan::plan(&existing(&home)?, &wanted)?;
+    let mount = line.mount.is_some().then_some(Kind::Mount);
+    for kind in first.starts().map(|name| name.kind).chain(mount) {
+        process::program(kind)?;
+    }
     std::fs::create_dir_all(&home.dir).with_context(|| format!("creating {}", home.dir.display()))?;
     let home = Home::new(home.dir);
     let _lock = home.lock()?;
@@ -58,6 +62,10 @@ async fn perform(home: &Home, plan: &Plan, maker: &mut Maker) -> Result<()> {
     let mut cluster = home.read()?;
     let made = |cluster: &Option<Cluster>| cluster.clone().context("the plan makes the cluster first");
     let mut started = Vec::new();
+    if cluster.is_some() {
+        let stopped: Vec<_> = plan.starts().filter(|name| home.config(*name).exists()).collect();
+        maker.renew(home, &stopped)?;
+    }
     for step in &plan.steps {
         match step {
             Step::CreateCluster(parameters) => cluster = Some(maker.cluster(home, *parameters)?),
@@ -136,7 +144,7 @@ fn summary(home: &Home, plan: &Plan) -> Result<()> {
     let cluster = home.cluster()?;
     let nodes = home.nodes()?;
     let slaves = nodes.iter().filter(|name| name.kind == Kind::Slave).count();
-    let started = plan.steps.iter().filter(|step| matches!(step, Step::Start(_))).count();
+    let started = plan.starts().count();
     let dir = home.dir.display();
     say!(
         "{} 1 master, {slaves} slaves, {} replicas (at least {}), {started} started",
