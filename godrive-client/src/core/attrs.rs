@@ -86,9 +86,15 @@ pub fn without_privileges(mode: u16) -> u16 {
     mode & !(SET_UID | group)
 }
 
-/// The later of what a clock says and what the inode has: times never go backwards.
-pub fn forward(now: Timestamp, old: Timestamp) -> Timestamp {
-    now.max(old)
+/// The inode changed at `now`, its contents did not. Times never go backwards.
+pub fn touch_status(attr: &mut Attr, now: Timestamp) {
+    attr.ctime = attr.ctime.max(now);
+}
+
+/// The contents changed at `now`. An mtime above the ctime was set by a user, and gives way.
+pub fn touch_contents(attr: &mut Attr, now: Timestamp) {
+    attr.mtime = if attr.mtime <= attr.ctime { attr.mtime.max(now) } else { now };
+    touch_status(attr, now);
 }
 
 #[cfg(test)]
@@ -115,6 +121,7 @@ mod tests {
             btime: Timestamp(1),
             change,
             xattrs: false,
+            trim_pending: false,
         }
     }
 

@@ -4,7 +4,7 @@ use super::inode::{Inode, State};
 use super::lease::Step;
 use super::types::{AttrReply, Handle, Served, SetAttr};
 use super::{Backend, Fs};
-use crate::core::attrs::{forward, without_privileges};
+use crate::core::attrs::{touch_status, without_privileges};
 use crate::core::gate::NO_PAGES;
 use crate::error::{FsError, Result};
 use bytes::Bytes;
@@ -125,6 +125,8 @@ fn apply(state: &mut State, changes: &AttrChanges, wall: Timestamp) -> bool {
         attr.uid = changes.uid.unwrap_or(attr.uid);
         attr.gid = changes.gid.unwrap_or(attr.gid);
         state.pending.owner = true;
+        // With the mode beside it the owner takes nothing more away at the master.
+        state.pending.mode = true;
     }
     if let Some(atime) = changes.atime {
         attr.atime = time(atime);
@@ -134,7 +136,7 @@ fn apply(state: &mut State, changes: &AttrChanges, wall: Timestamp) -> bool {
         attr.mtime = time(mtime);
         state.pending.mtime = true;
     }
-    attr.ctime = forward(wall, attr.ctime);
+    touch_status(attr, wall);
     state.pending.ctime = true;
     true
 }

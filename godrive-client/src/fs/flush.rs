@@ -125,7 +125,7 @@ impl<B: Backend> Fs<B> {
                 let state = inode.state.lock();
                 let local = state.pending;
                 let attributes = local.mode || local.owner || local.atime;
-                let sync = local.size || state.trim_pending || state.unsynced || (attributes && !datasync);
+                let sync = local.size || state.trimming || state.unsynced || (attributes && !datasync);
                 if !sync {
                     return Ok(()); // Versions and times reach the master within a second.
                 }
@@ -187,8 +187,10 @@ impl<B: Backend> Fs<B> {
             self.stats.deltas.add(1);
             let result = self.backend.write(&mut layout, delta).await;
             self.change(inode, |state| {
-                if state.poison != poison {
-                    return Ok(()); // What was in flight has been given up meanwhile; who is told has been told.
+                let chunk = layout.chunk.id;
+                let is_same = state.slots.get(&index).is_some_and(|slot| slot.layout.chunk.id == chunk);
+                if state.poison != poison || !is_same {
+                    return Ok(()); // Cut off, or given up with the session: who is told has been told.
                 }
                 match result {
                     Ok(applied) => {
@@ -345,7 +347,7 @@ impl<B: Backend> Fs<B> {
             }
             state.committing = Pending::default();
             state.committing_chunks = false;
-            state.trim_pending &= !request.trimmed;
+            state.trimming &= !request.trimmed;
             state.unsynced = !request.sync && (state.unsynced || taken.matters() || request.trimmed);
             if request.keeps == Mode::Shared {
                 state.close_chunks();
@@ -408,7 +410,7 @@ impl<B: Backend> Fs<B> {
             size: pending.size.then_some(committed),
             changes: pending.changes(&attr),
             chunks: chunks.values().copied().collect(),
-            trimmed: state.trim_pending,
+            trimmed: state.trimming,
             sync,
             keeps,
         };

@@ -13,6 +13,7 @@ use crate::error::FsError;
 use bytes::Bytes;
 use godrive_proto::data::{ChunkState, Layout};
 use godrive_proto::lease::Mode;
+use godrive_proto::limits::MAX_FILE_BYTES;
 use godrive_proto::meta::{Attr, InodeView, Kind};
 use godrive_proto::{Ino, LeaseId};
 use parking_lot::Mutex;
@@ -54,8 +55,8 @@ pub struct State {
     pub committing_chunks: bool,
     /// Chunks whose new contents the master does not know yet.
     pub chunks: BTreeMap<u32, ChunkState>,
-    /// A trim is pending at the master; its hole is in the buffer or has landed.
-    pub trim_pending: bool,
+    /// The trim that is pending at the master is this mount's: its hole is in the buffer or has landed.
+    pub trimming: bool,
     /// A commit was answered before it was on stable storage.
     pub unsynced: bool,
     pub buffer: WriteBuffer,
@@ -137,6 +138,16 @@ impl State {
         self.attr.as_ref().map_or(0, |attr| attr.size)
     }
 
+    /// The length beyond which chunk indexes would not fit.
+    pub fn max_bytes(&self) -> u64 {
+        MAX_FILE_BYTES.min(u64::from(self.chunk_bytes()) << 32)
+    }
+
+    /// The bytes behind the end may not be zeros, so that the file must be trimmed before it gets longer.
+    pub fn must_trim(&self) -> bool {
+        !self.trimming && self.attr.as_ref().is_some_and(|attr| attr.trim_pending)
+    }
+
     pub fn chunk_bytes(&self) -> u32 {
         self.attr.as_ref().map_or(0, |attr| attr.chunk_bytes)
     }
@@ -173,7 +184,7 @@ impl State {
     }
 
     pub fn has_commit(&self) -> bool {
-        self.committing_chunks || self.local().any() || !self.chunks.is_empty() || self.trim_pending
+        self.committing_chunks || self.local().any() || !self.chunks.is_empty() || self.trimming
     }
 
     /// Nothing is lost if this is forgotten, but what a lease allows to remember.
@@ -224,7 +235,7 @@ impl State {
         self.committing = Pending::default();
         self.committing_chunks = false;
         self.chunks.clear();
-        self.trim_pending = false;
+        self.trimming = false;
         self.dirty_since = None;
         self.attr = None;
         self.slots.clear();

@@ -23,6 +23,8 @@ pub(super) enum Step<T> {
     Window(u32),
     /// These chunks must be open for writing: the first so many are needed, the others are asked ahead.
     Open(Vec<u32>, usize),
+    /// What lies behind the end must be made zeros.
+    Trim,
 }
 
 /// What is missing.
@@ -31,6 +33,7 @@ enum Need {
     Gate,
     Window(u32),
     Open(Vec<u32>, usize),
+    Trim,
 }
 
 /// An operation that has got a lease and not yet used it; a recall gives it a moment.
@@ -93,6 +96,7 @@ impl<B: Backend> Fs<B> {
                     claim.get_or_insert_with(|| Claim::new(inode));
                 }
                 Need::Window(window) => self.load_window(inode, window).await?,
+                Need::Trim => self.trim(inode).await?,
                 Need::Open(indexes, needed) => self.open_chunks(inode, indexes, needed).await?,
             }
         }
@@ -147,6 +151,7 @@ impl<B: Backend> Fs<B> {
         match step? {
             Step::Done(_) => Err(FsError::new(libc::EIO, "unreachable: done was answered above")),
             Step::Window(window) => Ok(Err(Need::Window(window))),
+            Step::Trim => Ok(Err(Need::Trim)),
             Step::Open(indexes, needed) => Ok(Err(Need::Open(indexes, needed))),
         }
     }

@@ -41,6 +41,12 @@ impl<B: Backend> Fs<B> {
         }
         let _content = self.within("waiting for a truncation", file.inode.content.read()).await?;
         self.under(&file.inode, Mode::Exclusive, NO_PAGES, |state| {
+            if end > state.max_bytes() {
+                return Err(FsError::bare(libc::EFBIG));
+            }
+            if end > state.size() && state.must_trim() {
+                return Ok(Step::Trim);
+            }
             if let Some(attr) = &mut state.attr
                 && end > attr.size
             {

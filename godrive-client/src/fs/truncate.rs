@@ -9,25 +9,39 @@ use super::inode::Inode;
 use super::lease::Step;
 use super::write::rotten;
 use super::{Backend, Fs};
-use crate::core::attrs::{forward, without_privileges};
+use crate::core::attrs::{touch_contents, without_privileges};
 use crate::core::gate::NO_PAGES;
 use crate::error::{FsError, Result};
 use godrive_proto::lease::Mode;
-use godrive_proto::limits::MAX_FILE_BYTES;
 use godrive_proto::meta::{Kind, Truncate, TruncateRequest};
 use std::sync::Arc;
+
+const MAX_ATTEMPTS: u32 = 16;
 
 /// What a truncation needs to do.
 enum Plan {
     Nothing,
-    Shrink,
+    Shrink(u64),
+    /// To the present size, then look again.
+    Trim(u64),
 }
 
 impl<B: Backend> Fs<B> {
+    /// Bytes behind the end become zeros, as an unfinished trim or a dead writer may have left some.
+    pub(super) async fn trim(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
+        let _order = self.within("waiting for a flush", inode.order.lock()).await?;
+        let size = {
+            let state = inode.state.lock();
+            if !state.must_trim() || !state.is_exclusive() {
+                return Ok(());
+            }
+            state.size()
+        };
+        self.shrink(inode, size, false).await?;
+        Ok(())
+    }
+
     pub(super) async fn truncate(self: &Arc<Self>, inode: &Arc<Inode>, size: u64, kill: bool) -> Result<()> {
-        if size > MAX_FILE_BYTES {
-            return Err(FsError::bare(libc::EFBIG));
-        }
         let _content = self.within("waiting for writes", inode.content.write()).await?;
         let _order = self.within("waiting for a flush", inode.order.lock()).await?;
         let mut attempts = 0;
@@ -35,19 +49,29 @@ impl<B: Backend> Fs<B> {
             let (plan, pass) =
                 self.under(inode, Mode::Exclusive, NO_PAGES, |state| self.plan(state, size, kill)).await?;
             drop(pass);
+            attempts += 1;
+            if attempts > MAX_ATTEMPTS {
+                return Err(FsError::new(libc::EIO, "the exclusive lease was recalled again and again"));
+            }
             match plan {
                 Plan::Nothing => return Ok(()),
-                Plan::Shrink if self.shrink(inode, size, kill).await? => return Ok(()),
-                Plan::Shrink if attempts > 16 => {
-                    return Err(FsError::new(libc::EIO, "the exclusive lease was recalled again and again"));
+                Plan::Trim(present) => {
+                    self.shrink(inode, present, false).await?;
                 }
-                Plan::Shrink => attempts += 1,
+                Plan::Shrink(size) => {
+                    if self.shrink(inode, size, kill).await? {
+                        return Ok(());
+                    }
+                }
             }
         }
     }
 
     fn plan(&self, state: &mut super::inode::State, size: u64, kill: bool) -> Result<Step<Plan>> {
         let wall = self.backend.wall();
+        if size > state.max_bytes() {
+            return Err(FsError::bare(libc::EFBIG));
+        }
         let Some(attr) = &mut state.attr else {
             return Err(FsError::new(libc::EIO, "a lease without attributes"));
         };
@@ -57,14 +81,16 @@ impl<B: Backend> Fs<B> {
             _ => return Err(FsError::bare(libc::EINVAL)),
         }
         if size < attr.size {
-            return Ok(Step::Done(Plan::Shrink));
+            return Ok(Step::Done(Plan::Shrink(size)));
+        }
+        if size > attr.size && attr.trim_pending && !state.trimming {
+            return Ok(Step::Done(Plan::Trim(attr.size)));
         }
         if size > attr.size {
             attr.size = size;
             state.pending.size = true;
         }
-        attr.mtime = forward(wall, attr.mtime);
-        attr.ctime = forward(wall, attr.ctime);
+        touch_contents(attr, wall);
         state.pending.mtime = true;
         state.pending.ctime = true;
         let mode = without_privileges(attr.mode);
@@ -106,6 +132,7 @@ impl<B: Backend> Fs<B> {
             state.slots.split_off(&(last + u32::from(offset > 0)));
             state.chunks.split_off(&(last + u32::from(offset > 0)));
             state.unsynced = false;
+            state.trimming = false;
             state.see(&reply.view);
             let Some(trim) = reply.trim else { return Ok(()) };
             let (index, chunk) = (trim.index, trim.chunk.id);
@@ -114,7 +141,7 @@ impl<B: Backend> Fs<B> {
             if state.slots.get(&index).is_none_or(|slot| !slot.opened) {
                 state.place(trim, true, || self.new_tag());
             }
-            state.trim_pending = true;
+            state.trimming = true;
             state.buffer.punch(index, chunk, from, len).map_err(rotten)
         })?;
         Ok(true)

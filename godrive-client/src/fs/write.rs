@@ -5,13 +5,12 @@ use super::lease::Step;
 use super::table::OpenFile;
 use super::types::{Handle, Served};
 use super::{Backend, Fs};
-use crate::core::attrs::{forward, without_privileges};
+use crate::core::attrs::{touch_contents, without_privileges};
 use crate::core::read_plan::spans;
 use crate::core::write_buffer::Rotten;
 use crate::error::{FsError, Result};
 use bytes::Bytes;
 use godrive_proto::lease::Mode;
-use godrive_proto::limits::MAX_FILE_BYTES;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -121,7 +120,10 @@ impl<B: Backend> Fs<B> {
             Place::At(offset) => offset,
             Place::Append => size,
         };
-        let range = writable_range(start, data.len())?;
+        let range = writable_range(start, data.len(), state.max_bytes())?;
+        if range.end > size && state.must_trim() {
+            return Ok(Step::Trim);
+        }
         if let Some(open) = to_open(state, &range, chunk_bytes) {
             return Ok(open);
         }
@@ -150,8 +152,7 @@ impl<B: Backend> Fs<B> {
             attr.size = end;
             state.pending.size = true;
         }
-        attr.mtime = forward(wall, attr.mtime);
-        attr.ctime = forward(wall, attr.ctime);
+        touch_contents(attr, wall);
         state.pending.mtime = true;
         state.pending.ctime = true;
         let mode = without_privileges(attr.mode);
@@ -218,11 +219,11 @@ fn kernel_pages(place: Place, len: usize) -> Range<u64> {
     }
 }
 
-fn writable_range(start: u64, len: usize) -> Result<Range<u64>> {
-    if start >= MAX_FILE_BYTES {
+fn writable_range(start: u64, len: usize, max: u64) -> Result<Range<u64>> {
+    if start >= max && len > 0 {
         return Err(FsError::bare(libc::EFBIG));
     }
-    Ok(start..start.saturating_add(len as u64).min(MAX_FILE_BYTES))
+    Ok(start..start.saturating_add(len as u64).min(max))
 }
 
 /// The chunks of a range that are not open for writing; where a stream reaches a new chunk, some more.
