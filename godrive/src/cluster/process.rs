@@ -42,8 +42,9 @@ fn config_of(arguments: &[OsString], program: &str) -> Option<PathBuf> {
     if name != OsStr::new(program) {
         return None;
     }
-    let position = arguments.iter().position(|argument| argument == "--config")?;
-    arguments.get(position + 1).map(PathBuf::from)
+    // As `start` and the services write it; `godrive-slave fsck --config FILE` is no daemon.
+    let config = arguments.get(2).filter(|_| arguments[1] == "--config")?;
+    Some(PathBuf::from(config))
 }
 
 /// Every process of this program that this user may see.
@@ -220,6 +221,8 @@ mod tests {
         assert_eq!(config_of(&line, "godrive-master"), None);
         assert_eq!(config_of(&words("vi /usr/bin/godrive-slave --config x"), "godrive-slave"), None);
         assert_eq!(config_of(&words("godrive-slave --config"), "godrive-slave"), None);
+        assert_eq!(config_of(&words("godrive-slave"), "godrive-slave"), None);
+        assert_eq!(config_of(&words("godrive-slave fsck --config x"), "godrive-slave"), None);
         assert_eq!(config_of(&[], "godrive-slave"), None);
     }
 

@@ -3,7 +3,7 @@
 use crate::Usage;
 use crate::cli;
 use crate::cluster::layout::Home;
-use crate::remote::{PIECE_BYTES, Remote, RemotePath, Source, Upload};
+use crate::remote::{PIECE_BYTES, Remote, RemotePath, Source, Upload, explained};
 use crate::table;
 use anyhow::{Context, Result, bail};
 use bytes::{Bytes, BytesMut};
@@ -112,10 +112,10 @@ pub async fn get(line: cli::Get) -> Result<()> {
     let target = if target.is_dir() { target.join(std::ffi::OsStr::from_bytes(name)) } else { target };
     let remote = connect(&line.access).await?;
     with_session(remote.clone(), async {
-        let mut reader = remote.open(&from).await?;
+        let mut reader = remote.open(&from).await.map_err(explained)?;
         if target == Path::new("-") {
             let mut out = tokio::io::stdout();
-            while let Some(bytes) = reader.next().await? {
+            while let Some(bytes) = reader.next().await.map_err(explained)? {
                 out.write_all(&bytes).await.context("writing to standard output")?;
             }
             return out.flush().await.context("writing to standard output");
@@ -128,7 +128,7 @@ pub async fn get(line: cli::Get) -> Result<()> {
         let temporary = tempfile::NamedTempFile::new_in(folder)
             .with_context(|| format!("writing into {}", folder.display()))?;
         let mut out = tokio::fs::File::from_std(temporary.reopen()?);
-        while let Some(bytes) = reader.next().await? {
+        while let Some(bytes) = reader.next().await.map_err(explained)? {
             out.write_all(&bytes).await.with_context(|| format!("writing {}", target.display()))?;
         }
         out.sync_all().await.with_context(|| format!("writing {}", target.display()))?;
@@ -173,7 +173,7 @@ pub async fn ls(line: &cli::Ls) -> Result<()> {
     let path = path(&line.name)?;
     let remote = connect(&line.access).await?;
     with_session(remote.clone(), async {
-        let attr = remote.resolve(&path, true).await?;
+        let attr = remote.resolve(&path, true).await.map_err(explained)?;
         if attr.kind != Kind::Directory {
             let name = path.split().map(|(_, name)| name.to_vec()).unwrap_or_default();
             return print_entries(line, vec![(name, attr)]);
@@ -181,7 +181,7 @@ pub async fn ls(line: &cli::Ls) -> Result<()> {
         // Page by page, so that a directory of any size takes little memory.
         let mut after = 0;
         loop {
-            let page = remote.list(attr.ino, after, 1000).await?;
+            let page = remote.list(attr.ino, after, 1000).await.map_err(explained)?;
             let Some(last) = page.last() else { return Ok(()) };
             after = last.offset;
             let mut entries = Vec::new();
@@ -192,7 +192,7 @@ pub async fn ls(line: &cli::Ls) -> Result<()> {
                         Ok(attr) => attr,
                         // Removed since it was listed.
                         Err(error) if matches!(error.errno, libc::ENOENT | libc::ESTALE) => continue,
-                        Err(error) => return Err(error.into()),
+                        Err(error) => return Err(explained(error)),
                     },
                 };
                 entries.push((entry.name, attr));
@@ -231,12 +231,12 @@ pub async fn rm(line: &cli::Rm) -> Result<()> {
         for path in &paths {
             let removed = if line.recursive {
                 remote.remove_all(path).await
-            } else if remote.resolve(path, false).await?.kind == Kind::Directory {
+            } else if remote.resolve(path, false).await.map_err(explained)?.kind == Kind::Directory {
                 bail!("{path} is a directory: add --recursive to remove it with everything in it");
             } else {
                 remote.remove(path).await
             };
-            removed.with_context(|| path.to_string())?;
+            removed.map_err(explained).with_context(|| path.to_string())?;
         }
         Ok(())
     })
@@ -247,10 +247,10 @@ pub async fn stat(line: &cli::Stat) -> Result<()> {
     let path = path(&line.name)?;
     let remote = connect(&line.access).await?;
     with_session(remote.clone(), async {
-        let attr = remote.resolve(&path, false).await?;
+        let attr = remote.resolve(&path, false).await.map_err(explained)?;
         let name = path.split().map_or(b"/".as_slice(), |(_, name)| name);
         let target = match attr.kind {
-            Kind::Symlink => Some(table::printable(&remote.read_link(attr.ino).await?)),
+            Kind::Symlink => Some(table::printable(&remote.read_link(attr.ino).await.map_err(explained)?)),
             _ => None,
         };
         if line.json {

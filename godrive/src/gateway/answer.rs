@@ -66,11 +66,7 @@ fn status(errno: i32) -> StatusCode {
 
 impl From<FsError> for Refusal {
     fn from(error: FsError) -> Self {
-        let detail = match error.context.is_empty() {
-            true => std::io::Error::from_raw_os_error(error.errno).to_string(),
-            false => error.context,
-        };
-        Self::new(status(error.errno), detail)
+        Self::new(status(error.errno), crate::remote::said(&error))
     }
 }
 
@@ -174,6 +170,8 @@ mod tests {
         ] {
             assert_eq!(Refusal::from(FsError::bare(errno)).status.as_u16(), expected);
         }
+        let bare = FsError::new(libc::ENOTEMPTY, "NotEmpty: ");
+        assert_eq!(Refusal::from(bare).detail, "directory not empty");
     }
 
     #[test]

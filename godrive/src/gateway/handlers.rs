@@ -208,7 +208,7 @@ async fn store(
         let upload = Upload { path: &path, mode: 0o644, make_parents: true, only_new };
         let stored = gateway.remote.upload(upload, &mut source).await;
         if let Err(error) = &stored {
-            tracing::warn!(?path, %error, "an upload failed; nothing is stored");
+            tracing::warn!(%path, %error, "an upload failed; nothing is stored");
         }
         stored.map(|(attr, replaced)| (attr, replaced, path))
     });

@@ -27,6 +27,21 @@ const MOST_LINKS: u32 = 40;
 
 pub type FsResult<T> = std::result::Result<T, FsError>;
 
+/// An error as people read it: the errno's own words where nothing better is known.
+pub fn said(error: &FsError) -> String {
+    let context = error.context.trim_end();
+    // A peer's fault without a sentence is only its code.
+    if context.is_empty() || context.ends_with(':') {
+        let text = std::io::Error::from_raw_os_error(error.errno).to_string();
+        return text.split(" (os error").next().unwrap_or_default().to_lowercase();
+    }
+    context.into()
+}
+
+pub fn explained(error: FsError) -> anyhow::Error {
+    anyhow::anyhow!("{}", said(&error))
+}
+
 /// A session with the cluster.
 #[derive(Clone)]
 pub struct Remote {

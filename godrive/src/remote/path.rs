@@ -81,13 +81,13 @@ impl RemotePath {
     }
 }
 
-/// For people.
+/// For people: control characters are escaped.
 impl fmt::Display for RemotePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return f.write_char('/');
         }
-        self.0.iter().try_for_each(|name| write!(f, "/{}", String::from_utf8_lossy(name)))
+        self.0.iter().try_for_each(|name| write!(f, "/{}", crate::table::printable(name)))
     }
 }
 

@@ -28,7 +28,7 @@ pub struct Upload<'a> {
 /// Why an upload failed.
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
-    #[error("{0}")]
+    #[error("{}", super::said(.0))]
     Cluster(#[from] FsError),
     #[error("reading what is to be stored: {0:#}")]
     Source(anyhow::Error),
