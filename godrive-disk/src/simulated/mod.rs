@@ -162,7 +162,8 @@ fn files_of(names: &Names) -> impl Iterator<Item = u64> {
 
 impl State {
     fn used(&self) -> u64 {
-        self.files.values().map(Image::live_pages).sum::<u64>() * PAGE
+        let named = files_of(&self.live).filter_map(|file| self.files.get(&file));
+        named.map(Image::live_pages).sum::<u64>() * PAGE
     }
 
     /// Every call that changes something passes here.
@@ -304,6 +305,13 @@ impl Disk for SimulatedDisk {
         for (_, changes) in &synced {
             apply(&mut state.durable, changes);
         }
+        let pending = state.pending.iter().flat_map(|(_, changes)| changes.values().flatten());
+        let pending = pending.filter_map(|entry| match entry {
+            Entry::File(file) => Some(*file),
+            Entry::Directory => None,
+        });
+        let named: BTreeSet<u64> = files_of(&state.live).chain(files_of(&state.durable)).chain(pending).collect();
+        state.files.retain(|file, _| named.contains(file));
         Ok(())
     }
 

@@ -201,7 +201,7 @@ impl Record {
             leaves: Vec::with_capacity(leaves),
             deletions: Vec::with_capacity(deletions),
         };
-        reader.take::<16>()?;
+        reader.take::<24>()?;
         for _ in 0..leaves {
             record.leaves.push(LeafSum { leaf: reader.u32()?, sum: reader.u64()? });
         }

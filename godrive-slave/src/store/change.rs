@@ -242,6 +242,13 @@ impl DiskStore {
                     format!("chunk {chunk} is sealed for epoch {}: the copy is too late", replica.sealed);
                 return Err(Fault::new(Code::WrongEpoch, detail));
             }
+            if replica.epoch.0 > 0 && replica.epoch >= adoption.epoch && !replica.is_sealed() {
+                let detail = format!(
+                    "chunk {chunk} is a member of epoch {} here: nothing copies over it",
+                    replica.epoch
+                );
+                return Err(Fault::new(Code::WrongEpoch, detail));
+            }
             let mut record = self.record(Kind::Copy, replica);
             (record.partial, record.version, record.time) =
                 (adoption.partial, adoption.version, adoption.now);

@@ -28,6 +28,8 @@ fn refuse(text: String) -> io::Error {
 struct Tail {
     sequence: u64,
     last_segment: u32,
+    /// A segment whose making was interrupted: it is made again.
+    unmade: Option<u32>,
     /// What lies behind the last good record.
     cut: Option<Run>,
 }
@@ -53,11 +55,12 @@ impl DiskStore {
             table.checkpoint()?.ok_or_else(|| refuse(format!("{} has no checkpoint", table::FILE)))?;
         let mut live = table.segments()?;
         let segments = segments(&*disk)?;
-        let next_segment = segments.last().copied().unwrap_or(0).max(checkpoint.segment) + 1;
         live.entry(checkpoint.segment).or_insert(0);
         let index = Index::new(live, table.count()?, options.index_bytes);
         let records = Replay { disk: &*disk, id, checkpoint: &checkpoint, segments: &segments };
         let (records, tail) = records.read()?;
+        let last = segments.last().copied().unwrap_or(0).max(checkpoint.segment);
+        let next_segment = tail.unmade.unwrap_or(last + 1);
         let log = Log::begin(disk.clone(), id, next_segment, tail.sequence, options.segment_bytes)?;
         let store = Self {
             id,
@@ -199,7 +202,7 @@ impl Replay<'_> {
     fn read(&self) -> io::Result<(Vec<(Record, Place)>, Tail)> {
         let Checkpoint { segment: start, block, next_sequence, .. } = *self.checkpoint;
         let mut records = Vec::new();
-        let mut tail = Tail { sequence: next_sequence, last_segment: start, cut: None };
+        let mut tail = Tail { sequence: next_sequence, last_segment: start, unmade: None, cut: None };
         for segment in self.segments.iter().copied().filter(|segment| *segment >= start) {
             let file = self.disk.open(&log::path(segment), false)?;
             let blocks = (file.len()? / BLOCK as u64) as u32;
@@ -208,8 +211,11 @@ impl Replay<'_> {
                 let mut header = vec![0; BLOCK];
                 let whole = blocks > 0 && file.read_at(&mut header, 0).is_ok();
                 match log::check_segment_header(&header, self.id, segment).filter(|_| whole) {
-                    // Its making was interrupted; the one before it is the last.
-                    None if Some(&segment) == self.segments.last() => break,
+                    // The header is stable before anything follows it.
+                    None if Some(&segment) == self.segments.last() && blocks <= 1 => {
+                        tail.unmade = Some(segment);
+                        break;
+                    }
                     None => return Err(refuse(format!("the header of {} is damaged", log::path(segment)))),
                     Some(sequence) if sequence != tail.sequence => {
                         let (path, end) = (log::path(segment), tail.sequence);

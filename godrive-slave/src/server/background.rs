@@ -1,0 +1,57 @@
+//! What each disk needs beside requests: everything is synced within some seconds, the index is checkpointed, what
+//! was kept aside long enough is removed.
+
+use super::shared::Shared;
+use crate::store::DiskStore;
+use godrive_proto::time::Timestamp;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Everything is stable within this time (and the sync's own) without being asked.
+const SYNC_EVERY: Duration = Duration::from_secs(2);
+const CHECKPOINT_TICKS: u32 = 2;
+const EXPIRY_TICKS: u32 = 1800;
+/// How long what the master does not know is kept.
+const KEEP_ASIDE_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;
+
+pub async fn look_after(shared: Arc<Shared>, store: Arc<DiskStore>) {
+    let mut ticks: u32 = 0;
+    while store.failure().is_none() {
+        let due = shared.checkpoint_due.notified();
+        let rang = tokio::time::timeout(SYNC_EVERY, due).await.is_ok();
+        let mut result = Ok(());
+        if rang && store.checkpoint_is_due() {
+            result = checkpoint(&shared, &store);
+        } else if !rang {
+            ticks = ticks.wrapping_add(1);
+            if store.needs_sync() {
+                result = store.sync().await;
+            }
+            if result.is_ok() && ticks.is_multiple_of(CHECKPOINT_TICKS) {
+                result = checkpoint(&shared, &store);
+            }
+            if result.is_ok() && ticks % EXPIRY_TICKS == 1 {
+                result = expire(&shared, &store);
+            }
+        }
+        if let Err(fault) = result {
+            shared.count_error();
+            tracing::error!(disk = %store.id(), %fault, "looking after the disk failed; tried again in {SYNC_EVERY:?}");
+        }
+    }
+    tracing::error!(disk = %store.id(), why = store.failure(), "the disk is no longer looked after");
+}
+
+fn checkpoint(shared: &Shared, store: &DiskStore) -> Result<(), godrive_proto::Fault> {
+    let now = shared.clock.wall();
+    godrive_disk::blocking(store.is_instant(), || store.checkpoint(now))
+}
+
+fn expire(shared: &Shared, store: &DiskStore) -> Result<(), godrive_proto::Fault> {
+    let before = Timestamp(shared.clock.wall().0.saturating_sub(KEEP_ASIDE_NS));
+    let expired = godrive_disk::blocking(store.is_instant(), || store.expire_asides(before))?;
+    if expired > 0 {
+        tracing::info!(disk = %store.id(), expired, "removed replicas that were kept aside for a week");
+    }
+    Ok(())
+}

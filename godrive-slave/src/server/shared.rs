@@ -1,0 +1,256 @@
+//! What all of the daemon's tasks share: the disks, the peers, and what is known of the master.
+
+use super::World;
+use super::peers::Peers;
+use crate::Config;
+use crate::store::table::Row;
+use crate::store::{DiskStore, Options};
+use godrive_proto::cluster::{DiskState, ReplicaState};
+use godrive_proto::frame::{Class, ReplyHeader, RequestHeader};
+use godrive_proto::lease::{Problem, Report, ReportRequest};
+use godrive_proto::net::{Connection, Endpoint};
+use godrive_proto::time::{Clock, Instant};
+use godrive_proto::{BootId, ChunkId, ClusterId, Code, DiskId, Epoch, Fault, LogIndex, NodeId, Term};
+use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{Notify, Semaphore};
+
+/// Copies that run at one time; each may hold a whole chunk in memory.
+const COPIES: usize = 4;
+/// A bad chunk is reported again after this long, if it is still bad.
+const REPORT_AGAIN: Duration = Duration::from_secs(600);
+const REPORT_DEADLINE: Duration = Duration::from_secs(30);
+
+pub struct Shared {
+    pub config: Config,
+    pub cluster: ClusterId,
+    pub node: NodeId,
+    pub boot: BootId,
+    pub advertise: std::net::SocketAddr,
+    pub clock: Arc<dyn Clock>,
+    pub peers: Peers,
+    pub copies: Semaphore,
+    pub copying: Mutex<BTreeSet<ChunkId>>,
+    /// Rings when a checkpoint is due.
+    pub checkpoint_due: Notify,
+    pub errors: AtomicU64,
+    pub scrubbed_leaves: AtomicU64,
+    rng: Mutex<SmallRng>,
+    stores: Vec<Arc<DiskStore>>,
+    /// Disks that could not be opened.
+    dead: Vec<DiskState>,
+    master: Mutex<Option<Connection>>,
+    term: AtomicU64,
+    seen: AtomicU64,
+    reported: Mutex<BTreeMap<ChunkId, Instant>>,
+}
+
+impl Shared {
+    pub fn open(config: Config, world: &World, endpoint: &Endpoint) -> anyhow::Result<Arc<Self>> {
+        anyhow::ensure!(!world.disks.is_empty(), "a slave needs at least one disk");
+        let mut rng = SmallRng::seed_from_u64(world.seed);
+        let options = Options {
+            reserve_bytes: config.reserve_bytes,
+            index_bytes: usize::try_from(config.index_bytes)?,
+            ..Options::new(world.identity.cluster)
+        };
+        let (mut stores, mut dead) = (Vec::new(), Vec::new());
+        for (at, disk) in world.disks.iter().enumerate() {
+            let name =
+                config.disks.get(at).map_or_else(|| format!("disk {at}"), |path| path.display().to_string());
+            let fresh = DiskId(rng.random());
+            let opened = godrive_disk::blocking(disk.is_instant(), || {
+                DiskStore::open(disk.clone(), options, fresh, world.clock.wall())
+            });
+            match opened {
+                Ok(store) => stores.push(Arc::new(store)),
+                Err(error) => {
+                    tracing::error!(disk = name, %error, "the disk cannot be used; the others go on");
+                    dead.push(format!("{name}: {error}"));
+                }
+            }
+        }
+        anyhow::ensure!(!stores.is_empty(), "no disk can be used: {}", dead.join("; "));
+        let ids: BTreeSet<DiskId> = stores.iter().map(|store| store.id()).collect();
+        anyhow::ensure!(
+            ids.len() == stores.len(),
+            "two directories hold the same disk: one is a copy of the other"
+        );
+        let (term, seen) = stores.iter().map(|store| store.remembered()).max().unwrap_or_default();
+        let address = config.advertise.unwrap_or_else(|| {
+            let mut address = config.listen;
+            address.set_port(endpoint.local_address().port());
+            address
+        });
+        Ok(Arc::new(Self {
+            config,
+            cluster: world.identity.cluster,
+            node: world.identity.node,
+            boot: BootId(rng.random()),
+            advertise: address,
+            clock: world.clock.clone(),
+            peers: Peers::new(endpoint.clone()),
+            copies: Semaphore::new(COPIES),
+            copying: Mutex::default(),
+            checkpoint_due: Notify::new(),
+            errors: AtomicU64::new(dead.len() as u64),
+            scrubbed_leaves: AtomicU64::new(0),
+            rng: Mutex::new(rng),
+            stores,
+            dead: Vec::new(),
+            master: Mutex::new(None),
+            term: AtomicU64::new(term.0),
+            seen: AtomicU64::new(seen.0),
+            reported: Mutex::default(),
+        }))
+    }
+
+    pub fn stores(&self) -> &[Arc<DiskStore>] {
+        &self.stores
+    }
+
+    pub fn usable(&self) -> impl Iterator<Item = &Arc<DiskStore>> {
+        self.stores.iter().filter(|store| store.failure().is_none())
+    }
+
+    pub fn disk_states(&self) -> Vec<DiskState> {
+        self.stores.iter().map(|store| store.state()).chain(self.dead.iter().copied()).collect()
+    }
+
+    /// A random number below `below`, for jitter.
+    pub fn jitter(&self, below: u64) -> u64 {
+        self.rng.lock().random_range(0..below.max(1))
+    }
+
+    /// The disk that has the chunk, if one has it.
+    pub fn find(&self, chunk: ChunkId) -> Result<Option<(&Arc<DiskStore>, Row)>, Fault> {
+        for store in self.usable() {
+            if let Some(row) = store.row(chunk)? {
+                return Ok(Some((store, row)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The disk that has the chunk. With one working disk nothing is looked up: the store says whether it is there.
+    pub fn with_chunk(&self, chunk: ChunkId) -> Result<&Arc<DiskStore>, Fault> {
+        if let [only] = self.stores.as_slice() {
+            only.check_usable()?;
+            return Ok(only);
+        }
+        if let Some((store, _)) = self.find(chunk)? {
+            return Ok(store);
+        }
+        match self.stores.iter().find(|store| store.failure().is_some()) {
+            Some(failed) => failed.check_usable().map(|()| failed),
+            None => Err(crate::core::replica::no_chunk(chunk)),
+        }
+    }
+
+    /// Where a new replica goes: the disk that was asked for; if it names none, the one with the most room.
+    pub fn place(&self, disk: DiskId) -> Result<&Arc<DiskStore>, Fault> {
+        let store = match disk {
+            DiskId(0) => self.usable().max_by_key(|store| store.state().free_bytes),
+            id => self.stores.iter().find(|store| store.id() == id),
+        };
+        let store =
+            store.ok_or_else(|| Fault::new(Code::Disk, format!("disk {disk} is not on this slave")))?;
+        store.check_usable()?;
+        Ok(store)
+    }
+
+    /// Where the replica is, or is to be made.
+    pub fn find_or_place(&self, chunk: ChunkId, disk: DiskId) -> Result<&Arc<DiskStore>, Fault> {
+        match self.find(chunk)? {
+            Some((store, _)) => Ok(store),
+            None => self.place(disk),
+        }
+    }
+
+    pub fn replica_state(&self, store: &DiskStore, chunk: ChunkId, row: &Row) -> ReplicaState {
+        ReplicaState {
+            chunk,
+            disk: store.id(),
+            epoch: row.epoch,
+            sealed: row.sealed,
+            contents: row.contents(),
+            stable: store.is_stable(row.position),
+            boot: self.boot,
+            last_op: row.last_op,
+            used_bytes: row.used_bytes,
+        }
+    }
+
+    pub fn request_header(&self, class: Class) -> RequestHeader {
+        RequestHeader {
+            feature_level: godrive_proto::version::FEATURE_LEVEL,
+            term: Term(self.term.load(Ordering::Relaxed)),
+            seen: LogIndex(self.seen.load(Ordering::Relaxed)),
+            class,
+            ..RequestHeader::default()
+        }
+    }
+
+    /// Remembers what a reply of the master says of its term and log.
+    pub fn heard(&self, header: &ReplyHeader) {
+        self.term.fetch_max(header.term.0, Ordering::Relaxed);
+        self.seen.fetch_max(header.index.0, Ordering::Relaxed);
+        let (term, seen) = (header.term, header.index);
+        self.stores.iter().for_each(|store| store.remember(term, seen));
+    }
+
+    /// Refuses commands of a master that is not the one any more.
+    pub fn check_term(&self, term: Term) -> Result<(), Fault> {
+        let highest = self.term.fetch_max(term.0, Ordering::Relaxed).max(term.0);
+        if term.0 < highest {
+            let detail = format!("a command of term {term}; this slave has seen term {highest}");
+            return Err(Fault::new(Code::WrongTerm, detail));
+        }
+        self.stores.iter().for_each(|store| store.remember(term, LogIndex(0)));
+        Ok(())
+    }
+
+    pub fn set_master(&self, connection: Option<Connection>) {
+        *self.master.lock() = connection;
+    }
+
+    pub fn count_error(&self) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tells the master that the own replica is bad, once in a while.
+    pub fn report_corrupt(self: &Arc<Self>, chunk: ChunkId, epoch: Epoch, detail: String) {
+        let now = self.clock.now();
+        {
+            let mut reported = self.reported.lock();
+            reported.retain(|_, at| now.since(*at) < REPORT_AGAIN);
+            if reported.insert(chunk, now).is_some() {
+                return;
+            }
+        }
+        let shared = self.clone();
+        tokio::spawn(async move {
+            let request = ReportRequest { chunk, epoch, problem: Problem::Corrupt(shared.node), detail };
+            let master = shared.master.lock().clone();
+            let told = match master {
+                Some(master) => {
+                    let header = shared.request_header(Class::Scrub);
+                    master
+                        .call::<Report>(header, &request, &[], REPORT_DEADLINE)
+                        .await
+                        .map(|reply| shared.heard(&reply.header))
+                }
+                None => Err(Fault::new(Code::Unreachable, "not connected to the master")),
+            };
+            if let Err(fault) = told {
+                tracing::warn!(%chunk, %fault, "the bad replica could not be reported; the next scrub tries again");
+                shared.reported.lock().remove(&chunk);
+            }
+        });
+    }
+}
