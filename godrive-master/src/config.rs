@@ -23,6 +23,8 @@ pub enum Selector {
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub listen: SocketAddr,
+    /// Where others reach this master, if that is not `listen`; it goes into join tokens.
+    pub advertise: Option<SocketAddr>,
     /// Log and state. Relative to the configuration file's folder, like every path here.
     pub directory: PathBuf,
     pub identity: PathBuf,
@@ -70,6 +72,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
+            advertise: None,
             directory: "data".into(),
             identity: "identity.pem".into(),
             authority: "authority.pem".into(),

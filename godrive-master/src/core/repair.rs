@@ -8,7 +8,7 @@
 use super::nodes::Health;
 use super::placement::{Candidate, NodeSelector, place};
 use godrive_proto::{ChunkId, DiskId, Epoch, NodeId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One member of a chunk as the planner sees it.
 #[derive(Clone, Debug)]
@@ -73,6 +73,47 @@ pub enum Step {
         node: NodeId,
         chunks: Vec<(ChunkId, Epoch)>,
     },
+}
+
+/// Chunks that may need something, the most urgent first. Bounded turns take from its front.
+#[derive(Debug, Default)]
+pub struct Worklist {
+    ranks: BTreeMap<ChunkId, u8>,
+    order: BTreeSet<(u8, ChunkId)>,
+}
+
+impl Worklist {
+    /// Not looked at yet, so before everything else.
+    pub const UNKNOWN: u8 = 0;
+    /// Nothing can be done for it now.
+    pub const HOPELESS: u8 = u8::MAX;
+
+    pub fn put(&mut self, chunk: ChunkId, rank: u8) {
+        if let Some(old) = self.ranks.insert(chunk, rank) {
+            self.order.remove(&(old, chunk));
+        }
+        self.order.insert((rank, chunk));
+    }
+
+    pub fn remove(&mut self, chunk: ChunkId) {
+        if let Some(rank) = self.ranks.remove(&chunk) {
+            self.order.remove(&(rank, chunk));
+        }
+    }
+
+    pub fn first(&self, count: usize) -> Vec<ChunkId> {
+        self.order.iter().take(count).map(|(_, chunk)| *chunk).collect()
+    }
+}
+
+impl ChunkView {
+    /// Its place in the [`Worklist`]: living members, if something can be done for it now.
+    pub fn rank(&self, limits: &Limits) -> u8 {
+        match urgency(self, limits) {
+            Some(alive) => u8::try_from(alive).unwrap_or(Worklist::HOPELESS - 1).max(1),
+            None => Worklist::HOPELESS,
+        }
+    }
 }
 
 /// How urgent a chunk is: living members, and whether waiting for a restart is out of the question.
@@ -299,5 +340,16 @@ mod tests {
     #[test]
     fn busy_chunks_and_chunks_without_a_source_wait() {
         check("chunk 1 a1 a2 d3 busy\n chunk 2 d1 d2 d3\n chunk 3 s1 s2 s3\n disk 4", "");
+    }
+
+    #[test]
+    fn the_worklist_gives_the_most_urgent_first_and_new_ones_before() {
+        let mut list = Worklist::default();
+        for (chunk, rank) in [(1, 3), (2, Worklist::HOPELESS), (3, 1), (4, Worklist::UNKNOWN), (1, 2)] {
+            list.put(ChunkId(chunk), rank);
+        }
+        assert_eq!(list.first(3), [ChunkId(4), ChunkId(3), ChunkId(1)]);
+        list.remove(ChunkId(4));
+        assert_eq!(list.first(9), [ChunkId(3), ChunkId(1), ChunkId(2)]);
     }
 }

@@ -13,7 +13,7 @@ use rand::Rng;
 use std::collections::BTreeMap;
 
 /// Chunks that are looked at under one lock.
-const PAGE: usize = 5_000;
+const PAGE: usize = 1_000;
 const MAX_TOKEN_DAYS: u32 = 366;
 
 pub async fn ping(_context: &Context, (): ()) -> Result<(), Fault> {
@@ -32,6 +32,11 @@ pub async fn make_token(context: &Context, request: MakeTokenRequest) -> Result<
         let detail = format!("a token has at least one use and is valid for 1 s to {MAX_TOKEN_DAYS} days");
         return Err(Fault::new(Code::Invalid, detail));
     }
+    let master = context.shared.with(|hub, _| hub.config.advertise).unwrap_or(context.shared.address);
+    if master.ip().is_unspecified() {
+        let detail = format!("nobody can connect to {master}: set `advertise` in the master's configuration");
+        return Err(Fault::new(Code::Invalid, detail));
+    }
     let secret: [u8; 16] = context.shared.random.lock().random();
     let step = |hub: &mut Hub, _: Instant| {
         let expires = Timestamp(hub.wall().0.saturating_add(i64::from(request.valid_for_s) * 1_000_000_000));
@@ -44,7 +49,6 @@ pub async fn make_token(context: &Context, request: MakeTokenRequest) -> Result<
         Ok((id, durable))
     };
     let id = context.step(step).await?;
-    let master = context.shared.address;
     let token = JoinToken { master, ca_hash: sha256(authority.ca()), id, secret };
     tracing::info!(id, role = %request.role, uses = request.uses, valid_for_s = request.valid_for_s, "join token made");
     Ok(token.to_string())

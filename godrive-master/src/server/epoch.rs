@@ -37,6 +37,9 @@ pub enum Cause {
 const COPY_DEADLINE: Duration = Duration::from_secs(1);
 /// A joiner that is needed to have enough members copies the whole chunk.
 const JOIN_DEADLINE: Duration = Duration::from_secs(30);
+/// A change that failed is tried again after this, or when a slave comes back; so many at one time.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
+const AT_ONCE: usize = 64;
 /// Members that fail while they are installed cost another round.
 const ROUNDS: usize = 3;
 
@@ -111,7 +114,7 @@ fn finish(shared: &Arc<Shared>, chunk: ChunkId, result: &Result<(), Fault>) {
         let still_open = known.as_ref().is_some_and(|known| known.pending.is_some() || known.unsettled);
         let given_up = known.as_ref().is_some_and(|known| known.quarantined);
         if still_open && !given_up {
-            hub.unfinished.insert(chunk);
+            hub.unfinished.insert(chunk, now.after(TRY_AGAIN_AFTER));
         } else {
             hub.unfinished.remove(&chunk);
         }
@@ -484,18 +487,29 @@ fn quarantine_fault(chunk: ChunkId) -> Fault {
     Fault::new(Code::Quarantined, detail)
 }
 
-/// Epoch changes that were cut off or found too few members: tried again when it may help.
+/// Epoch changes that were cut off or found too few members: tried again when it may help, some at a time.
 pub async fn retry_unfinished(shared: Arc<Shared>) {
     loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let unfinished: Vec<ChunkId> =
-            shared.with(|hub, _| hub.unfinished.iter().copied().take(64).collect());
-        for chunk in unfinished {
-            if let Err(fault) = change(&shared, chunk, Cause::Unsettled).await {
-                tracing::debug!(%chunk, "still not usable: {fault}");
-                // Others first: it goes to the end of the round by being found again.
-                continue;
-            }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        let due: Vec<ChunkId> = shared.with(|hub, now| {
+            let room = AT_ONCE.saturating_sub(hub.epochs.len());
+            let due = hub
+                .unfinished
+                .iter_mut()
+                .filter(|(chunk, when)| **when <= now && !hub.epochs.contains_key(chunk));
+            let due = due.take(room).map(|(chunk, when)| {
+                *when = now.after(TRY_AGAIN_AFTER);
+                *chunk
+            });
+            due.collect()
+        });
+        for chunk in due {
+            let shared = shared.clone();
+            tokio::spawn(async move {
+                if let Err(fault) = change(&shared, chunk, Cause::Unsettled).await {
+                    tracing::debug!(%chunk, "still not usable: {fault}");
+                }
+            });
         }
     }
 }

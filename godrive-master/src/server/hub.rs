@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::core::leases::{Effect, Leases, WaiterId};
 use crate::core::nodes::Nodes;
 use crate::core::placement::{Candidate, NodeSelector, Reservations, place};
-use crate::core::record::{Answer, Body, Origin, Record};
+use crate::core::record::{Answer, Body, Origin, Placed, Record};
 use crate::core::state::State;
 use godrive_proto::data::{Layout, Member};
 use godrive_proto::lease::{Lease, Mode, RecallRequest, Release, RenewRequest};
@@ -65,8 +65,8 @@ pub struct Hub {
     pub renewals: BTreeMap<SessionId, RenewRequest>,
     /// Epoch changes under way, and who waits for their end.
     pub epochs: BTreeMap<ChunkId, Vec<oneshot::Sender<Result<(), Fault>>>>,
-    /// Epoch changes that could not be finished; tried again when slaves come back.
-    pub unfinished: BTreeSet<ChunkId>,
+    /// Epoch changes that could not be finished, and when to try them again: sooner when a slave comes back.
+    pub unfinished: BTreeMap<ChunkId, Instant>,
     /// Facts for people: how often a chunk went back behind what was held.
     pub regressed: u64,
     pub repairs: Counters,
@@ -74,7 +74,7 @@ pub struct Hub {
     pub config_warnings: Vec<String>,
     pub effects: Vec<Effect>,
     pub outbox: Vec<Command>,
-    parked: BTreeMap<WaiterId, Box<dyn Parked>>,
+    parked: BTreeMap<WaiterId, (SessionId, Box<dyn Parked>)>,
     next_waiter: u64,
     /// Reads of what is not durable yet wait for this.
     pub must_be_durable: LogIndex,
@@ -115,7 +115,7 @@ impl Hub {
             clients: BTreeMap::new(),
             renewals: BTreeMap::new(),
             epochs: BTreeMap::new(),
-            unfinished: BTreeSet::new(),
+            unfinished: BTreeMap::new(),
             regressed: 0,
             repairs: Counters::default(),
             config_warnings: Vec::new(),
@@ -211,9 +211,9 @@ impl Hub {
         }
     }
 
-    pub fn revoke(&mut self, now: Instant, session: SessionId) {
+    pub fn revoke(&mut self, now: Instant, session: SessionId, why: &str) {
         let label = self.state.session(session).ok().flatten().map(|known| known.label).unwrap_or_default();
-        tracing::warn!(%session, label, "the session's lease time has passed and somebody waits: revoked");
+        tracing::warn!(%session, label, "revoked: {why}");
         if let Err(fault) = self.decide(Body::SessionRevoked { session }) {
             tracing::error!(%session, "the session cannot be revoked: {fault}");
             return;
@@ -221,7 +221,14 @@ impl Hub {
         self.forget_session(now, session);
     }
 
+    /// A slave is back: what could not be finished may be possible now.
+    pub fn try_unfinished_soon(&mut self, now: Instant) {
+        self.unfinished.values_mut().for_each(|when| *when = now);
+    }
+
     pub fn forget_session(&mut self, now: Instant, session: SessionId) {
+        // Dropped, they tell their requests that the session ended.
+        self.parked.retain(|_, (waiting, _)| *waiting != session);
         self.leases.ended(now, session, &mut self.effects);
         self.owners.remove(&session);
         self.clients.remove(&session);
@@ -244,8 +251,8 @@ impl Hub {
         WaiterId(self.next_waiter)
     }
 
-    pub fn park(&mut self, id: WaiterId, parked: Box<dyn Parked>) {
-        self.parked.insert(id, parked);
+    pub fn park(&mut self, id: WaiterId, session: SessionId, parked: Box<dyn Parked>) {
+        self.parked.insert(id, (session, parked));
     }
 
     /// Its requester gave up.
@@ -262,18 +269,20 @@ impl Hub {
                 match effect {
                     Effect::Ready(id) => self.attempt_parked(now, id),
                     Effect::Recall(session, recall) => self.outbox.push(Command::Recall(session, recall)),
-                    Effect::Lapsed(session) => self.revoke(now, session),
+                    Effect::Lapsed(session) => {
+                        self.revoke(now, session, "its lease time has passed and somebody waits")
+                    }
                 }
             }
         }
     }
 
     fn attempt_parked(&mut self, now: Instant, id: WaiterId) {
-        let Some(mut parked) = self.parked.remove(&id) else { return };
+        let Some((session, mut parked)) = self.parked.remove(&id) else { return };
         if parked.attempt(self, now, id) {
             self.leases.done(now, id, &mut self.effects);
         } else {
-            self.parked.insert(id, parked);
+            self.parked.insert(id, (session, parked));
         }
     }
 
@@ -309,10 +318,22 @@ impl Hub {
         layout.members.sort_by_key(|member| self.nodes.replica_health(now, member.node, member.disk));
     }
 
-    /// Members for new chunks; their space is reserved by [`Self::reserve`].
-    pub fn place(&mut self, now: Instant, bytes: u32) -> Result<Vec<Member>, Fault> {
+    /// The connections are closed for good.
+    pub fn unlink_all(&mut self) {
+        self.clients.clear();
+        self.slaves.links.clear();
+        self.parked.clear();
+    }
+
+    /// Members for a new chunk, beside those `placed` in the same request. Space is kept by [`Self::reserve`].
+    pub fn place(&mut self, now: Instant, bytes: u32, placed: &[Placed]) -> Result<Vec<Member>, Fault> {
         let parameters = self.parameters()?;
-        let candidates = self.nodes.candidates(now, &self.reserved);
+        let mut candidates = self.nodes.candidates(now, &self.reserved);
+        for candidate in &mut candidates {
+            let taken =
+                placed.iter().flat_map(|placed| &placed.members).filter(|m| m.disk == candidate.disk).count();
+            candidate.free_bytes = candidate.free_bytes.saturating_sub(u64::from(bytes) * taken as u64);
+        }
         let wanted = usize::from(parameters.replicas);
         let chosen = place(&mut *self.selector, &candidates, &[], wanted, u64::from(bytes));
         if chosen.len() >= usize::from(parameters.min_replicas) {

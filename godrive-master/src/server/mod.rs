@@ -12,6 +12,7 @@ mod admin;
 mod checkpoint;
 mod epoch;
 mod hub;
+mod inventory;
 mod journal;
 mod namespace;
 mod repair;

@@ -247,7 +247,7 @@ impl Change {
             } else if request.for_writing && members.is_empty() {
                 // Without room the file is made all the same; its first write will say why it fails.
                 let bytes = hub.parameters()?.chunk_bytes;
-                *members = hub.place(now, bytes).unwrap_or_default();
+                *members = hub.place(now, bytes, &[]).unwrap_or_default();
             }
         }
         let Turn::Go { without_grant } = hub.leases.ask(now, id, self.session, &wants, &mut hub.effects)
@@ -458,7 +458,7 @@ pub async fn open_chunks(context: &Context, request: OpenChunksRequest) -> Resul
         let bytes = hub.state.inode(ino)?.chunk_bytes;
         let mut placed: Vec<Placed> = Vec::new();
         for index in hub.state.unplaced(ino, &request.indexes)? {
-            match hub.place(now, bytes) {
+            match hub.place(now, bytes, &placed) {
                 Ok(members) => placed.push(Placed { index, members }),
                 // Asked ahead: what there is room for is placed, from the front.
                 Err(_) if !placed.is_empty() => break,

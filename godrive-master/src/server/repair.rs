@@ -6,7 +6,7 @@ use super::slaves::member_health;
 use crate::core::nodes::Health;
 use crate::core::placement::Candidate;
 use crate::core::record::Body;
-use crate::core::repair::{ChunkView, Limits, MemberView, Step, Unneeded, View, plan};
+use crate::core::repair::{ChunkView, Limits, MemberView, Step, Unneeded, View, Worklist, plan};
 use crate::core::state::values::Chunk;
 use godrive_proto::cluster::{Copy, CopyRequest, Delete, DeleteRequest};
 use godrive_proto::frame::Class;
@@ -18,9 +18,11 @@ use std::time::Duration;
 
 /// How often the slow scan goes on, and by how many chunks.
 const PAUSE: Duration = Duration::from_millis(500);
-const SCAN: usize = 2_000;
+const SCAN: usize = 500;
+/// Chunks that one plan considers.
+const TURN: usize = 1_000;
 /// Deleted chunks that are looked at in one turn, and chunks in one command.
-const RECLAIM: usize = 4_096;
+const RECLAIM: usize = 2_048;
 const DELETIONS: usize = 1_024;
 /// A whole chunk within this: at least a few MiB/s.
 const COPY_DEADLINE: Duration = Duration::from_secs(60);
@@ -35,6 +37,8 @@ struct Progress {
     /// Members of deleted chunks that have confirmed.
     confirmed: BTreeMap<ChunkId, BTreeSet<NodeId>>,
     scanned: ChunkId,
+    /// How far each dead node's replicas have been noticed; None: all.
+    swept: BTreeMap<NodeId, Option<ChunkId>>,
     reclaimed: ChunkId,
 }
 
@@ -89,28 +93,25 @@ fn turn(hub: &mut Hub, now: Instant, progress: &mut Progress) -> Result<Vec<Step
         deletions: DELETIONS,
     };
     scan(hub, now, progress, &limits)?;
+    sweep(hub, now, progress)?;
     let mut view = View { candidates: hub.nodes.candidates(now, &hub.reserved), ..View::default() };
     view.copies = progress.joins.len();
     for node in progress.joins.values().flatten() {
         *view.copying.entry(*node).or_default() += 1;
     }
-    let mut done = Vec::new();
-    for chunk in &hub.slaves.endangered {
-        let Some(known) = hub.state.chunk(*chunk)? else {
-            done.push(*chunk);
+    for chunk in hub.slaves.endangered.first(TURN) {
+        let Some(known) = hub.state.chunk(chunk)? else {
+            hub.slaves.endangered.remove(chunk);
             continue;
         };
-        let chunk_view = look(hub, now, progress, *chunk, &known);
-        let complete = is_complete(&chunk_view, &limits);
-        if complete {
-            view.unneeded.extend(superseded(hub, *chunk, &known));
-            done.push(*chunk);
+        let chunk_view = look(hub, now, progress, chunk, &known);
+        if is_complete(&chunk_view, &limits) {
+            view.unneeded.extend(superseded(hub, chunk, &known));
+            hub.slaves.endangered.remove(chunk);
         } else {
+            hub.slaves.endangered.put(chunk, chunk_view.rank(&limits));
             view.chunks.push(chunk_view);
         }
-    }
-    for chunk in done {
-        hub.slaves.endangered.remove(&chunk);
     }
     reclaimable(hub, progress, &mut view)?;
     view.unneeded.retain(|unneeded| hub.slaves.links.contains_key(&unneeded.node));
@@ -164,13 +165,34 @@ fn scan(hub: &mut Hub, now: Instant, progress: &mut Progress, limits: &Limits) -
         let alive =
             known.members.iter().filter(|member| member_health(hub, now, chunk, member) == Health::Alive);
         if alive.count() < limits.replicas || hub.slaves.leftovers.contains_key(&chunk) {
-            hub.slaves.endangered.insert(chunk);
+            hub.slaves.endangered.put(chunk, Worklist::UNKNOWN);
         }
         if (known.pending.is_some() || known.unsettled)
             && !known.quarantined
             && !hub.epochs.contains_key(&chunk)
         {
-            hub.unfinished.insert(chunk);
+            hub.unfinished.entry(chunk).or_insert(now);
+        }
+    }
+    Ok(())
+}
+
+/// Notices at once what a dead node had, a page at a time.
+fn sweep(hub: &mut Hub, now: Instant, progress: &mut Progress) -> Result<(), Fault> {
+    let dead: Vec<NodeId> = hub
+        .nodes
+        .iter()
+        .map(|(node, _)| node)
+        .filter(|node| hub.nodes.health(now, *node) == Health::Dead)
+        .collect();
+    progress.swept.retain(|node, _| dead.contains(node));
+    for node in dead {
+        let after = progress.swept.entry(node).or_insert(Some(ChunkId(0)));
+        let Some(from) = *after else { continue };
+        let page = hub.state.replicas_of(node, from, SCAN)?;
+        *after = page.last().copied().filter(|_| page.len() == SCAN);
+        for chunk in page {
+            hub.slaves.endangered.put(chunk, Worklist::UNKNOWN);
         }
     }
     Ok(())
@@ -184,13 +206,16 @@ fn reclaimable(hub: &mut Hub, progress: &mut Progress, view: &mut View) -> Resul
     let mut forgotten = Vec::new();
     for (chunk, deleted) in page {
         let confirmed = progress.confirmed.entry(chunk).or_default();
-        let waiting: Vec<_> =
-            deleted.members.iter().filter(|member| !confirmed.contains(&member.node)).collect();
+        let left =
+            hub.slaves.leftovers.get(&chunk).into_iter().flat_map(BTreeMap::keys).map(|(node, _)| *node);
+        let holders: BTreeSet<NodeId> =
+            deleted.members.iter().map(|member| member.node).chain(left).collect();
+        let waiting: Vec<_> = holders.into_iter().filter(|node| !confirmed.contains(node)).collect();
         if waiting.is_empty() {
             forgotten.push(chunk);
         }
-        for member in waiting {
-            view.unneeded.push(Unneeded { node: member.node, chunk, epoch: deleted.epoch });
+        for node in waiting {
+            view.unneeded.push(Unneeded { node, chunk, epoch: deleted.epoch });
         }
     }
     if !forgotten.is_empty() {
@@ -298,7 +323,7 @@ fn settle(shared: &Arc<Shared>, progress: &mut Progress, ended: Ended) {
             shared.with(|hub, _| {
                 hub.repairs.active = progress.joins.len() as u64;
                 hub.repairs.repaired += u64::from(repaired);
-                hub.slaves.endangered.insert(chunk);
+                hub.slaves.endangered.put(chunk, Worklist::UNKNOWN);
             });
         }
         Ended::Deleted(node, chunks, done) => {

@@ -5,7 +5,7 @@
 //! for the group of records that its reply depends on to be on stable storage.
 
 use super::hub::{Hub, Link, Shared};
-use super::{admin, epoch, namespace, sessions, slaves};
+use super::{admin, epoch, inventory, namespace, sessions, slaves};
 use crate::core::leases::WaiterId;
 use crate::core::record::Origin;
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 /// None: it waits. Otherwise the result and the record that must be durable before it is told.
 pub type Attempt<T> = Option<(Result<T, Fault>, LogIndex)>;
@@ -71,9 +72,12 @@ const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 pub async fn serve(shared: Arc<Shared>, connection: Connection) {
     let number = shared.links.fetch_add(1, Ordering::Relaxed) + 1;
     let link = Link { number, connection: connection.clone() };
+    // Requests end with their connection: nobody could be answered, and what waits makes way.
+    let mut requests = JoinSet::new();
     while let Some(incoming) = connection.accept().await {
+        while requests.try_join_next().is_some() {}
         let (shared, link) = (shared.clone(), link.clone());
-        tokio::spawn(async move {
+        requests.spawn(async move {
             let code = incoming.header.code;
             if let Err(fault) = handle(shared, link, incoming).await {
                 tracing::debug!(code, "the peer did not get its answer: {fault}");
@@ -82,6 +86,18 @@ pub async fn serve(shared: Arc<Shared>, connection: Connection) {
     }
     if connection.peer().role == Role::Slave {
         slaves::disconnected(&shared, connection.peer().node, number);
+    }
+}
+
+/// A place in the queue, given up when the request ends, however it ends.
+struct Place<'a> {
+    shared: &'a Arc<Shared>,
+    id: WaiterId,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.shared.with(|hub, now| hub.abandon(now, self.id));
     }
 }
 
@@ -114,24 +130,27 @@ impl Context {
                 }
                 None => {
                     let (reply, outcome) = oneshot::channel();
-                    hub.park(id, Box::new(Waiting { job, reply: Some(reply) }));
+                    hub.park(id, self.session, Box::new(Waiting { job, reply: Some(reply) }));
                     Begun::Waits(id, outcome)
                 }
             }
         });
         let (result, durable) = match begun {
             Begun::Over(result, durable) => (result, durable),
-            Begun::Waits(id, outcome) => match tokio::time::timeout(self.deadline, outcome).await {
-                Ok(Ok(outcome)) => outcome,
-                Ok(Err(_)) => {
-                    return Err(Fault::new(Code::SessionLost, "the session ended while the request waited"));
+            Begun::Waits(id, outcome) => {
+                let _place = Place { shared: &self.shared, id };
+                match tokio::time::timeout(self.deadline, outcome).await {
+                    Ok(Ok(outcome)) => outcome,
+                    Ok(Err(_)) => {
+                        let detail = "the session ended while the request waited";
+                        return Err(Fault::new(Code::SessionLost, detail));
+                    }
+                    Err(_) => {
+                        let detail = "another mount holds what this needs and did not give it back in time";
+                        return Err(Fault::new(Code::Timeout, detail));
+                    }
                 }
-                Err(_) => {
-                    self.shared.with(|hub, now| hub.abandon(now, id));
-                    let detail = "another mount holds what this needs and did not give it back in time";
-                    return Err(Fault::new(Code::Timeout, detail));
-                }
-            },
+            }
         };
         self.shared.durable(durable).await?;
         result
@@ -205,7 +224,7 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
         m::RemoveXattr::CODE => answer!(context, incoming, m::RemoveXattr, namespace::remove_xattr),
         m::Barrier::CODE => answer!(context, incoming, m::Barrier, namespace::barrier),
         c::Register::CODE => answer!(context, incoming, c::Register, slaves::register),
-        c::Inventory::CODE => answer!(context, incoming, c::Inventory, slaves::inventory),
+        c::Inventory::CODE => answer!(context, incoming, c::Inventory, inventory::page),
         c::Heartbeat::CODE => answer!(context, incoming, c::Heartbeat, slaves::heartbeat),
         a::Join::CODE => answer!(context, incoming, a::Join, admin::join),
         a::MakeToken::CODE => answer!(context, incoming, a::MakeToken, admin::make_token),

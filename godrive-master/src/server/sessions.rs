@@ -144,7 +144,7 @@ pub async fn forget_silent(shared: Arc<Shared>) {
         shared.with(|hub, now| {
             let patience = Duration::from_millis(hub.config.leases.forgotten_after_ms.into());
             for session in hub.leases.idle(now, patience) {
-                hub.revoke(now, session);
+                hub.revoke(now, session, "it has been silent for very long");
             }
         });
     }

@@ -4,24 +4,19 @@ use super::hub::{Hub, Link, Shared};
 use super::requests::Context;
 use crate::core::nodes::Health;
 use crate::core::record::Body;
-use crate::core::repair::Unneeded;
-use crate::core::state::values::{Chunk, Node};
+use crate::core::repair::{Unneeded, Worklist};
+use crate::core::state::values::Node;
 use godrive_proto::cluster::*;
 use godrive_proto::data::{Contents, Member};
-use godrive_proto::frame::{Class, RequestHeader};
 use godrive_proto::time::Instant;
 use godrive_proto::{ChunkId, Code, DiskId, Epoch, Fault, LogIndex, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
-/// Replicas in one page of an inventory.
-const MAX_PAGE: usize = 16_384;
 const MAX_DISKS: usize = 256;
 const MAX_DOMAIN_BYTES: usize = 255;
 /// Stable reports that wait for the other members.
 const MAX_STABLE: usize = 100_000;
-const QUARANTINE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What is known of slaves beside [`crate::core::nodes::Nodes`]; all of it comes again with their inventories.
 #[derive(Default)]
@@ -30,23 +25,23 @@ pub struct Slaves {
     /// Something may have to be repaired or reclaimed.
     pub reclaim: bool,
     /// How far each inventory has come, and the chunks that existed when it began.
-    inventories: BTreeMap<NodeId, Inventory>,
+    pub inventories: BTreeMap<NodeId, Inventory>,
     /// Replicas that are not of their chunk's current epoch, and their epochs.
     pub leftovers: BTreeMap<ChunkId, BTreeMap<(NodeId, DiskId), Epoch>>,
     /// Members that do not have their replica.
     pub lost: BTreeMap<ChunkId, BTreeSet<NodeId>>,
     /// Chunks with something to repair, as far as noticed.
-    pub endangered: BTreeSet<ChunkId>,
+    pub endangered: Worklist,
     stable: BTreeMap<ChunkId, Stable>,
 }
 
 #[derive(Clone, Copy)]
-struct Inventory {
-    link: u64,
+pub struct Inventory {
+    pub link: u64,
     /// The last chunk that was reported.
-    after: ChunkId,
+    pub after: ChunkId,
     /// Chunks made later cannot be missing from it.
-    newest: ChunkId,
+    pub newest: ChunkId,
 }
 
 /// Who has which contents on stable storage.
@@ -90,6 +85,7 @@ pub async fn register(context: &Context, request: RegisterRequest) -> Result<Reg
         hub.slaves.inventories.insert(node, inventory);
         hub.slaves.forget(node);
         hub.slaves.reclaim = true;
+        hub.try_unfinished_soon(now);
         Ok((Registered { heartbeat_every_ms: hub.config.nodes.heartbeat_every_ms }, durable))
     };
     let registered = context.step(step).await?;
@@ -122,18 +118,17 @@ pub async fn heartbeat(context: &Context, request: HeartbeatRequest) -> Result<(
         for (chunk, epoch, contents) in &request.stable {
             hub.slaves.became_stable(node, *chunk, *epoch, *contents);
         }
-        if !request.stable.is_empty() {
-            log_stable(hub)?;
-        }
+        log_stable(hub, &request.stable)?;
         Ok(((), LogIndex(0)))
     };
     context.step(step).await
 }
 
-/// Logs chunks that all members now have on stable storage.
-fn log_stable(hub: &mut Hub) -> Result<(), Fault> {
+/// Logs those of the reported chunks that all members now have on stable storage.
+fn log_stable(hub: &mut Hub, reported: &[(ChunkId, Epoch, Contents)]) -> Result<(), Fault> {
     let (mut chunks, mut over) = (Vec::new(), Vec::new());
-    for (chunk, report) in &hub.slaves.stable {
+    for (chunk, _, _) in reported {
+        let Some(report) = hub.slaves.stable.get(chunk) else { continue };
         let Some(known) = hub.state.chunk(*chunk)? else {
             over.push(*chunk);
             continue;
@@ -169,7 +164,8 @@ impl Slaves {
 
     fn became_stable(&mut self, node: NodeId, chunk: ChunkId, epoch: Epoch, contents: Contents) {
         if self.stable.len() >= MAX_STABLE && !self.stable.contains_key(&chunk) {
-            return;
+            // The oldest chunk is the likeliest to be gone; at worst it stays held a little longer.
+            self.stable.pop_first();
         }
         let fresh = || Stable { epoch, contents, nodes: BTreeSet::new() };
         let report = self.stable.entry(chunk).or_insert_with(fresh);
@@ -199,7 +195,7 @@ impl Slaves {
                 lost.remove(&member.node);
             }
         }
-        self.endangered.insert(chunk);
+        self.endangered.put(chunk, Worklist::UNKNOWN);
         self.reclaim = true;
     }
 
@@ -216,129 +212,6 @@ impl Slaves {
             }
         }
     }
-}
-
-/// What one page of an inventory asks for.
-#[derive(Default)]
-struct Findings {
-    unknown: Vec<ChunkId>,
-    install: Vec<InstallRequest>,
-    settle: Vec<ChunkId>,
-}
-
-pub async fn inventory(context: &Context, page: InventoryPage) -> Result<(), Fault> {
-    if page.replicas.len() > MAX_PAGE {
-        return Err(Fault::new(
-            Code::Malformed,
-            format!("an inventory page has at most {MAX_PAGE} replicas"),
-        ));
-    }
-    if !page.replicas.is_sorted_by_key(|replica| replica.chunk) {
-        return Err(Fault::new(Code::Malformed, "an inventory is ascending by chunk"));
-    }
-    let node = context.peer.node;
-    let findings = context.shared.with(|hub, now| {
-        let inventory = hub.slaves.inventories.get(&node).copied();
-        let Some(inventory) = inventory.filter(|inventory| inventory.link == context.link.number) else {
-            return Err(Fault::new(Code::NotReady, "this connection is not registered: register first"));
-        };
-        let findings = reconcile(hub, node, inventory, &page)?;
-        if page.last {
-            hub.slaves.inventories.remove(&node);
-            hub.nodes.inventoried(node);
-            tracing::info!(%node, health = hub.nodes.health(now, node).word(), "its inventory is complete");
-        } else if let Some(replica) = page.replicas.last() {
-            hub.slaves.inventories.insert(node, Inventory { after: replica.chunk, ..inventory });
-        }
-        hub.slaves.reclaim = true;
-        Ok(findings)
-    })?;
-    let (shared, link) = (context.shared.clone(), context.link.clone());
-    tokio::spawn(async move { follow(&shared, node, &link, findings).await });
-    Ok(())
-}
-
-/// Compares a page with the record, in both directions.
-fn reconcile(
-    hub: &mut Hub,
-    node: NodeId,
-    inventory: Inventory,
-    page: &InventoryPage,
-) -> Result<Findings, Fault> {
-    let mut findings = Findings::default();
-    let mut present = BTreeSet::new();
-    for replica in &page.replicas {
-        present.insert(replica.chunk);
-        match hub.state.chunk(replica.chunk)? {
-            Some(known) => compare(hub, node, &known, replica, &mut findings),
-            // Deleted ones are reclaimed through their queue.
-            None if hub.state.deleted_chunk(replica.chunk)?.is_some() => hub.slaves.reclaim = true,
-            None => findings.unknown.push(replica.chunk),
-        }
-    }
-    let end = match page.replicas.last() {
-        Some(replica) if !page.last => replica.chunk,
-        _ => inventory.newest,
-    };
-    for chunk in hub.state.replicas_of(node, inventory.after, usize::MAX)? {
-        if chunk > end {
-            break;
-        }
-        let written = hub.state.chunk(chunk)?.is_some_and(|known| known.held.version.0 > 0);
-        if written && !present.contains(&chunk) {
-            tracing::error!(%chunk, %node, "the node does not have its replica any more: repaired from the others");
-            hub.slaves.lost.entry(chunk).or_default().insert(node);
-            hub.slaves.endangered.insert(chunk);
-        }
-    }
-    Ok(findings)
-}
-
-fn compare(hub: &mut Hub, node: NodeId, known: &Chunk, replica: &ReplicaState, findings: &mut Findings) {
-    let chunk = replica.chunk;
-    let member = known.members.iter().any(|member| (member.node, member.disk) == (node, replica.disk));
-    if !member {
-        hub.slaves.leftovers.entry(chunk).or_default().insert((node, replica.disk), replica.epoch);
-        hub.slaves.endangered.insert(chunk);
-    } else if replica.epoch > known.epoch {
-        tracing::error!(%chunk, %node, epoch = %replica.epoch, known = %known.epoch,
-            "the replica is of an epoch that this master never made");
-        findings.settle.push(chunk);
-    } else if replica.epoch < known.epoch && replica.contents == known.held && known.pending.is_none() {
-        // It missed only the message of its installation.
-        findings.install.push(InstallRequest {
-            chunk,
-            chunk_bytes: known.chunk_bytes,
-            disk: replica.disk,
-            epoch: known.epoch,
-            contents: known.held,
-        });
-    } else if replica.epoch < known.epoch || (replica.contents != known.held && known.open_by.is_none()) {
-        findings.settle.push(chunk);
-    }
-}
-
-async fn follow(shared: &Arc<Shared>, node: NodeId, link: &Link, findings: Findings) {
-    let header = || RequestHeader { term: shared.term, class: Class::Repair, ..Default::default() };
-    if !findings.unknown.is_empty() {
-        tracing::warn!(%node, chunks = findings.unknown.len(), "it has chunks that nobody knows: quarantined for a week");
-        let request = QuarantineRequest { chunks: findings.unknown };
-        if let Err(fault) =
-            link.connection.call::<Quarantine>(header(), &request, &[], QUARANTINE_DEADLINE).await
-        {
-            tracing::warn!(%node, "unknown chunks could not be quarantined, its next inventory shows them again: {fault}");
-        }
-    }
-    for request in findings.install {
-        let chunk = request.chunk;
-        if let Err(fault) =
-            link.connection.call::<Install>(header(), &request, &[], QUARANTINE_DEADLINE).await
-        {
-            tracing::info!(%node, %chunk, "its replica cannot be installed as it is: {fault}");
-            shared.with(|hub, _| hub.unfinished.insert(chunk));
-        }
-    }
-    shared.with(|hub, _| hub.unfinished.extend(findings.settle));
 }
 
 /// The health of each member, for planning and for people.

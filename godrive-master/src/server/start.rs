@@ -111,6 +111,7 @@ impl Master {
             // An aborted task ends with an error that says so.
             let _ = task.await;
         }
+        self.shared.with(|hub, _| hub.unlink_all());
         checkpoint::once(&self.shared).await.context("the last checkpoint")?;
         tracing::info!("stopped");
         Ok(())
@@ -125,8 +126,10 @@ pub async fn run(config: Config, world: World, shutdown: impl Future<Output = ()
 }
 
 async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
+    let mut connections = tokio::task::JoinSet::new();
     while let Some(connection) = endpoint.accept().await {
-        tokio::spawn(requests::serve(shared.clone(), connection));
+        while connections.try_join_next().is_some() {}
+        connections.spawn(requests::serve(shared.clone(), connection));
     }
 }
 
@@ -189,7 +192,7 @@ fn assemble(
         if let Some(known) = hub.state.chunk(chunk)? {
             hub.leases.fence(known.ino);
         }
-        hub.unfinished.insert(chunk);
+        hub.unfinished.insert(chunk, now);
     }
     hub.config_warnings = differing(&hub)?;
     for warning in &hub.config_warnings {

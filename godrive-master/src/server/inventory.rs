@@ -1,0 +1,155 @@
+//! A slave's inventory against the record: what is missing, outdated, left over or unknown.
+
+use super::hub::{Hub, Link, Shared};
+use super::requests::Context;
+use super::slaves::Inventory;
+use crate::core::repair::Worklist;
+use crate::core::state::values::Chunk;
+use godrive_proto::cluster::*;
+use godrive_proto::frame::{Class, RequestHeader};
+use godrive_proto::{ChunkId, Code, Fault, NodeId};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Replicas in one page of an inventory, and those looked at under one lock.
+const MAX_PAGE: usize = 16_384;
+const SLICE: usize = 512;
+const QUARANTINE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What one page of an inventory asks for.
+#[derive(Default)]
+struct Findings {
+    unknown: Vec<ChunkId>,
+    install: Vec<InstallRequest>,
+    settle: Vec<ChunkId>,
+}
+
+pub async fn page(context: &Context, page: InventoryPage) -> Result<(), Fault> {
+    if page.replicas.len() > MAX_PAGE {
+        return Err(Fault::new(
+            Code::Malformed,
+            format!("an inventory page has at most {MAX_PAGE} replicas"),
+        ));
+    }
+    if !page.replicas.is_sorted_by_key(|replica| replica.chunk) {
+        return Err(Fault::new(Code::Malformed, "an inventory is ascending by chunk"));
+    }
+    let node = context.peer.node;
+    let mut findings = Findings::default();
+    let mut slices: Vec<&[ReplicaState]> = page.replicas.chunks(SLICE).collect();
+    if slices.is_empty() {
+        slices.push(&[]);
+    }
+    for (at, slice) in slices.iter().enumerate() {
+        let last = page.last && at + 1 == slices.len();
+        context.shared.with(|hub, _| {
+            let inventory = hub.slaves.inventories.get(&node).copied();
+            let Some(inventory) = inventory.filter(|inventory| inventory.link == context.link.number) else {
+                return Err(Fault::new(Code::NotReady, "this connection is not registered: register first"));
+            };
+            reconcile(hub, node, inventory, slice, last, &mut findings)?;
+            if last {
+                hub.slaves.inventories.remove(&node);
+                hub.nodes.inventoried(node);
+                hub.slaves.reclaim = true;
+            } else if let Some(replica) = slice.last() {
+                hub.slaves.inventories.insert(node, Inventory { after: replica.chunk, ..inventory });
+            }
+            Ok(())
+        })?;
+        tokio::task::yield_now().await;
+    }
+    if page.last {
+        tracing::info!(%node, "its inventory is complete");
+    }
+    let (shared, link) = (context.shared.clone(), context.link.clone());
+    tokio::spawn(async move { follow(&shared, node, &link, findings).await });
+    Ok(())
+}
+
+/// Compares a slice of an inventory with the record, in both directions.
+fn reconcile(
+    hub: &mut Hub,
+    node: NodeId,
+    inventory: Inventory,
+    slice: &[ReplicaState],
+    last: bool,
+    findings: &mut Findings,
+) -> Result<(), Fault> {
+    let mut present = BTreeSet::new();
+    for replica in slice {
+        present.insert(replica.chunk);
+        match hub.state.chunk(replica.chunk)? {
+            Some(known) => compare(hub, node, &known, replica, findings),
+            // Deleted ones are reclaimed through their queue.
+            None if hub.state.deleted_chunk(replica.chunk)?.is_some() => hub.slaves.reclaim = true,
+            None => findings.unknown.push(replica.chunk),
+        }
+    }
+    let end = match slice.last() {
+        Some(replica) if !last => replica.chunk,
+        _ => inventory.newest,
+    };
+    let mut after = inventory.after;
+    while after < end {
+        let page = hub.state.replicas_of(node, after, SLICE)?;
+        let Some(furthest) = page.last().copied() else { break };
+        for chunk in page.into_iter().filter(|chunk| *chunk <= end && !present.contains(chunk)) {
+            if hub.state.chunk(chunk)?.is_some_and(|known| known.held.version.0 > 0) {
+                tracing::error!(%chunk, %node, "the node does not have its replica any more: repaired from the others");
+                hub.slaves.lost.entry(chunk).or_default().insert(node);
+                hub.slaves.endangered.put(chunk, Worklist::UNKNOWN);
+            }
+        }
+        after = furthest;
+    }
+    Ok(())
+}
+
+fn compare(hub: &mut Hub, node: NodeId, known: &Chunk, replica: &ReplicaState, findings: &mut Findings) {
+    let chunk = replica.chunk;
+    let member = known.members.iter().any(|member| (member.node, member.disk) == (node, replica.disk));
+    if !member {
+        hub.slaves.leftovers.entry(chunk).or_default().insert((node, replica.disk), replica.epoch);
+        hub.slaves.endangered.put(chunk, Worklist::UNKNOWN);
+    } else if replica.epoch > known.epoch {
+        tracing::error!(%chunk, %node, epoch = %replica.epoch, known = %known.epoch,
+            "the replica is of an epoch that this master never made");
+        findings.settle.push(chunk);
+    } else if replica.epoch < known.epoch && replica.contents == known.held && known.pending.is_none() {
+        // It missed only the message of its installation.
+        findings.install.push(InstallRequest {
+            chunk,
+            chunk_bytes: known.chunk_bytes,
+            disk: replica.disk,
+            epoch: known.epoch,
+            contents: known.held,
+        });
+    } else if replica.epoch < known.epoch || (replica.contents != known.held && known.open_by.is_none()) {
+        findings.settle.push(chunk);
+    }
+}
+
+async fn follow(shared: &Arc<Shared>, node: NodeId, link: &Link, findings: Findings) {
+    let header = || RequestHeader { term: shared.term, class: Class::Repair, ..Default::default() };
+    if !findings.unknown.is_empty() {
+        tracing::warn!(%node, chunks = findings.unknown.len(), "it has chunks that nobody knows: quarantined for a week");
+        let request = QuarantineRequest { chunks: findings.unknown };
+        if let Err(fault) =
+            link.connection.call::<Quarantine>(header(), &request, &[], QUARANTINE_DEADLINE).await
+        {
+            tracing::warn!(%node, "unknown chunks could not be quarantined, its next inventory shows them again: {fault}");
+        }
+    }
+    for request in findings.install {
+        let chunk = request.chunk;
+        if let Err(fault) =
+            link.connection.call::<Install>(header(), &request, &[], QUARANTINE_DEADLINE).await
+        {
+            tracing::info!(%node, %chunk, "its replica cannot be installed as it is: {fault}");
+            shared.with(|hub, now| hub.unfinished.insert(chunk, now));
+        }
+    }
+    shared.with(|hub, now| hub.unfinished.extend(findings.settle.into_iter().map(|chunk| (chunk, now))));
+}

@@ -1,0 +1,417 @@
+//! Chunks: placement, epochs, repair, reclaim, with slaves that only pretend to store.
+
+mod common;
+
+use common::slave::{Slave, contents, heartbeat};
+use common::{Client, Cluster, create, eventually, quick};
+use godrive_proto::cluster::{Heartbeat, InventoryPage, ReplicaState};
+use godrive_proto::data::{ChunkState, Contents, Layout};
+use godrive_proto::lease::*;
+use godrive_proto::meta::*;
+use godrive_proto::*;
+use std::time::{Duration, Instant};
+
+async fn slaves(cluster: &Cluster, count: usize) -> Vec<Slave> {
+    let mut slaves = Vec::new();
+    for _ in 0..count {
+        slaves.push(Slave::start(cluster).await);
+    }
+    slaves
+}
+
+/// A file with one chunk that every member holds at version 1, committed.
+async fn written(client: &Client, slaves: &[Slave], file: &str) -> (Ino, Layout) {
+    let created = client.create(file).await.unwrap();
+    let (ino, layout) = (created.entry.attr.ino, created.layout.unwrap());
+    hold(slaves, &layout, contents(1, 0xa), false);
+    commit(client, ino, &layout, contents(1, 0xa), Mode::Exclusive).await.unwrap();
+    (ino, layout)
+}
+
+fn hold(slaves: &[Slave], layout: &Layout, contents: Contents, stable: bool) {
+    for slave in slaves.iter().filter(|slave| layout.members.iter().any(|member| member.node == slave.node)) {
+        slave.hold(layout, contents, stable);
+    }
+}
+
+async fn commit(
+    client: &Client,
+    ino: Ino,
+    layout: &Layout,
+    held: Contents,
+    keeps: Mode,
+) -> Result<Committed, Fault> {
+    let chunk = layout.chunk.id;
+    let state =
+        ChunkState { index: layout.index, chunk, epoch: layout.epoch, held, stable: false, used_bytes: 4096 };
+    let request = CommitRequest {
+        ino,
+        size: Some(4096),
+        changes: AttrChanges::default(),
+        chunks: vec![state],
+        trimmed: false,
+        sync: true,
+        keeps,
+    };
+    client.mutate::<Commit>(&request).await
+}
+
+async fn report(client: &Client, layout: &Layout, problem: Problem) -> Result<Layout, Fault> {
+    let request =
+        ReportRequest { chunk: layout.chunk.id, epoch: layout.epoch, problem, detail: "a test".into() };
+    client.call::<Report>(&request).await
+}
+
+fn members(layout: &Layout) -> Vec<NodeId> {
+    let mut nodes: Vec<_> = layout.members.iter().map(|member| member.node).collect();
+    nodes.sort();
+    nodes
+}
+
+fn by_node(slaves: &[Slave], node: NodeId) -> &Slave {
+    slaves.iter().find(|slave| slave.node == node).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_is_placed_on_as_many_nodes_as_it_needs() {
+    let cluster = Cluster::start(quick(3)).await;
+    let client = cluster.client("a").await;
+    // Without slaves files can be made, but not written.
+    let created = client.create("early").await.unwrap();
+    assert!(created.layout.is_none());
+    let open = OpenChunksRequest { ino: created.entry.attr.ino, indexes: vec![0] };
+    let fault = client.mutate::<OpenChunks>(&open).await.unwrap_err();
+    assert_eq!(fault.code, Code::Unavailable);
+    assert!(fault.detail.contains("needs 2 usable slaves") && fault.detail.contains("start more"), "{fault}");
+    let slaves = slaves(&cluster, 4).await;
+    let layouts =
+        client.mutate::<OpenChunks>(&OpenChunksRequest { indexes: vec![0, 1, 5], ..open }).await.unwrap();
+    assert_eq!(layouts.iter().map(|layout| layout.index).collect::<Vec<_>>(), [0, 1, 5]);
+    for layout in &layouts {
+        let mut nodes = members(layout);
+        nodes.dedup();
+        assert_eq!((nodes.len(), layout.epoch, layout.held.version), (3, Epoch(1), Version(0)));
+        assert!(nodes.iter().all(|node| slaves.iter().any(|slave| slave.node == *node)));
+    }
+    // Nobody has filled the disks yet, but a chunk too many is promised to no one.
+    let status = cluster.status().await;
+    assert_eq!((status.chunks.total, status.chunks.healthy, status.nodes.len()), (3, 3, 4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_cluster_says_so() {
+    let cluster = Cluster::start(quick(1)).await;
+    let slaves = slaves(&cluster, 1).await;
+    let client = cluster.client("a").await;
+    let mut full = heartbeat(slaves[0].disk, vec![]);
+    full.disks[0].free_bytes = 3 << 20;
+    // The slave's own pulse says otherwise every 50 ms: stop it.
+    let mut slaves = slaves;
+    slaves[0].hush();
+    slaves[0].call::<Heartbeat>(&full).await.unwrap();
+    let ino = client.create("f").await.unwrap().entry.attr.ino;
+    let open = |indexes| OpenChunksRequest { ino, indexes };
+    // Three chunks of 1 MiB fit, the first was placed with the file.
+    let layouts = client.mutate::<OpenChunks>(&open(vec![0, 1, 2, 3, 4])).await.unwrap();
+    assert_eq!(layouts.len(), 3);
+    let fault = client.mutate::<OpenChunks>(&open(vec![3])).await.unwrap_err();
+    assert!(fault.code == Code::NoSpace && fault.detail.contains("add a slave"), "{fault}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_fails_during_a_write_leaves_quickly() {
+    let cluster = Cluster::start(quick(3)).await;
+    let mut slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let (ino, layout) = written(&client, &slaves, "f").await;
+    // The first member applied the next delta, the others did not; the last one is dead.
+    let next = contents(2, 0xb);
+    let dead = layout.members[2].node;
+    slaves.iter_mut().find(|slave| slave.node == dead).unwrap().kill().await;
+    by_node(&slaves, layout.members[0].node).hold(&layout, next, false);
+    let started = Instant::now();
+    let renewed = report(&client, &layout, Problem::Failed(dead)).await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(2));
+    // What one has may have been acknowledged: it wins, and the laggard got it.
+    assert_eq!((renewed.epoch, renewed.held), (Epoch(2), next));
+    assert_eq!(renewed.members.len(), 2);
+    for member in &renewed.members {
+        let replica = by_node(&slaves, member.node).has(layout.chunk.id).unwrap();
+        assert_eq!((replica.epoch, replica.contents), (Epoch(2), next));
+    }
+    // The old epoch is refused, the new one is committed.
+    assert_eq!(
+        commit(&client, ino, &layout, next, Mode::Exclusive).await.unwrap_err().code,
+        Code::WrongEpoch
+    );
+    commit(&client, ino, &renewed, next, Mode::Shared).await.unwrap();
+    // A late report of the old epoch only gets the layout.
+    let again = report(&client, &layout, Problem::Failed(dead)).await.unwrap();
+    assert_eq!((again.epoch, members(&again)), (renewed.epoch, members(&renewed)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_member_costs_the_seal_deadline_and_repair_replaces_it() {
+    let cluster = Cluster::start(quick(3)).await;
+    let slaves = slaves(&cluster, 4).await;
+    let client = cluster.client("a").await;
+    let (_, layout) = written(&client, &slaves, "f").await;
+    let silent = layout.members[1].node;
+    by_node(&slaves, silent).silent(true);
+    let started = Instant::now();
+    let renewed = report(&client, &layout, Problem::Failed(silent)).await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(2));
+    assert_eq!(renewed.members.len(), 2);
+    // In the background the fourth becomes a member.
+    let repaired = eventually("it has three members again", async || {
+        let now = report(&client, &renewed, Problem::StaleLayout).await.unwrap();
+        (now.members.len() == 3).then_some(now)
+    })
+    .await;
+    assert!(!members(&repaired).contains(&silent));
+    assert!(repaired.epoch > renewed.epoch);
+    eventually("status counts the repair", async || {
+        let status = cluster.status().await;
+        (status.repaired >= 1 && status.chunks.healthy == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_few_members_are_unavailable_and_stay_readable() {
+    let cluster = Cluster::start(quick(3)).await;
+    let mut slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let (_, layout) = written(&client, &slaves, "f").await;
+    for slave in &mut slaves[1..] {
+        slave.kill().await;
+    }
+    let fault = report(&client, &layout, Problem::Failed(slaves[1].node)).await.unwrap_err();
+    assert!(fault.code == Code::Unavailable && fault.detail.contains("start the missing slaves"), "{fault}");
+    // Nothing was sealed: whoever only reads goes on.
+    assert!(!slaves[0].store.log.lock().unwrap().iter().any(|line| line.starts_with("seal")));
+    // When one is back, it works.
+    slaves[1].connect(&cluster).await.unwrap();
+    let renewed = report(&client, &layout, Problem::Failed(slaves[2].node)).await.unwrap();
+    assert_eq!(renewed.members.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_writers_chunks_are_settled_before_the_next_one_gets_the_file() {
+    let cluster = Cluster::start(quick(3)).await;
+    let slaves = slaves(&cluster, 3).await;
+    let (mut one, two) = (cluster.client("one").await, cluster.client("two").await);
+    let (ino, layout) = written(&one, &slaves, "f").await;
+    // It wrote on, was cut off in the middle of a chain, and died: never committed, never renewed.
+    by_node(&slaves, layout.members[0].node).hold(&layout, contents(2, 0xb), false);
+    one.answers(common::Answer::Silent);
+    one.stop_renewing();
+    let acquired = two.acquire(ino, Mode::Exclusive).await.unwrap();
+    assert_eq!(acquired.layout[0].epoch, Epoch(2));
+    assert_eq!(acquired.layout[0].held, contents(2, 0xb));
+    for slave in &slaves {
+        let replica = slave.has(layout.chunk.id).unwrap();
+        assert_eq!((replica.epoch, replica.contents), (Epoch(2), contents(2, 0xb)));
+    }
+    let layouts = two.mutate::<OpenChunks>(&OpenChunksRequest { ino, indexes: vec![0] }).await.unwrap();
+    assert_eq!(layouts[0].epoch, Epoch(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_that_contradict_each_other_are_quarantined() {
+    let cluster = Cluster::start(quick(2)).await;
+    let slaves = slaves(&cluster, 2).await;
+    let client = cluster.client("a").await;
+    let (_, layout) = written(&client, &slaves, "f").await;
+    slaves[0].hold(&layout, contents(2, 0xb), false);
+    slaves[1].hold(&layout, contents(2, 0xc), false);
+    assert_eq!(report(&client, &layout, Problem::Diverged).await.unwrap_err().code, Code::Quarantined);
+    assert_eq!(cluster.status().await.chunks.quarantined, 1);
+    // Nothing was overwritten.
+    assert_eq!(slaves[0].has(layout.chunk.id).unwrap().contents, contents(2, 0xb));
+    assert_eq!(slaves[1].has(layout.chunk.id).unwrap().contents, contents(2, 0xc));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupt_member_has_no_voice_and_is_replaced() {
+    let cluster = Cluster::start(quick(3)).await;
+    let slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let (_, layout) = written(&client, &slaves, "f").await;
+    let corrupt = layout.members[0].node;
+    by_node(&slaves, corrupt).hold(&layout, contents(9, 0xbad), false);
+    let renewed = report(&client, &layout, Problem::Corrupt(corrupt)).await.unwrap();
+    assert_eq!(renewed.held, contents(1, 0xa));
+    assert!(!members(&renewed).contains(&corrupt));
+    // It is the only place left for a third replica: it gets the right contents.
+    eventually("it is a member again", async || {
+        let now = report(&client, &renewed, Problem::StaleLayout).await.unwrap();
+        (now.members.len() == 3).then_some(())
+    })
+    .await;
+    assert_eq!(by_node(&slaves, corrupt).has(layout.chunk.id).unwrap().contents, contents(1, 0xa));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_nodes_are_repaired_and_returning_ones_reconciled() {
+    let cluster = Cluster::start(quick(3)).await;
+    let mut slaves = slaves(&cluster, 4).await;
+    let client = cluster.client("a").await;
+    let (ino, layout) = written(&client, &slaves, "f").await;
+    commit(&client, ino, &layout, contents(1, 0xa), Mode::Shared).await.unwrap();
+    let dead = layout.members[0].node;
+    let at = slaves.iter().position(|slave| slave.node == dead).unwrap();
+    slaves[at].kill().await;
+    let repaired = eventually("the fourth has joined", async || {
+        let now = report(&client, &layout, Problem::StaleLayout).await.unwrap();
+        (now.members.len() == 3 && !members(&now).contains(&dead)).then_some(now)
+    })
+    .await;
+    assert!(repaired.epoch > layout.epoch);
+    // It comes back with a replica that nobody needs, and one that nobody knows.
+    let stranger = ReplicaState { chunk: ChunkId(999), ..slaves[at].has(layout.chunk.id).unwrap() };
+    slaves[at].store.replicas.lock().unwrap().insert(ChunkId(999), stranger);
+    slaves[at].connect(&cluster).await.unwrap();
+    eventually("the superseded replica is deleted", async || {
+        slaves[at].has(layout.chunk.id).is_none().then_some(())
+    })
+    .await;
+    eventually("the unknown one is quarantined", async || {
+        (*slaves[at].store.quarantined.lock().unwrap() == [ChunkId(999)]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_vanished_is_made_again() {
+    let cluster = Cluster::start(quick(3)).await;
+    let mut slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let (ino, layout) = written(&client, &slaves, "f").await;
+    commit(&client, ino, &layout, contents(1, 0xa), Mode::Shared).await.unwrap();
+    slaves[0].kill().await;
+    slaves[0].store.replicas.lock().unwrap().clear();
+    slaves[0].connect(&cluster).await.unwrap();
+    eventually("it has the replica again", async || {
+        let replica = slaves[0].has(layout.chunk.id)?;
+        (replica.contents == contents(1, 0xa) && replica.epoch > layout.epoch).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stable_is_what_all_members_reported() {
+    let cluster = Cluster::start(quick(2)).await;
+    let slaves = slaves(&cluster, 2).await;
+    let client = cluster.client("a").await;
+    let (_, layout) = written(&client, &slaves, "f").await;
+    let news = vec![(layout.chunk.id, layout.epoch, contents(1, 0xa))];
+    slaves[0].call::<Heartbeat>(&heartbeat(slaves[0].disk, news.clone())).await.unwrap();
+    let now = report(&client, &layout, Problem::StaleLayout).await.unwrap();
+    assert_eq!(now.stable.version, Version(0));
+    slaves[1].call::<Heartbeat>(&heartbeat(slaves[1].disk, news)).await.unwrap();
+    let now = report(&client, &layout, Problem::StaleLayout).await.unwrap();
+    assert_eq!(now.stable, contents(1, 0xa));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_chunks_are_reclaimed_from_all_members() {
+    let cluster = Cluster::start(quick(2)).await;
+    let mut slaves = slaves(&cluster, 2).await;
+    let client = cluster.client("a").await;
+    let (ino, layout) = written(&client, &slaves, "f").await;
+    slaves[1].kill().await;
+    client.unlink("f").await.unwrap();
+    let closed = ReleaseRequest { leases: vec![], closed_orphans: vec![ino] };
+    client.call::<Releases>(&closed).await.unwrap();
+    eventually("the living one deletes", async || slaves[0].has(layout.chunk.id).is_none().then_some(()))
+        .await;
+    // The other one still has to: it is remembered, across a connection.
+    assert_eq!(cluster.status().await.reclaim_queued, 1);
+    slaves[1].connect(&cluster).await.unwrap();
+    eventually("the other one deletes, too", async || slaves[1].has(layout.chunk.id).is_none().then_some(()))
+        .await;
+    eventually("it is forgotten", async || (cluster.status().await.reclaim_queued == 0).then_some(())).await;
+    assert_eq!(cluster.status().await.chunks.total, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_epoch_change_that_was_cut_off_is_finished_after_a_restart() {
+    let mut cluster = Cluster::start(quick(3)).await;
+    let mut slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let (_, layout) = written(&client, &slaves, "f").await;
+    // Sealed, and then nobody answers the rest.
+    for slave in &slaves {
+        slave.silent(true);
+    }
+    assert_eq!(report(&client, &layout, Problem::Diverged).await.unwrap_err().code, Code::Unavailable);
+    cluster.restart().await;
+    for slave in &mut slaves {
+        slave.silent(false);
+        slave.connect(&cluster).await.unwrap();
+    }
+    eventually("a new epoch is installed", async || {
+        slaves.iter().all(|slave| slave.has(layout.chunk.id).unwrap().epoch > layout.epoch).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_power_loss_the_newest_common_state_is_taken_up() {
+    let mut cluster = Cluster::start(quick(2)).await;
+    let mut slaves = slaves(&cluster, 2).await;
+    let client = cluster.client("a").await;
+    let (ino, layout) = written(&client, &slaves, "f").await;
+    hold(&slaves, &layout, contents(2, 0xb), false);
+    commit(&client, ino, &layout, contents(2, 0xb), Mode::Shared).await.unwrap();
+    drop(client);
+    // Everything loses power; both replicas come back as they were before the last write.
+    for slave in &mut slaves {
+        slave.kill().await;
+    }
+    cluster.restart().await;
+    for slave in &mut slaves {
+        slave.boot = BootId(2);
+        slave.hold(&layout, contents(1, 0xa), true);
+        slave.connect(&cluster).await.unwrap();
+    }
+    let client = cluster.client("b").await;
+    let now = eventually("the chunk is usable", async || {
+        let now = report(&client, &layout, Problem::StaleLayout).await.ok()?;
+        (now.epoch > layout.epoch).then_some(now)
+    })
+    .await;
+    assert_eq!(now.held, contents(1, 0xa));
+    let status = cluster.status().await;
+    assert!(status.warnings.iter().any(|warning| warning.contains("power loss")), "{:?}", status.warnings);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_inventory_out_of_order_or_without_registration_is_refused() {
+    let cluster = Cluster::start(quick(1)).await;
+    let slaves = slaves(&cluster, 1).await;
+    let client = cluster.client("a").await;
+    let (_, layout) = written(&client, &slaves, "f").await;
+    let replica = slaves[0].has(layout.chunk.id).unwrap();
+    let page =
+        InventoryPage { replicas: vec![ReplicaState { chunk: ChunkId(2), ..replica }, replica], last: true };
+    assert_eq!(slaves[0].call::<cluster::Inventory>(&page).await.unwrap_err().code, Code::Malformed);
+    let page = InventoryPage { replicas: vec![replica], last: true };
+    assert_eq!(slaves[0].call::<cluster::Inventory>(&page).await.unwrap_err().code, Code::NotReady);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retried_create_gets_its_layout_again() {
+    let cluster = Cluster::start(quick(2)).await;
+    let _slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let header = frame::RequestHeader { sequence: 1, ..client.header() };
+    let first = client.call_with::<Create>(header.clone(), &create("f")).await.unwrap().body;
+    let again = client.call_with::<Create>(header, &create("f")).await.unwrap().body;
+    assert_eq!(first.layout.as_ref().unwrap().chunk, again.layout.as_ref().unwrap().chunk);
+    assert_eq!(cluster.status().await.chunks.total, 1);
+    let range = LayoutRange { first: 0, count: 4 };
+    let layout = client.call::<GetLayout>(&LayoutRequest { ino: first.entry.attr.ino, range }).await.unwrap();
+    assert_eq!(layout.len(), 1);
+}

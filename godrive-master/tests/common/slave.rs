@@ -1,0 +1,258 @@
+//! A slave that keeps its replicas' states in memory and has no bytes.
+
+use super::Cluster;
+use godrive_proto::cluster::*;
+use godrive_proto::data::{Contents, Layout};
+use godrive_proto::frame::{ReplyHeader, RequestHeader};
+use godrive_proto::net::identity::Identity;
+use godrive_proto::net::{Connection, Endpoint, Incoming};
+use godrive_proto::*;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+use tokio::task::AbortHandle;
+
+/// What all fake slaves of this process hold, so that one can copy from another.
+type Everyone = Mutex<BTreeMap<NodeId, Arc<Store>>>;
+static EVERYONE: OnceLock<Everyone> = OnceLock::new();
+
+#[derive(Default)]
+pub struct Store {
+    pub replicas: Mutex<BTreeMap<ChunkId, ReplicaState>>,
+    pub quarantined: Mutex<Vec<ChunkId>>,
+    /// Commands are taken and not answered.
+    pub silent: Mutex<bool>,
+    pub log: Mutex<Vec<String>>,
+}
+
+pub struct Slave {
+    pub node: NodeId,
+    pub disk: DiskId,
+    pub boot: BootId,
+    pub store: Arc<Store>,
+    identity: Identity,
+    endpoint: Option<Endpoint>,
+    pub connection: Option<Connection>,
+    tasks: Vec<AbortHandle>,
+}
+
+pub fn contents(version: u64, digest: u128) -> Contents {
+    Contents { version: Version(version), digest: Digest(digest) }
+}
+
+impl Slave {
+    pub async fn start(cluster: &Cluster) -> Self {
+        let identity = cluster.issue(Role::Slave);
+        let store = Arc::new(Store::default());
+        let everyone = EVERYONE.get_or_init(Mutex::default);
+        everyone.lock().unwrap().insert(identity.node, store.clone());
+        let disk = DiskId(identity.node.0 * 10);
+        let mut slave = Self {
+            node: identity.node,
+            disk,
+            boot: BootId(1),
+            store,
+            identity,
+            endpoint: None,
+            connection: None,
+            tasks: Vec::new(),
+        };
+        slave.connect(cluster).await.unwrap();
+        slave
+    }
+
+    pub fn announcement(&self, cluster: &Cluster) -> RegisterRequest {
+        RegisterRequest {
+            cluster: cluster.id,
+            boot: self.boot,
+            address: SocketAddr::from(([127, 0, 0, 1], 9)),
+            domain: String::new(),
+            disks: vec![disk_state(self.disk)],
+        }
+    }
+
+    pub async fn connect(&mut self, cluster: &Cluster) -> Result<(), Fault> {
+        let (endpoint, connection) = cluster.connect(&self.identity).await;
+        let commands = connection.clone();
+        let (store, disk, boot) = (self.store.clone(), self.disk, self.boot);
+        let serving = tokio::spawn(async move {
+            while let Some(incoming) = commands.accept().await {
+                tokio::spawn(answer(store.clone(), disk, boot, incoming));
+            }
+        });
+        (self.endpoint, self.connection) = (Some(endpoint), Some(connection));
+        self.tasks.push(serving.abort_handle());
+        self.call::<Register>(&self.announcement(cluster)).await?;
+        let replicas = self.store.replicas.lock().unwrap().values().copied().collect();
+        self.call::<Inventory>(&InventoryPage { replicas, last: true }).await?;
+        let (pulse, disk) = (self.connection.clone().unwrap(), self.disk);
+        let beating = tokio::spawn(async move {
+            loop {
+                let beat = heartbeat(disk, Vec::new());
+                let _ = pulse.call::<Heartbeat>(RequestHeader::default(), &beat, &[], super::DEADLINE).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        self.tasks.push(beating.abort_handle());
+        Ok(())
+    }
+
+    pub async fn call<O: Operation>(&self, request: &O::Request) -> Result<O::Reply, Fault> {
+        let connection = self.connection.as_ref().unwrap();
+        let reply = connection.call::<O>(RequestHeader::default(), request, &[], super::DEADLINE).await?;
+        Ok(reply.body)
+    }
+
+    /// As if killed: the connection ends, what is held stays.
+    pub async fn kill(&mut self) {
+        for task in self.tasks.drain(..) {
+            task.abort();
+        }
+        self.connection.take().unwrap().close("killed");
+        self.endpoint.take().unwrap().close().await;
+    }
+
+    /// Stops the pulse only.
+    pub fn hush(&mut self) {
+        if let Some(beating) = self.tasks.pop() {
+            beating.abort();
+        }
+    }
+
+    pub fn has(&self, chunk: ChunkId) -> Option<ReplicaState> {
+        self.store.replicas.lock().unwrap().get(&chunk).copied()
+    }
+
+    pub fn silent(&self, silent: bool) {
+        *self.store.silent.lock().unwrap() = silent;
+    }
+
+    /// As if a client's deltas had brought the replica to these contents.
+    pub fn hold(&self, layout: &Layout, contents: Contents, stable: bool) {
+        let replica = ReplicaState {
+            chunk: layout.chunk.id,
+            disk: self.disk,
+            epoch: layout.epoch,
+            sealed: Epoch(0),
+            contents,
+            stable,
+            boot: self.boot,
+            last_op: OpId::default(),
+            used_bytes: 4096,
+        };
+        self.store.replicas.lock().unwrap().insert(layout.chunk.id, replica);
+    }
+}
+
+pub fn heartbeat(disk: DiskId, stable: Vec<(ChunkId, Epoch, Contents)>) -> HeartbeatRequest {
+    HeartbeatRequest { disks: vec![disk_state(disk)], scrubbed_leaves: 0, bad_leaves: 0, errors: 0, stable }
+}
+
+fn disk_state(disk: DiskId) -> DiskState {
+    DiskState { disk, total_bytes: 1 << 40, free_bytes: 1 << 39, chunks: 0, health: DiskHealth::Healthy }
+}
+
+async fn answer(store: Arc<Store>, disk: DiskId, boot: BootId, incoming: Incoming) {
+    if *store.silent.lock().unwrap() {
+        // Longer than anyone waits.
+        tokio::time::sleep(super::DEADLINE).await;
+        return;
+    }
+    let header = ReplyHeader::default();
+    let sent = match incoming.header.code {
+        Seal::CODE => {
+            let request = incoming.decode::<Seal>().unwrap();
+            match seal(&store, request) {
+                Some(state) => incoming.reply::<Seal>(header, &state, &[]).await,
+                None => incoming.fail(header, Code::NoChunk.into()).await,
+            }
+        }
+        Install::CODE => {
+            let request = incoming.decode::<Install>().unwrap();
+            match install(&store, boot, &request) {
+                Ok(()) => incoming.reply::<Install>(header, &(), &[]).await,
+                Err(fault) => incoming.fail(header, fault).await,
+            }
+        }
+        Copy::CODE => {
+            let request = incoming.decode::<Copy>().unwrap();
+            match copy(&store, boot, &request) {
+                Ok(contents) => incoming.reply::<Copy>(header, &contents, &[]).await,
+                Err(fault) => incoming.fail(header, fault).await,
+            }
+        }
+        Delete::CODE => {
+            let request = incoming.decode::<Delete>().unwrap();
+            for (chunk, epoch) in request.chunks {
+                store.log.lock().unwrap().push(format!("delete {chunk}"));
+                let mut replicas = store.replicas.lock().unwrap();
+                if replicas.get(&chunk).is_some_and(|replica| replica.epoch <= epoch) {
+                    replicas.remove(&chunk);
+                }
+            }
+            incoming.reply::<Delete>(header, &(), &[]).await
+        }
+        Quarantine::CODE => {
+            let request = incoming.decode::<Quarantine>().unwrap();
+            store.quarantined.lock().unwrap().extend(request.chunks);
+            incoming.reply::<Quarantine>(header, &(), &[]).await
+        }
+        code => panic!("a slave was asked {code:#x} on disk {disk}"),
+    };
+    // The master may have given up.
+    let _ = sent;
+}
+
+fn seal(store: &Store, request: SealRequest) -> Option<ReplicaState> {
+    store.log.lock().unwrap().push(format!("seal {} {}", request.chunk, request.epoch));
+    let mut replicas = store.replicas.lock().unwrap();
+    let replica = replicas.get_mut(&request.chunk)?;
+    replica.sealed = request.epoch;
+    Some(*replica)
+}
+
+fn install(store: &Store, boot: BootId, request: &InstallRequest) -> Result<(), Fault> {
+    store.log.lock().unwrap().push(format!("install {} {}", request.chunk, request.epoch));
+    let mut replicas = store.replicas.lock().unwrap();
+    if request.contents.version.0 == 0 {
+        replicas.entry(request.chunk).or_insert(ReplicaState {
+            chunk: request.chunk,
+            disk: request.disk,
+            epoch: request.epoch,
+            sealed: Epoch(0),
+            contents: request.contents,
+            stable: true,
+            boot,
+            last_op: OpId::default(),
+            used_bytes: 0,
+        });
+    }
+    let replica = replicas.get_mut(&request.chunk).ok_or(Code::NoChunk)?;
+    if replica.contents != request.contents {
+        return Err(Fault::new(Code::WrongVersion, "it has other contents"));
+    }
+    (replica.epoch, replica.sealed) = (request.epoch, Epoch(0));
+    Ok(())
+}
+
+fn copy(store: &Store, boot: BootId, request: &CopyRequest) -> Result<Contents, Fault> {
+    store.log.lock().unwrap().push(format!("copy {} from {}", request.chunk, request.source.node));
+    let source = EVERYONE.get().unwrap().lock().unwrap().get(&request.source.node).cloned().unwrap();
+    let theirs = source.replicas.lock().unwrap().get(&request.chunk).copied().ok_or(Code::NoChunk)?;
+    if request.expect.is_some_and(|expected| expected != theirs.contents) {
+        return Err(Fault::new(Code::WrongVersion, "the source has other contents"));
+    }
+    let mut replicas = store.replicas.lock().unwrap();
+    let before = replicas.get(&request.chunk).copied();
+    let copied = ReplicaState {
+        disk: request.disk,
+        boot,
+        stable: true,
+        epoch: before.map_or(Epoch(0), |before| before.epoch),
+        sealed: before.map_or(Epoch(0), |before| before.sealed),
+        ..theirs
+    };
+    replicas.insert(request.chunk, copied);
+    Ok(theirs.contents)
+}
