@@ -36,4 +36,10 @@ impl Cache {
             self.bytes -= cost(key.len(), value.as_ref());
         }
     }
+
+    pub fn remove(&mut self, key: &[u8]) {
+        if let Some(value) = self.values.pop(key) {
+            self.bytes -= cost(key.len(), value.as_ref());
+        }
+    }
 }

@@ -125,7 +125,10 @@ impl Kv for Store {
     }
 
     fn write(&mut self, batch: Batch) -> Result<(), StoreError> {
+        let mut clean = self.clean.lock();
         for (key, value) in batch {
+            // It will be stale once this has been flushed.
+            clean.remove(&key);
             let key_bytes = key.len();
             let bytes = overlay::cost(key_bytes, value.as_ref());
             self.dirty_bytes += bytes;
@@ -151,11 +154,8 @@ impl Kv for Store {
     }
 
     fn end_checkpoint(&mut self) -> Result<(), StoreError> {
-        let Some(flushed) = self.flushing.take() else { return Ok(()) };
-        self.table = open_table(&self.database).map_err(failed("reading"))?;
-        let mut clean = self.clean.lock();
-        for (key, value) in flushed.iter() {
-            clean.put(key, value.clone());
+        if self.flushing.take().is_some() {
+            self.table = open_table(&self.database).map_err(failed("reading"))?;
         }
         Ok(())
     }

@@ -273,7 +273,7 @@ fn cost_of_a_create() {
     }
     #[allow(clippy::disallowed_methods)]
     let start = std::time::Instant::now();
-    let count = 60_000;
+    let count: u64 = std::env::var("COUNT").map_or(60_000, |count| count.parse().unwrap());
     for number in 1..count {
         let record = work(number);
         let Body::Mutation(mutation) = &record.body else { unreachable!() };
