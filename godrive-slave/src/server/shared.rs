@@ -5,7 +5,7 @@ use super::peers::Peers;
 use crate::Config;
 use crate::store::table::Row;
 use crate::store::{DiskStore, Options};
-use godrive_proto::cluster::{DiskState, ReplicaState};
+use godrive_proto::cluster::{DiskHealth, DiskState, ReplicaState};
 use godrive_proto::frame::{Class, ReplyHeader, RequestHeader};
 use godrive_proto::lease::{Problem, Report, ReportRequest};
 use godrive_proto::net::{Connection, Endpoint};
@@ -59,7 +59,7 @@ impl Shared {
             index_bytes: usize::try_from(config.index_bytes)?,
             ..Options::new(world.identity.cluster)
         };
-        let (mut stores, mut dead) = (Vec::new(), Vec::new());
+        let (mut stores, mut dead, mut reasons) = (Vec::new(), Vec::new(), Vec::new());
         for (at, disk) in world.disks.iter().enumerate() {
             let name =
                 config.disks.get(at).map_or_else(|| format!("disk {at}"), |path| path.display().to_string());
@@ -71,11 +71,16 @@ impl Shared {
                 Ok(store) => stores.push(Arc::new(store)),
                 Err(error) => {
                     tracing::error!(disk = name, %error, "the disk cannot be used; the others go on");
-                    dead.push(format!("{name}: {error}"));
+                    reasons.push(format!("{name}: {error}"));
+                    // The master should know which of its disks is gone.
+                    if let Some(disk) = crate::store::disk_id(&**disk, options) {
+                        let health = DiskHealth::Failed;
+                        dead.push(DiskState { disk, total_bytes: 0, free_bytes: 0, chunks: 0, health });
+                    }
                 }
             }
         }
-        anyhow::ensure!(!stores.is_empty(), "no disk can be used: {}", dead.join("; "));
+        anyhow::ensure!(!stores.is_empty(), "no disk can be used: {}", reasons.join("; "));
         let ids: BTreeSet<DiskId> = stores.iter().map(|store| store.id()).collect();
         anyhow::ensure!(
             ids.len() == stores.len(),
@@ -98,11 +103,11 @@ impl Shared {
             copies: Semaphore::new(COPIES),
             copying: Mutex::default(),
             checkpoint_due: Notify::new(),
-            errors: AtomicU64::new(dead.len() as u64),
+            errors: AtomicU64::new(reasons.len() as u64),
             scrubbed_leaves: AtomicU64::new(0),
             rng: Mutex::new(rng),
             stores,
-            dead: Vec::new(),
+            dead,
             master: Mutex::new(None),
             term: AtomicU64::new(term.0),
             seen: AtomicU64::new(seen.0),

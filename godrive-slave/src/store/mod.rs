@@ -21,6 +21,7 @@ mod recovery;
 pub mod table;
 
 pub use change::{Adoption, Done};
+pub use recovery::disk_id;
 
 use crate::core::replica::{Key, Life};
 use godrive_disk::{Disk, SyncFailed};

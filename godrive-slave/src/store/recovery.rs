@@ -150,6 +150,11 @@ impl DiskStore {
     }
 }
 
+/// The id of a disk that may not be possible to open.
+pub fn disk_id(disk: &dyn Disk, options: Options) -> Option<DiskId> {
+    identity::load(disk, options.cluster).ok().flatten()
+}
+
 /// Makes an empty directory a disk. Its identity comes last: without it, this is done again.
 fn format(disk: &dyn Disk, id: DiskId, options: Options) -> io::Result<()> {
     let foreign: Vec<String> = disk.list("")?.into_iter().filter(|name| !is_ours(name)).collect();

@@ -400,9 +400,10 @@ fn a_full_disk_refuses_data_and_leaves_nothing_behind() {
     let read =
         ReadRequest { chunk: ChunkId(1), epoch: Epoch(1), version: Version(1), first_leaf: 0, leaves: 1 };
     assert_eq!(store.read(&read).unwrap().1.concat(), payload, "reads go on");
-    // The reserve is not enough to see it coming: the write itself fails half way.
-    let mut squeezed = options();
-    squeezed.reserve_bytes = Some(0);
+    // Not even a header fits: the write itself fails.
+    disk.set_capacity(0);
+    assert_eq!(store.seal(ChunkId(1), Epoch(2), NOW).unwrap_err().code, Code::NoSpace);
+    assert_eq!(store.row(ChunkId(1)).unwrap().unwrap().sealed, Epoch(0));
     disk.set_capacity(1 << 30);
     let done = store.seal(ChunkId(1), Epoch(2), NOW).unwrap();
     assert_eq!(done.sealed, Epoch(2));
@@ -411,8 +412,42 @@ fn a_full_disk_refuses_data_and_leaves_nothing_behind() {
     assert_eq!(store.state().health, DiskHealth::Healthy);
     drop(store);
     disk.kill();
-    let store = DiskStore::open(Arc::new(disk), squeezed, DiskId(9), NOW).unwrap();
+    let store = open(&disk);
     assert_eq!(store.row(ChunkId(2)).unwrap().unwrap().version, Version(1));
+}
+
+#[test]
+fn a_checkpoint_without_room_is_made_later() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    let mut rng = SmallRng::seed_from_u64(3);
+    let mut models: BTreeMap<u64, Model> = BTreeMap::new();
+    let mut refused = 0;
+    for round in 0..30 {
+        for chunk in 1..20 {
+            let model = models.entry(chunk).or_insert_with(Model::new);
+            let (request, payload) = random_delta(&mut rng, chunk, model.version);
+            apply(&store, &request, &payload).unwrap();
+            model.apply(&request, &payload);
+        }
+        disk.set_capacity(0);
+        if let Err(fault) = store.checkpoint(NOW) {
+            assert_eq!(fault.code, Code::NoSpace, "round {round}");
+            refused += 1;
+        }
+        models
+            .iter()
+            .for_each(|(chunk, model)| compare(&store, *chunk, model, &format!("full, round {round}")));
+        disk.set_capacity(1 << 30);
+        if round % 3 == 0 {
+            store.checkpoint(NOW).unwrap();
+        }
+    }
+    assert!(refused > 0, "the disk was never too full for a checkpoint");
+    drop(store);
+    disk.kill();
+    let store = open(&disk);
+    models.iter().for_each(|(chunk, model)| compare(&store, *chunk, model, "after the restart"));
 }
 
 #[test]
