@@ -1,6 +1,7 @@
 //! Questions to the master with the administrator's certificate.
 
-use crate::cluster::layout::Home;
+use crate::cluster::layout::{Home, Kind, NodeName};
+use crate::cluster::process;
 use anyhow::{Context, Result};
 use godrive_proto::admin::{GetStatus, MakeToken, MakeTokenRequest, Status};
 use godrive_proto::frame::RequestHeader;
@@ -11,6 +12,9 @@ use godrive_proto::{Operation, Role};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
+
+/// How long a master is waited for that seems not to run.
+const STOPPED: Duration = Duration::from_secs(1);
 
 /// One connection to the master.
 pub struct Admin {
@@ -23,6 +27,10 @@ impl Admin {
     /// Connects within the deadline, which then holds for each question.
     pub async fn connect(home: &Home, deadline: Duration) -> Result<Self> {
         let master = home.cluster()?.master()?;
+        // Nothing answers at the port of a master that does not run, so there is little to wait for. It is tried all
+        // the same: its process may be one that is not seen from here.
+        let stopped = is_stopped(home)?;
+        let deadline = if stopped { deadline.min(STOPPED) } else { deadline };
         let identity = load_identity(&home.admin())?;
         let endpoint = Endpoint::new(&MachineSockets, local_for(master), &identity, &Options::default())?;
         let connecting = endpoint.connect(master, Expect { role: Role::Master, node: None });
@@ -30,7 +38,12 @@ impl Admin {
             .await
             .map_err(|_| anyhow::anyhow!("no answer within {} s", deadline.as_secs_f32()))
             .and_then(|result| result.map_err(anyhow::Error::from))
-            .with_context(|| format!("the master {master} cannot be reached"))?;
+            .with_context(|| match stopped {
+                true => {
+                    format!("the master is not running; start it: godrive up --dir {}", home.dir.display())
+                }
+                false => format!("the master {master} cannot be reached"),
+            })?;
         Ok(Self { endpoint, connection, deadline })
     }
 
@@ -51,6 +64,20 @@ impl Admin {
         self.connection.close("done");
         self.endpoint.close().await;
     }
+}
+
+/// The master is one of this folder, and its process is not there.
+fn is_stopped(home: &Home) -> Result<bool> {
+    let master = NodeName { kind: Kind::Master, number: 1 };
+    Ok(home.config(master).exists() && process::running(home, master)?.is_none())
+}
+
+/// Fails soon where a session would wait for a master that is not running.
+pub async fn refuse_stopped(home: &Home) -> Result<()> {
+    if is_stopped(home)? {
+        Admin::connect(home, STOPPED).await?.close().await;
+    }
+    Ok(())
 }
 
 /// Any port of this machine from which `peer` is reached.

@@ -42,7 +42,9 @@ fn files_outlive_down_and_up() {
         assert_eq!(cluster.pid(node), None, "{node} has a pid file");
     }
     let said = cluster.must_fail(1, "status", &[]);
-    assert!(said.contains("cannot be reached") && said.contains("not running"), "{said}");
+    assert!(said.contains("the master is not running") && said.contains("not running"), "{said}");
+
+    assert!(cluster.must_fail(1, "ls", &[]).contains("godrive up"));
 
     cluster.must("up", &[]);
     std::fs::remove_file(&fetched).unwrap();

@@ -16,7 +16,8 @@ use tokio_rustls::TlsAcceptor;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADERS: Duration = Duration::from_secs(15);
-const HEADER_BYTES: usize = 64 << 10;
+/// About: the last read may exceed it by as much again.
+const HEADER_BYTES: usize = 32 << 10;
 const MOST_HEADERS: usize = 64;
 /// How long requests under way may take at the end.
 const LAST_REQUESTS: Duration = Duration::from_secs(60);

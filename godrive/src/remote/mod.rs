@@ -53,6 +53,7 @@ impl Remote {
     /// Opens a session; `label` is what `status` shows.
     pub async fn connect(home: &Home, label: &str, deadline: Duration) -> Result<Self> {
         let master = home.cluster()?.master()?;
+        crate::admin::refuse_stopped(home).await?;
         let mut driver = godrive_client::driver::Config::new(master, format!("{}:{label}", host()));
         driver.deadline = deadline;
         let mut config = godrive_client::Config::new(driver);
