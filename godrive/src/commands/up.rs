@@ -8,6 +8,7 @@ use crate::cluster::layout::{Cluster, Home, Kind};
 use crate::cluster::mounts;
 use crate::cluster::plan::{self, Existing, Plan, Step, Wanted};
 use crate::cluster::process::{self, Started};
+use crate::remote::{Remote, explained};
 use anyhow::{Context, Result, bail};
 use std::time::{Duration, Instant};
 
@@ -82,7 +83,12 @@ async fn perform(home: &Home, plan: &Plan, maker: &mut Maker) -> Result<()> {
                 }
                 started.push(node);
             }
-            Step::AwaitSlaves(count) => await_slaves(home, *count, &mut started).await?,
+            Step::AwaitSlaves(count) => {
+                let inodes = await_slaves(home, *count, &mut started).await?;
+                if inodes == 1 && !nix::unistd::geteuid().is_root() {
+                    own_root(home).await?;
+                }
+            }
         }
     }
     Ok(())
@@ -114,8 +120,16 @@ async fn await_master(home: &Home, master: &mut Started) -> Result<()> {
     }
 }
 
-/// Waits until so many slaves are registered and alive.
-async fn await_slaves(home: &Home, count: u32, started: &mut [Started]) -> Result<()> {
+/// An empty cluster belongs to whoever made it: else only root could write to it through a mount.
+async fn own_root(home: &Home) -> Result<()> {
+    let remote = Remote::connect(home, "up", Duration::from_secs(30)).await?;
+    let owned = remote.own_root().await.map_err(explained);
+    remote.stop().await?;
+    owned.context("making the root directory this user's own")
+}
+
+/// Waits until so many slaves are registered and alive. Returns the number of inodes.
+async fn await_slaves(home: &Home, count: u32, started: &mut [Started]) -> Result<u64> {
     let admin = Admin::connect(home, Duration::from_secs(10)).await?;
     let end = Instant::now() + SLAVES_DEADLINE;
     loop {
@@ -126,7 +140,7 @@ async fn await_slaves(home: &Home, count: u32, started: &mut [Started]) -> Resul
         let alive = status.nodes.iter().filter(|node| node.state == "alive").count();
         if alive >= count as usize {
             admin.close().await;
-            return Ok(());
+            return Ok(status.inodes);
         }
         if Instant::now() >= end {
             let words: Vec<String> = started.iter().map(Started::last_words).collect();

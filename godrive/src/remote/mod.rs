@@ -12,7 +12,7 @@ use crate::admin::load_identity;
 use crate::cluster::layout::Home;
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use godrive_client::fs::{Caller, DirEntry, Found};
+use godrive_client::fs::{Caller, DirEntry, Found, SetAttr};
 use godrive_client::{Client, Fs, FsError};
 use godrive_proto::meta::{Attr, Kind, NewNode};
 use godrive_proto::net::machine::{MachineClock, MachineSockets};
@@ -95,6 +95,16 @@ impl Remote {
 
     pub async fn attr(&self, ino: Ino) -> FsResult<Attr> {
         Ok(self.fs.getattr(ino).await?.value.attr)
+    }
+
+    /// Makes the root directory the caller's own, if it still is the administrator's.
+    pub async fn own_root(&self) -> FsResult<()> {
+        let root = self.attr(ROOT).await?;
+        if root.uid != 0 {
+            return Ok(());
+        }
+        let owner = SetAttr { uid: Some(self.caller.uid), gid: Some(self.caller.gid), ..SetAttr::default() };
+        self.fs.setattr(ROOT, None, owner).await.map(drop)
     }
 
     /// The inode at a path; links are followed, the last one too if `follow`.
