@@ -31,6 +31,8 @@ fn paint(canvas: &mut [Option<u8>], runs: &[(u32, Bytes)]) {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
     #[test]
     fn what_lies_over_wins(above in runs(400), below in runs(400)) {
         let mut expected = vec![None; 400];
@@ -82,9 +84,8 @@ proptest! {
         for tag in 1..4u64 {
             let mut seen = 0;
             for (at, bytes) in cache.read(Tag(tag), 0, 400_000) {
-                for (i, byte) in bytes.iter().enumerate() {
-                    prop_assert_eq!(model[tag as usize][at as usize + i], Some(*byte));
-                }
+                let expected = &model[tag as usize][at as usize..at as usize + bytes.len()];
+                prop_assert!(expected.iter().copied().eq(bytes.iter().map(|byte| Some(*byte))));
                 seen += bytes.len();
             }
             let put = model[tag as usize].iter().flatten().count();

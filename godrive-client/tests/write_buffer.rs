@@ -47,7 +47,11 @@ fn apply(taken: &Taken, replica: &mut [u8]) {
             Fill::Bytes => {
                 let bytes = &payload[at..at + extent.len as usize];
                 for (leaf, from, to) in sums::pieces(extent.offset, extent.len) {
-                    assert_eq!(taken.sums[sum], sums::piece(ID, leaf, &bytes[from..to]), "the sum of leaf {leaf}");
+                    assert_eq!(
+                        taken.sums[sum],
+                        sums::piece(ID, leaf, &bytes[from..to]),
+                        "the sum of leaf {leaf}"
+                    );
                     sum += 1;
                 }
                 replica[range].copy_from_slice(bytes);
@@ -63,7 +67,10 @@ fn seen(buffer: &WriteBuffer, replica: &[u8], start: u32, end: u32) -> Vec<u8> {
     let mut bytes = replica[start as usize..end as usize].to_vec();
     let mut last = start;
     for (at, len, data) in buffer.overlay(0, start, end) {
-        assert!(at >= last && len > 0 && at + len <= end, "segments ascend, do not overlap and stay in the range");
+        assert!(
+            at >= last && len > 0 && at + len <= end,
+            "segments ascend, do not overlap and stay in the range"
+        );
         last = at + len;
         let into = &mut bytes[(at - start) as usize..(at + len - start) as usize];
         match data {

@@ -226,10 +226,11 @@ impl State {
         }
     }
 
-    /// Dirty data is lost: handles that are open answer EIO from now on.
+    /// Dirty data is lost: handles that are open answer EIO from now on. What the file is now, the master must say.
     pub fn lose_dirty(&mut self) {
         self.poison += 1;
         self.generation += 1;
+        self.lease.lower(None);
         self.buffer.clear();
         self.pending = Pending::default();
         self.committing = Pending::default();

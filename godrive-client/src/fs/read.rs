@@ -170,13 +170,18 @@ impl<B: Backend> Fs<B> {
         };
         let _fetching = Fetching { inode: inode.clone(), key: (index, first) };
         let _shared = io.read().await;
-        let (mut layout, tag) = {
+        let (mut layout, tag, generation) = {
             let state = inode.state.lock();
             let Some(slot) = state.slots.get(&index) else { return Ok(()) };
-            (slot.layout.clone(), slot.tag)
+            (slot.layout.clone(), slot.tag, state.generation)
         };
         let asked = layout.clone();
-        let answer = self.backend.read(&mut layout, first, leaves).await;
+        // When the lease goes, the version that is asked for may go too: the caller asks again under its next lease.
+        let answer = tokio::select! {
+            biased;
+            answer = self.backend.read(&mut layout, first, leaves) => answer,
+            () = lease_lost(inode, generation) => return Ok(()),
+        };
         let tag = self.note_layout(inode, index, &asked, &layout).unwrap_or(tag);
         let answer = answer?;
         if answer.len() != leaves as usize {
@@ -241,6 +246,18 @@ impl<B: Backend> Fs<B> {
                 }
             });
         }
+    }
+}
+
+async fn lease_lost(inode: &Arc<Inode>, generation: u64) {
+    loop {
+        let changed = inode.changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        if inode.state.lock().generation != generation {
+            return;
+        }
+        changed.await;
     }
 }
 

@@ -1,0 +1,195 @@
+//! What one mount was answered, every mount sees: through the kernel's caches too, under contention.
+
+use crate::cluster::Cluster;
+use crate::kernel::Kernel;
+use godrive_client::fs::{Caller, Handle};
+use godrive_proto::meta::NewNode;
+use godrive_proto::{Ino, ROOT};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+const OWNER: Caller = Caller { uid: 0, gid: 0 };
+
+async fn create(kernel: &Kernel, name: &[u8]) -> (Ino, Handle) {
+    let lock = kernel.directory(ROOT);
+    let _alone = lock.write().await;
+    let created = kernel.fs.create(ROOT, name, 0o644, libc::O_RDWR, OWNER).await.unwrap();
+    kernel.forget_name(ROOT, name);
+    (created.entry.attr.ino, created.opened.handle)
+}
+
+fn stamp(value: u64) -> Vec<u8> {
+    value.to_le_bytes().repeat(1024)
+}
+
+fn value(bytes: &[u8]) -> u64 {
+    let first = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    assert!(bytes.chunks(8).all(|chunk| chunk == first.to_le_bytes()), "a torn read");
+    first
+}
+
+/// Writers on several mounts raise a number in turn; readers on all never see it fall behind.
+async fn numbers(seed: u64, writers: usize, readers: usize) {
+    let cluster = Cluster::new(seed);
+    let kernels: Vec<Kernel> =
+        (0..writers.max(readers)).map(|id| Kernel::mount(&cluster, id as u64)).collect();
+    let (ino, first) = create(&kernels[0], b"number").await;
+    kernels[0].write(first, ino, 0, &stamp(0)).await.unwrap();
+    let written = Arc::new(AtomicU64::new(0));
+    let started = Arc::new(AtomicU64::new(0));
+    let turn = Arc::new(tokio::sync::Mutex::new(0u64));
+    let mut tasks = Vec::new();
+    for (id, kernel) in kernels.iter().take(writers).cloned().enumerate() {
+        let (written, started, turn) = (written.clone(), started.clone(), turn.clone());
+        tasks.push(tokio::spawn(async move {
+            let mut random = SmallRng::seed_from_u64(seed * 100 + id as u64);
+            let handle = kernel.fs.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+            for _ in 0..30 {
+                let mut number = turn.lock().await;
+                *number += 1;
+                started.store(*number, Ordering::SeqCst);
+                kernel.write(handle, ino, 0, &stamp(*number)).await.unwrap();
+                written.store(*number, Ordering::SeqCst);
+                if random.random_bool(0.2) {
+                    kernel.fs.fsync(handle, true).await.unwrap();
+                }
+                drop(number);
+                tokio::time::sleep(Duration::from_micros(random.random_range(0..20_000))).await;
+            }
+            kernel.fs.flush(handle).await.unwrap();
+            kernel.fs.release(handle);
+        }));
+    }
+    for (id, kernel) in kernels.iter().take(readers).cloned().enumerate() {
+        let (written, started) = (written.clone(), started.clone());
+        tasks.push(tokio::spawn(async move {
+            let mut random = SmallRng::seed_from_u64(seed * 1000 + id as u64);
+            let handle = kernel.fs.open(ino, libc::O_RDONLY).await.unwrap().value.handle;
+            for _ in 0..120 {
+                let before = written.load(Ordering::SeqCst);
+                let seen = value(&kernel.read(handle, ino, 0, 8192).await.unwrap());
+                let after = started.load(Ordering::SeqCst);
+                assert!(before <= seen && seen <= after, "mount {id} saw {seen}, not {before}..={after}");
+                tokio::time::sleep(Duration::from_micros(random.random_range(0..8_000))).await;
+            }
+            kernel.fs.release(handle);
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(cluster.world.lock().violations, Vec::<String>::new());
+    assert!(cluster.world.lock().leases.recalls > 10, "the mounts contended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn readers_never_see_an_old_number() {
+    for seed in 0..12 {
+        numbers(seed, 1, 3).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn writers_on_several_mounts_take_turns() {
+    for seed in 100..108 {
+        numbers(seed, 3, 3).await;
+    }
+}
+
+/// Appends from several mounts: each arrives whole and once, none over another.
+#[tokio::test(start_paused = true)]
+async fn appends_are_atomic() {
+    for seed in 0..8 {
+        let cluster = Cluster::new(seed);
+        let kernels: Vec<Kernel> = (0..3).map(|id| Kernel::mount(&cluster, id)).collect();
+        let (ino, _) = create(&kernels[0], b"log").await;
+        let mut tasks = Vec::new();
+        for (id, kernel) in kernels.iter().cloned().enumerate() {
+            tasks.push(tokio::spawn(async move {
+                let flags = libc::O_WRONLY | libc::O_APPEND;
+                let handle = kernel.fs.open(ino, flags).await.unwrap().value.handle;
+                for i in 0..40u8 {
+                    let record = vec![id as u8 * 40 + i + 1; 1000];
+                    kernel.fs.write(handle, 0, record.into(), false).await.unwrap();
+                }
+                kernel.fs.flush(handle).await.unwrap();
+            }));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let handle = kernels[1].fs.open(ino, libc::O_RDONLY).await.unwrap().value.handle;
+        let all = kernels[1].fs.read(handle, 0, 1 << 20).await.unwrap().value.concat();
+        assert_eq!(all.len(), 120 * 1000);
+        let mut records: Vec<u8> = all
+            .chunks(1000)
+            .map(|record| {
+                assert!(record.iter().all(|byte| *byte == record[0]), "a torn record");
+                record[0]
+            })
+            .collect();
+        for id in 0..3u8 {
+            let own: Vec<u8> = records.iter().copied().filter(|record| (record - 1) / 40 == id).collect();
+            assert!(own.is_sorted(), "the records of mount {id} are in its order");
+        }
+        records.sort();
+        assert_eq!(records, (1..=120).collect::<Vec<u8>>());
+        assert_eq!(cluster.world.lock().violations, Vec::<String>::new());
+    }
+}
+
+/// A name is made, moved and removed by one mount while others look it up through their kernels.
+#[tokio::test(start_paused = true)]
+async fn names_are_seen_everywhere() {
+    for seed in 0..10 {
+        let cluster = Cluster::new(seed);
+        let kernels: Vec<Kernel> = (0..3).map(|id| Kernel::mount(&cluster, id)).collect();
+        let directory =
+            kernels[0].fs.make(ROOT, b"d", NewNode::Directory, 0o755, OWNER).await.unwrap().attr.ino;
+        // Even: the name exists. What lookups may see lies between these two.
+        let (begun, ended) = (Arc::new(AtomicU64::new(1)), Arc::new(AtomicU64::new(1)));
+        let writer = {
+            let (kernel, begun, ended) = (kernels[0].clone(), begun.clone(), ended.clone());
+            tokio::spawn(async move {
+                let mut random = SmallRng::seed_from_u64(seed);
+                for _ in 0..40 {
+                    let lock = kernel.directory(directory);
+                    {
+                        let _alone = lock.write().await;
+                        let step = begun.fetch_add(1, Ordering::SeqCst) + 1;
+                        if step.is_multiple_of(2) {
+                            kernel.fs.make(directory, b"x", NewNode::File, 0o644, OWNER).await.unwrap();
+                        } else {
+                            kernel.fs.unlink(directory, b"x").await.unwrap();
+                        }
+                        kernel.forget_name(directory, b"x");
+                        ended.store(step, Ordering::SeqCst);
+                    }
+                    tokio::time::sleep(Duration::from_micros(random.random_range(0..60_000))).await;
+                }
+            })
+        };
+        let mut tasks = vec![writer];
+        for (id, kernel) in kernels.iter().cloned().enumerate() {
+            let (begun, ended) = (begun.clone(), ended.clone());
+            tasks.push(tokio::spawn(async move {
+                let mut random = SmallRng::seed_from_u64(seed * 10 + id as u64);
+                for _ in 0..150 {
+                    let before = ended.load(Ordering::SeqCst);
+                    let exists = kernel.lookup(directory, b"x").await.unwrap().is_some();
+                    let after = begun.load(Ordering::SeqCst);
+                    let possible = (before..=after).any(|step| step.is_multiple_of(2) == exists);
+                    assert!(possible, "mount {id} sees {exists} between {before} and {after}");
+                    tokio::time::sleep(Duration::from_micros(random.random_range(0..20_000))).await;
+                }
+            }));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(cluster.world.lock().violations, Vec::<String>::new());
+    }
+}

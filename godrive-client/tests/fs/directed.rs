@@ -1,0 +1,427 @@
+//! One promise each.
+
+use crate::cluster::{CHUNK, Cluster};
+use crate::kernel::Kernel;
+use bytes::Bytes;
+use godrive_client::CloseMode;
+use godrive_client::driver::Config as DriverConfig;
+use godrive_client::fs::config::Config;
+use godrive_client::fs::{Backend, Caller, Fs, Handle, SetAttr, Whence};
+use godrive_proto::lease::{OpenChunks, RecallRequest};
+use godrive_proto::meta::{Commit, Create, Lookup, NewNode, RenameMode};
+use godrive_proto::{Ino, LeaseId, Operation, ROOT};
+use std::sync::Arc;
+use std::time::Duration;
+
+const OWNER: Caller = Caller { uid: 1000, gid: 1000 };
+
+async fn create<B: Backend>(fs: &Arc<Fs<B>>, name: &[u8]) -> (Ino, Handle) {
+    let created = fs.create(ROOT, name, 0o644, libc::O_RDWR, OWNER).await.unwrap();
+    (created.entry.attr.ino, created.opened.handle)
+}
+
+async fn write<B: Backend>(fs: &Arc<Fs<B>>, handle: Handle, offset: u64, bytes: &[u8]) {
+    let written = fs.write(handle, offset, Bytes::copy_from_slice(bytes), false).await.unwrap();
+    assert_eq!(written.value as usize, bytes.len());
+}
+
+async fn read<B: Backend>(fs: &Arc<Fs<B>>, handle: Handle, offset: u64, len: u32) -> Vec<u8> {
+    fs.read(handle, offset, len).await.unwrap().value.concat()
+}
+
+fn requests(cluster: &Cluster, code: u16) -> u64 {
+    cluster.world.lock().master.requests.get(&code).copied().unwrap_or(0)
+}
+
+fn config() -> Config {
+    Config::new(DriverConfig::new("127.0.0.1:1".parse().unwrap(), "model"))
+}
+
+/// What the cluster itself holds, as if all clients died now.
+fn durable(cluster: &Cluster, ino: Ino) -> Vec<u8> {
+    let world = cluster.world.lock();
+    let node = &world.master.nodes[&ino];
+    let mut bytes = vec![0; node.attr.size as usize];
+    for (index, id) in &node.chunks {
+        let from = *index as usize * CHUNK as usize;
+        let to = bytes.len().min(from + CHUNK as usize);
+        if from < to {
+            bytes[from..to].copy_from_slice(&world.chunks[id].bytes[..to - from]);
+        }
+    }
+    bytes
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_small_file_costs_one_create_one_delta_one_commit() {
+    let cluster = Cluster::new(1);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    assert!(fs.try_write(handle, 0, &Bytes::from_static(b"hello"), false).is_some(), "no message is needed");
+    fs.flush(handle).await.unwrap();
+    fs.release(handle);
+    assert_eq!(durable(&cluster, ino), b"hello");
+    assert_eq!((requests(&cluster, Create::CODE), requests(&cluster, OpenChunks::CODE)), (1, 0));
+    assert_eq!((fs.stats().deltas, fs.stats().commits, requests(&cluster, Commit::CODE)), (1, 1, 1));
+    let other = cluster.mount(2);
+    let found = other.lookup(ROOT, b"a").await.unwrap();
+    let godrive_client::fs::Found::Entry(entry) = &found.value else { panic!("it exists") };
+    assert_eq!(entry.attr.size, 5);
+    assert_eq!(fs.stats().recalls, 0, "closing has made the lease a shared one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_a_lease_nothing_is_asked_twice() {
+    let cluster = Cluster::new(2);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, &[7; 9000]).await;
+    fs.flush(handle).await.unwrap();
+    let other = cluster.mount(2);
+    other.lookup(ROOT, b"a").await.unwrap();
+    other.lookup(ROOT, b"missing").await.unwrap();
+    let reader = other.open(ino, libc::O_RDONLY).await.unwrap().value.handle;
+    assert_eq!(read(&other, reader, 0, 9000).await, vec![7; 9000]);
+    let before = cluster.world.lock().master.requests.clone();
+    for _ in 0..3 {
+        assert!(other.try_lookup(ROOT, b"a").is_some());
+        assert!(other.try_lookup(ROOT, b"missing").is_some());
+        assert!(other.try_getattr(ino).is_some());
+        assert!(other.try_getxattr(ino, b"security.capability").unwrap().is_err());
+        assert_eq!(other.try_read(reader, 0, 9000).unwrap().unwrap().value.concat(), vec![7; 9000]);
+        assert!(other.try_open(ino, libc::O_RDONLY).is_some());
+    }
+    assert_eq!(cluster.world.lock().master.requests, before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_is_held_within_a_second_without_being_asked() {
+    let cluster = Cluster::new(3);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 10, b"later").await;
+    assert_eq!(durable(&cluster, ino), b"");
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(durable(&cluster, ino), b"\0\0\0\0\0\0\0\0\0\0later");
+    assert_eq!(fs.stats().dirty_bytes, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overwrite_with_fsync_needs_no_master() {
+    let cluster = Cluster::new(4);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, &[1; 4096]).await;
+    fs.fsync(handle, false).await.unwrap();
+    let before = requests(&cluster, Commit::CODE);
+    assert_eq!(before, 1, "the length");
+    for i in 0..5 {
+        write(&fs, handle, 0, &[i; 4096]).await;
+        fs.fsync(handle, false).await.unwrap();
+        let world = cluster.world.lock();
+        let chunk = world.chunks.values().next().unwrap();
+        assert_eq!((chunk.stable, &chunk.bytes[..4096]), (chunk.held, &[i; 4096][..]));
+    }
+    assert_eq!(requests(&cluster, Commit::CODE), before);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(requests(&cluster, Commit::CODE), before + 1, "version and times follow");
+    let world = cluster.world.lock();
+    assert!(world.chunks.values().all(|chunk| chunk.committed == chunk.held));
+    assert!(world.master.nodes[&ino].attr.mtime.0 > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shortened_and_extended_again_there_are_zeros() {
+    let cluster = Cluster::new(5);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    let size = |size| SetAttr { size: Some(size), ..SetAttr::default() };
+    write(&fs, handle, 0, &vec![9; 3 * CHUNK as usize]).await;
+    fs.flush(handle).await.unwrap();
+    fs.setattr(ino, None, size(100)).await.unwrap();
+    fs.setattr(ino, None, size(200_000)).await.unwrap();
+    write(&fs, handle, 150_000, b"x").await;
+    fs.flush(handle).await.unwrap();
+    let mut expected = vec![0; 200_000];
+    expected[..100].fill(9);
+    expected[150_000] = b'x';
+    assert_eq!(read(&fs, handle, 0, 300_000).await, expected);
+    assert_eq!(durable(&cluster, ino), expected);
+    let other = cluster.mount(2);
+    let reader = other.open(ino, libc::O_RDONLY).await.unwrap().value.handle;
+    assert_eq!(read(&other, reader, 0, 300_000).await, expected);
+    assert!(!cluster.world.lock().master.nodes[&ino].attr.trim_pending);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_dead_writer_left_behind_the_end_is_trimmed_before_the_file_grows() {
+    let cluster = Cluster::new(6);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, &[5; 1000]).await;
+    fs.flush(handle).await.unwrap();
+    fs.release(handle);
+    {
+        // Bytes that were held and never committed.
+        let mut world = cluster.world.lock();
+        world.master.nodes.get_mut(&ino).unwrap().attr.trim_pending = true;
+        let chunk = world.chunks.values_mut().next().unwrap();
+        chunk.bytes[1000..2000].fill(0xee);
+    }
+    let other = cluster.mount(2);
+    let writer = other.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    write(&other, writer, 3000, b"end").await;
+    other.flush(writer).await.unwrap();
+    let mut expected = vec![0; 3003];
+    expected[..1000].fill(5);
+    expected[3000..].copy_from_slice(b"end");
+    assert_eq!(read(&other, writer, 0, 4000).await, expected);
+    assert_eq!(durable(&cluster, ino), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rename_over_a_name_makes_the_source_stable_first() {
+    let cluster = Cluster::new(7);
+    let (fs, writer) = (cluster.mount(1), cluster.mount(2));
+    create(&fs, b"name").await;
+    let (ino, handle) = create(&writer, b"new").await;
+    write(&writer, handle, 0, &vec![4; 100_000]).await;
+    // The other mount still has it open and dirty.
+    fs.rename(ROOT, b"new", ROOT, b"name", RenameMode::Replace).await.unwrap();
+    assert_eq!(durable(&cluster, ino), vec![4; 100_000]);
+    let world = cluster.world.lock();
+    let node = &world.master.nodes[&ino];
+    assert!(node.chunks.values().all(|id| world.chunks[id].stable == world.chunks[id].held));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unlinked_file_lives_until_its_last_handle_closes() {
+    let cluster = Cluster::new(8);
+    let (fs, other) = (cluster.mount(1), cluster.mount(2));
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, b"still here").await;
+    other.unlink(ROOT, b"a").await.unwrap();
+    assert_eq!(read(&fs, handle, 0, 100).await, b"still here");
+    write(&fs, handle, 6, b"HERE").await;
+    assert_eq!(read(&fs, handle, 0, 100).await, b"still HERE");
+    fs.flush(handle).await.unwrap();
+    assert!(cluster.world.lock().master.nodes.contains_key(&ino));
+    fs.release(handle);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!cluster.world.lock().master.nodes.contains_key(&ino), "both mounts have let it go");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_space_is_told_at_the_write_that_needs_the_chunk() {
+    let cluster = Cluster::new(9);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    cluster.world.lock().free_chunks = Some(2);
+    let chunk = vec![1; CHUNK as usize];
+    for i in 0..3 {
+        write(&fs, handle, i * u64::from(CHUNK), &chunk).await;
+    }
+    let error = fs.write(handle, 3 * u64::from(CHUNK), Bytes::from(chunk), false).await.unwrap_err();
+    assert_eq!(error.errno, libc::ENOSPC);
+    fs.flush(handle).await.unwrap();
+    assert_eq!(durable(&cluster, ino), vec![1; 3 * CHUNK as usize], "nothing acknowledged is lost");
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_reports_what_could_not_be_held_and_a_later_one_succeeds() {
+    let cluster = Cluster::new(10);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, b"precious").await;
+    cluster.world.lock().slaves_down = true;
+    assert_eq!(fs.flush(handle).await.unwrap_err().errno, libc::EIO);
+    assert_eq!(read(&fs, handle, 0, 100).await, b"precious");
+    cluster.world.lock().slaves_down = false;
+    fs.flush(handle).await.unwrap();
+    assert_eq!(durable(&cluster, ino), b"precious");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_after_close_is_told_by_the_next_fsync() {
+    let cluster = Cluster::new(11);
+    let fs = cluster.mount_with(1, Config { close: CloseMode::Queued, ..config() });
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, b"doomed").await;
+    cluster.world.lock().slaves_down = true;
+    fs.flush(handle).await.unwrap();
+    fs.release(handle);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(cluster.upcalls(1).renewal().errors_after_close, 1);
+    assert_eq!(fs.stats().dirty_bytes, 0, "it is not kept for ever");
+    cluster.world.lock().slaves_down = false;
+    let again = fs.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    assert_eq!(fs.fsync(again, false).await.unwrap_err().errno, libc::EIO);
+    fs.fsync(again, false).await.unwrap();
+    assert_eq!(cluster.upcalls(1).renewal().errors_after_close, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn writers_wait_for_room_in_the_buffer() {
+    let cluster = Cluster::new(12);
+    let limit = 1 << 20;
+    let fs = cluster.mount_with(1, Config { write_buffer_bytes: limit, ..config() });
+    let (ino, handle) = create(&fs, b"a").await;
+    let piece = vec![6; 128 << 10];
+    for i in 0..64 {
+        write(&fs, handle, i * (128 << 10), &piece).await;
+        assert!(fs.stats().dirty_bytes <= limit + (160 << 10), "{}", fs.stats().dirty_bytes);
+    }
+    fs.flush(handle).await.unwrap();
+    assert_eq!(durable(&cluster, ino), vec![6; 8 << 20]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_session_poisons_what_was_dirty_and_nothing_else() {
+    let cluster = Cluster::new(13);
+    let fs = cluster.mount(1);
+    let (_, dirty) = create(&fs, b"dirty").await;
+    let (clean_ino, clean) = create(&fs, b"clean").await;
+    write(&fs, clean, 0, b"safe").await;
+    fs.flush(clean).await.unwrap();
+    write(&fs, dirty, 0, b"lost").await;
+    cluster.upcalls(1).session_lost().await;
+    for result in [fs.flush(dirty).await, fs.fsync(dirty, true).await] {
+        assert_eq!(result.unwrap_err().errno, libc::EIO);
+    }
+    assert_eq!(fs.read(dirty, 0, 10).await.unwrap_err().errno, libc::EIO);
+    assert!(fs.try_getattr(clean_ino).is_none(), "nothing of the old session is served");
+    assert_eq!(read(&fs, clean, 0, 10).await, b"safe");
+    fs.release(dirty);
+    assert_eq!(cluster.upcalls(1).renewal().errors_after_close, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restarted_master_is_told_what_is_owned_and_what_is_open() {
+    let cluster = Cluster::new(14);
+    let fs = cluster.mount(1);
+    let (owned, writer) = create(&fs, b"owned").await;
+    let (shared, reader) = create(&fs, b"shared").await;
+    write(&fs, reader, 0, b"x").await;
+    fs.flush(reader).await.unwrap();
+    write(&fs, writer, 0, b"dirty").await;
+    let (exclusive, open) = cluster.upcalls(1).resume().await;
+    assert_eq!(exclusive.iter().map(|(ino, _)| *ino).collect::<Vec<_>>(), [owned]);
+    assert_eq!(open, [owned, shared]);
+    assert!(fs.try_getattr(shared).is_none() && fs.try_lookup(ROOT, b"owned").is_none());
+    fs.flush(writer).await.unwrap();
+    assert_eq!(durable(&cluster, owned), b"dirty");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recall_of_what_is_not_held_is_answered_at_once() {
+    let cluster = Cluster::new(15);
+    let fs = cluster.mount(1);
+    let recall = RecallRequest { ino: Ino(99), id: LeaseId(7), may_keep: None };
+    let release = cluster.upcalls(1).recall(recall).await;
+    assert_eq!((release.ino, release.id, release.keeps, release.open), (Ino(99), LeaseId(7), None, false));
+    drop(fs);
+}
+
+#[tokio::test(start_paused = true)]
+async fn holes_are_found_and_punched() {
+    let cluster = Cluster::new(16);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    let chunk = u64::from(CHUNK);
+    write(&fs, handle, 5 * chunk, &[3; 5000]).await;
+    assert_eq!(fs.lseek(handle, 0, Whence::Data).await.unwrap(), 5 * chunk);
+    assert_eq!(fs.lseek(handle, 5 * chunk, Whence::Hole).await.unwrap(), 5 * chunk + 5000);
+    assert_eq!(fs.lseek(handle, 6 * chunk, Whence::Data).await.unwrap_err().errno, libc::ENXIO);
+    fs.flush(handle).await.unwrap();
+    let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    fs.fallocate(handle, punch, 5 * chunk + 100, 4096).await.unwrap();
+    let mut expected = vec![3; 5000];
+    expected[100..4196].fill(0);
+    assert_eq!(read(&fs, handle, 5 * chunk, 5000).await, expected);
+    fs.fsync(handle, false).await.unwrap();
+    assert_eq!(durable(&cluster, ino)[5 * chunk as usize..], expected);
+    fs.fallocate(handle, 0, 0, 10 * chunk).await.unwrap();
+    assert_eq!(fs.getattr(ino).await.unwrap().attr.size, 10 * chunk);
+}
+
+#[tokio::test(start_paused = true)]
+async fn local_attributes_are_seen_by_others_and_survive() {
+    let cluster = Cluster::new(17);
+    let (fs, other) = (cluster.mount(1), cluster.mount(2));
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, b"#!").await;
+    fs.setattr(ino, None, SetAttr { mode: Some(0o4755), ..SetAttr::default() }).await.unwrap();
+    fs.setattr(ino, None, SetAttr { uid: Some(5), ..SetAttr::default() }).await.unwrap();
+    let attr = other.getattr(ino).await.unwrap().attr.clone();
+    assert_eq!((attr.mode, attr.uid, attr.size), (0o755, 5, 2), "a change of owner takes set-uid away");
+    fs.setattr(ino, None, SetAttr { mode: Some(0o6775), ..SetAttr::default() }).await.unwrap();
+    fs.write(handle, 0, Bytes::from_static(b"x"), true).await.unwrap();
+    assert_eq!(other.getattr(ino).await.unwrap().attr.mode, 0o775);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_is_listed_in_pages_and_from_memory() {
+    let cluster = Cluster::new(18);
+    let fs = cluster.mount(1);
+    for i in 0..50 {
+        fs.make(ROOT, format!("f{i:02}").as_bytes(), NewNode::File, 0o644, OWNER).await.unwrap();
+    }
+    let directory = fs.opendir(ROOT).unwrap().handle;
+    for round in 0..2 {
+        let before = cluster.world.lock().master.requests.values().sum::<u64>();
+        let (mut offset, mut names) = (0, Vec::new());
+        loop {
+            let page = fs.readdir(directory, offset, 7, true).await.unwrap().value;
+            let Some(last) = page.last() else { break };
+            offset = last.offset;
+            names.extend(page.into_iter().map(|entry| (entry.name, entry.entry.is_some())));
+        }
+        assert_eq!(names.len(), 52);
+        assert_eq!(
+            (&names[0].0[..], &names[1].0[..], &names[51].0[..]),
+            (&b"."[..], &b".."[..], &b"f49"[..])
+        );
+        assert!(names[2..].iter().all(|(_, seen)| *seen));
+        let asked = cluster.world.lock().master.requests.values().sum::<u64>() - before;
+        assert_eq!(asked > 0, round == 0, "the second time from memory");
+    }
+    let lookups = requests(&cluster, Lookup::CODE);
+    assert!(fs.try_lookup(ROOT, b"f07").is_some());
+    assert_eq!(requests(&cluster, Lookup::CODE), lookups);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_forgotten_is_asked_for_again() {
+    let cluster = Cluster::new(19);
+    let kernel = Kernel::over(cluster.mount_with(1, Config { max_inodes: 20, max_names: 30, ..config() }));
+    for i in 0..200 {
+        kernel.fs.make(ROOT, format!("f{i}").as_bytes(), NewNode::File, 0o644, OWNER).await.unwrap();
+    }
+    for _ in 0..20 {
+        // The background looks when it is woken.
+        let (_, handle) = create(&kernel.fs, b"x").await;
+        kernel.fs.release(handle);
+        kernel.fs.unlink(ROOT, b"x").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert!(kernel.fs.stats().inodes <= 60, "{}", kernel.fs.stats().inodes);
+    for i in [0, 77, 199] {
+        assert!(kernel.lookup(ROOT, format!("f{i}").as_bytes()).await.unwrap().is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn stopping_flushes_and_says_what_it_could_not() {
+    let cluster = Cluster::new(20);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, b"kept").await;
+    fs.stop().await.unwrap();
+    assert_eq!(durable(&cluster, ino), b"kept");
+    let fs = cluster.mount(2);
+    let (ino, handle) = create(&fs, b"b").await;
+    write(&fs, handle, 0, b"not kept").await;
+    cluster.world.lock().slaves_down = true;
+    let unflushed = fs.stop().await.unwrap_err();
+    assert_eq!(unflushed.0.iter().map(|(ino, _)| *ino).collect::<Vec<_>>(), [ino]);
+}
