@@ -17,6 +17,9 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+/// Larger payloads are applied so that other tasks go on meanwhile.
+const INLINE_BYTES: usize = 128 << 10;
+
 pub async fn serve(shared: Arc<Shared>, mut incoming: Incoming) -> Result<(), Fault> {
     let result = match incoming.decode::<Delta>() {
         Ok(request) => {
@@ -126,7 +129,8 @@ async fn apply(
     request: &DeltaRequest,
     payload: &[u8],
 ) -> Result<Done, Fault> {
-    let done = store.delta(request, payload)?;
+    let inline = store.is_instant() || payload.len() <= INLINE_BYTES;
+    let done = godrive_disk::blocking(inline, || store.delta(request, payload))?;
     if request.sync && !store.is_stable(done.position) {
         store.sync().await?;
     }

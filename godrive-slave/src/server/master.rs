@@ -105,7 +105,7 @@ async fn call<O: Operation>(
 
 /// All replicas that are served, ascending by chunk over all disks.
 async fn inventory(shared: &Arc<Shared>, connection: &Connection) -> Result<(), Fault> {
-    let mut disks: Vec<Listing> = shared.usable().map(|store| Listing::new(store)).collect();
+    let mut disks: Vec<Listing> = shared.usable().map(Listing::new).collect();
     loop {
         let mut page: Vec<ReplicaState> = Vec::with_capacity(PAGE);
         while page.len() < PAGE {

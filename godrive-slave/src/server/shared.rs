@@ -96,7 +96,8 @@ impl Shared {
             config,
             cluster: world.identity.cluster,
             node: world.identity.node,
-            boot: BootId(rng.random()),
+            // The time makes it new at each start also where the seed is not.
+            boot: BootId(rng.random::<u64>() ^ world.clock.wall().0 as u64),
             advertise: address,
             clock: world.clock.clone(),
             peers: Peers::new(endpoint.clone()),

@@ -82,7 +82,14 @@ impl DiskStore {
     pub(super) fn give_back(&self, punches: &[Run], dead: &[u32]) -> Result<(), Fault> {
         for run in punches {
             let first = Location { segment: run.segment, block: run.block };
-            self.log.punch(first, run.blocks).map_err(|error| self.io("punch", &error))?;
+            match self.log.punch(first, run.blocks) {
+                // A file system without holes: the space comes back when the whole segment is free.
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                    tracing::debug!(disk = %self.id, "the file system cannot punch holes");
+                    break;
+                }
+                other => other.map_err(|error| self.io("punch", &error))?,
+            }
         }
         for segment in dead {
             self.log.remove(*segment).map_err(|error| self.io("removal of a segment", &error))?;

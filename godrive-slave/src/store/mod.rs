@@ -18,6 +18,7 @@ pub mod log;
 mod overlay;
 mod read;
 mod recovery;
+mod removal;
 pub mod table;
 
 pub use change::{Adoption, Done};

@@ -3,6 +3,7 @@
 
 use godrive_disk::{Disk, DiskFile, Space};
 use parking_lot::Mutex;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
@@ -133,13 +134,11 @@ impl OverlayFile {
         while at < offset + len {
             let page = at / PAGE;
             let end = ((page + 1) * PAGE).min(offset + len);
-            if !pages.1.contains_key(&page) {
-                let bytes = self.beneath_page(page)?;
-                pages.1.insert(page, bytes);
-            }
-            if let Some(bytes) = pages.1.get_mut(&page) {
-                edit((at - offset) as usize, &mut bytes[(at % PAGE) as usize..(end - page * PAGE) as usize]);
-            }
+            let bytes = match pages.1.entry(page) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(self.beneath_page(page)?),
+            };
+            edit((at - offset) as usize, &mut bytes[(at % PAGE) as usize..(end - page * PAGE) as usize]);
             at = end;
         }
         Ok(())

@@ -206,6 +206,54 @@ fn random_deltas_match_the_model_across_restarts() {
     }
 }
 
+/// Changes of many chunks, deletions, reads and checkpoints at one time; afterwards nothing is missing.
+#[test]
+fn threads_do_not_disturb_each_other() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    let done = AtomicBool::new(false);
+    let models: Vec<Model> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (1..5u64)
+            .map(|chunk| {
+                let store = &store;
+                scope.spawn(move || {
+                    let mut rng = SmallRng::seed_from_u64(chunk);
+                    let mut model = Model::new();
+                    for round in 0..80 {
+                        let (request, payload) = random_delta(&mut rng, chunk, model.version);
+                        apply(store, &request, &payload).unwrap();
+                        model.apply(&request, &payload);
+                        compare(store, chunk, &model, &format!("chunk {chunk} round {round}"));
+                        let doomed = 1000 * chunk + round;
+                        let (request, payload) = one_leaf(doomed, 0, 1);
+                        apply(store, &request, &payload).unwrap();
+                        // Overlapping lists, in different orders.
+                        let all = [doomed, 500, 600 + round, 700].map(|chunk| (ChunkId(chunk), Epoch(1)));
+                        store.delete(&all, NOW).unwrap();
+                        assert_eq!(store.row(ChunkId(doomed)).unwrap(), None);
+                    }
+                    model
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                store.checkpoint(NOW).unwrap();
+                store.page(None, 3).unwrap();
+                rt().block_on(store.sync()).unwrap();
+            }
+        });
+        let models = workers.into_iter().map(|worker| worker.join()).collect::<Result<Vec<_>, _>>();
+        done.store(true, Ordering::Relaxed);
+        models.unwrap()
+    });
+    drop(store);
+    disk.kill();
+    let store = open(&disk);
+    assert_eq!(store.page(None, 100).unwrap().len(), 4);
+    (1..5).zip(&models).for_each(|(chunk, model)| compare(&store, chunk, model, "after the restart"));
+}
+
 /// Everything superseded is given back: the disk holds little more than what is live.
 #[test]
 fn space_is_given_back() {
