@@ -15,6 +15,7 @@ use godrive_proto::lease::Mode;
 use godrive_proto::meta::{Create, CreateRequest, Kind};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::time::Duration;
 
 struct Access {
     flags: i32,
@@ -120,14 +121,17 @@ impl<B: Backend> Fs<B> {
         let inode = self.table.get(reply.entry.attr.ino);
         let Served { value: entry, pass } = self.made(&directory, name, &reply.parent, &reply.entry)?;
         if reply.existed {
-            let Served { value: opened, pass: open_pass } = self.open(inode.ino, flags).await?;
+            // The pass would hold back a recall that the open may have to wait for; so the name may not be cached.
+            drop(pass);
+            let Served { value: opened, pass } = self.open(inode.ino, flags).await?;
             let attr = self.fresh_view(&inode).await?;
-            let entry = super::types::Entry { attr, ..entry };
-            return Ok(Served { value: Created { entry, opened }, pass: pass.and(open_pass) });
+            let entry = super::types::Entry { attr, attr_ttl: Duration::ZERO, entry_ttl: Duration::ZERO };
+            return Ok(Served { value: Created { entry, opened }, pass });
         }
         let (covered, poison) = {
             let mut state = inode.state.lock();
             if state.is_exclusive() {
+                state.lease.born();
                 // A new file has no other chunks.
                 state.place_window(0, Vec::new(), || self.new_tag());
                 if let Some(layout) = reply.layout {
@@ -164,21 +168,46 @@ impl<B: Backend> Fs<B> {
             return;
         };
         let inode = &file.inode;
-        let report = self.change(inode, |state| {
+        let (removed, told) = self.change(inode, |state| {
             state.open -= 1;
             state.writers -= u32::from(file.writable);
             if state.open > 0 {
-                return false;
+                return (false, false);
             }
-            if state.removed {
-                state.lose_dirty();
-                self.forget(state);
-            }
-            std::mem::take(&mut state.told_open) | state.removed
+            (state.removed, !state.removed && std::mem::take(&mut state.told_open))
         });
-        if report {
+        if removed {
+            self.let_go(inode);
+        } else if told {
             self.report_closed(inode.ino);
         }
+    }
+
+    /// Nobody here has the removed inode open any longer. Another mount may: it must see what was written here.
+    pub(super) fn let_go(self: &Arc<Self>, inode: &Arc<Inode>) {
+        let unseen = self.change(inode, |state| state.lease.is_sole() || !state.is_dirty());
+        if unseen {
+            return self.drop_removed(inode);
+        }
+        let (fs, inode) = (self.clone(), inode.clone());
+        self.runtime.spawn(async move {
+            if let Err(error) = fs.flush_inode(&inode, super::flush::Level::Held, Mode::Shared).await {
+                tracing::warn!(ino = %inode.ino, %error, "an unlinked file was not flushed; another mount may have it open");
+            }
+            if inode.state.lock().open == 0 {
+                fs.drop_removed(&inode);
+            }
+        });
+    }
+
+    fn drop_removed(&self, inode: &Arc<Inode>) {
+        self.change(inode, |state| {
+            self.forget(state);
+            state.lose_dirty();
+            state.told_open = false;
+        });
+        self.settle_dirty(inode);
+        self.report_closed(inode.ino);
     }
 
     /// The handle's file, unless its dirty data was lost while it was open.
