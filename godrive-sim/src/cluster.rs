@@ -98,7 +98,6 @@ pub struct Outcome {
 }
 
 struct Parts {
-    seed: u64,
     plan: Plan,
     trace: Trace,
     shared: Shared,
@@ -123,8 +122,7 @@ pub fn run(plan: &Plan, seed: u64) -> Outcome {
         .udp_capacity(1 << 16)
         .build();
     let trace = Trace::default();
-    let mut parts =
-        Parts { seed, plan: plan.clone(), trace, shared: Shared::default(), authority, disks, dice };
+    let mut parts = Parts { plan: plan.clone(), trace, shared: Shared::default(), authority, disks, dice };
     parts.add_master(&mut sim);
     (1..=plan.slaves).for_each(|number| parts.add_slave(&mut sim, number));
     (0..plan.workload.clients).for_each(|number| parts.add_client(&mut sim, number));

@@ -38,6 +38,7 @@ fn main() -> anyhow::Result<ExitCode> {
         .with_env_filter(tracing_subscriber::EnvFilter::try_new(&arguments.log)?)
         .with_writer(std::io::stderr)
         .with_timer(Virtual)
+        .with_ansi(false)
         .init();
     let chosen: Vec<_> = match arguments.scenario.as_str() {
         "all" => scenarios::ALL.iter().collect(),

@@ -6,11 +6,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Operations that took longer are logged.
+const SLOW: Duration = Duration::from_millis(400);
+
 #[derive(Default)]
 pub struct Notes {
     pub oracle: Oracle,
-    /// The operation that each client is in, for the report of a hang.
-    pub doing: BTreeMap<u16, String>,
+    /// The operation that each client is in and since when, for the report of a hang.
+    pub doing: BTreeMap<u16, (Duration, String)>,
     /// When each acknowledged operation of each client ended.
     pub acknowledged: Vec<(u16, Duration)>,
     /// Clients that have done all they had to.
@@ -32,7 +35,10 @@ impl Shared {
 
     pub fn doing(&self, client: u16, what: impl Into<String>) {
         let at = turmoil::sim_elapsed().unwrap_or_default();
-        self.with(|notes| notes.doing.insert(client, format!("since {at:?}: {}", what.into())));
+        let before = self.with(|notes| notes.doing.insert(client, (at, what.into())));
+        if let Some((since, what)) = before.filter(|(since, _)| at - *since > SLOW) {
+            tracing::info!(client, took = ?(at - since), "slow: {what}");
+        }
     }
 
     pub fn acknowledged(&self, client: u16) {
