@@ -65,6 +65,16 @@ fn streams_and_odd_names() {
     let got = cluster.run("get", &["/a b\n\"ü\"%", "-"]);
     assert!(got.status.success(), "{}", both(&got));
     assert!(got.stdout == bytes, "the stream differs");
+    // A pipe is written to, not replaced; the same would hold for /dev/null.
+    let pipe = cluster.path("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read(pipe).unwrap()
+    });
+    cluster.must("get", &["/a b\n\"ü\"%", text(&pipe)]);
+    assert!(reader.join().unwrap() == bytes, "the pipe got something else");
+    assert!(!std::fs::metadata(&pipe).unwrap().is_file());
     // A terminal gets no control characters.
     assert_eq!(cluster.must("ls", &[]), "a b\\n\"ü\"%\n");
 
@@ -221,6 +231,8 @@ fn mounts_come_and_go() {
     assert!(!second.join("file").exists());
 
     // A mount whose daemon was killed comes back with the next `up`.
+    // (Also while the kernel still has the attributes of its root in its cache.)
+    std::fs::metadata(&first).unwrap();
     cluster.kill("mount-1");
     cluster.must("up", &["--mount", text(&first)]);
     assert_eq!(std::fs::read(first.join("file")).unwrap(), b"through the mount");

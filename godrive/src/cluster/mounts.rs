@@ -64,7 +64,8 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     plain
 }
 
-/// Asks the mount itself, in a thread of its own, for a mount that hangs never answers.
+/// Asks the mount itself, in a thread of its own, for a mount that hangs never answers. By statfs, which always
+/// reaches the daemon: a stat may be answered from the kernel's cache after the daemon has died.
 pub async fn state(path: &Path) -> Result<State> {
     match kind_at(path)? {
         None => return Ok(State::NotMounted),
@@ -72,7 +73,7 @@ pub async fn state(path: &Path) -> Result<State> {
         Some(_) => {}
     }
     let asked = path.to_owned();
-    let answer = tokio::task::spawn_blocking(move || nix::sys::stat::stat(&asked));
+    let answer = tokio::task::spawn_blocking(move || nix::sys::statfs::statfs(&asked));
     Ok(match tokio::time::timeout(Duration::from_secs(5), answer).await {
         Err(_) => State::Silent,
         Ok(answer) => match answer.context("asking the mount")? {

@@ -33,10 +33,10 @@ pub async fn run(line: &cli::Home) -> Result<()> {
                 problems.push(format!("{error:#}"));
             }
         } else if mounts::state(path).await? == State::Dead {
-            problems.push(format!(
-                "the daemon of the mount at {} had died; what it had not flushed is lost",
+            eprintln!(
+                "note: the daemon of the mount at {} had died; what it had not flushed is lost",
                 path.display()
-            ));
+            );
             if let Err(error) = mounts::unmount(path, true).await {
                 problems.push(format!("the dead mount at {} cannot be removed: {error}", path.display()));
             }

@@ -3,7 +3,7 @@
 use crate::Usage;
 use crate::cli;
 use crate::cluster::layout::Home;
-use crate::remote::{PIECE_BYTES, Remote, RemotePath, Source, Upload, explained};
+use crate::remote::{PIECE_BYTES, Reader, Remote, RemotePath, Source, Upload, explained};
 use crate::table;
 use anyhow::{Context, Result, bail};
 use bytes::{Bytes, BytesMut};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 async fn connect(access: &cli::Access) -> Result<Remote> {
     let home = Home::new(access.home.path()?);
@@ -110,15 +110,19 @@ pub async fn get(line: cli::Get) -> Result<()> {
     };
     let target = line.target.clone().unwrap_or_else(|| PathBuf::from(std::ffi::OsStr::from_bytes(name)));
     let target = if target.is_dir() { target.join(std::ffi::OsStr::from_bytes(name)) } else { target };
+    // What a link leads to is written, not the link.
+    let target = target.canonicalize().unwrap_or(target);
     let remote = connect(&line.access).await?;
     with_session(remote.clone(), async {
         let mut reader = remote.open(&from).await.map_err(explained)?;
         if target == Path::new("-") {
-            let mut out = tokio::io::stdout();
-            while let Some(bytes) = reader.next().await.map_err(explained)? {
-                out.write_all(&bytes).await.context("writing to standard output")?;
-            }
-            return out.flush().await.context("writing to standard output");
+            return copy(&mut reader, tokio::io::stdout()).await.context("writing to standard output");
+        }
+        // A device or pipe is written to, never replaced.
+        if std::fs::metadata(&target).is_ok_and(|meta| !meta.is_file()) {
+            let out = tokio::fs::File::options().write(true).open(&target).await;
+            let out = out.with_context(|| format!("writing {}", target.display()))?;
+            return copy(&mut reader, out).await.with_context(|| format!("writing {}", target.display()));
         }
         // A temporary file beside the target, so that what has the target's name is always whole.
         let folder = match target.parent() {
@@ -127,11 +131,9 @@ pub async fn get(line: cli::Get) -> Result<()> {
         };
         let temporary = tempfile::NamedTempFile::new_in(folder)
             .with_context(|| format!("writing into {}", folder.display()))?;
-        let mut out = tokio::fs::File::from_std(temporary.reopen()?);
-        while let Some(bytes) = reader.next().await.map_err(explained)? {
-            out.write_all(&bytes).await.with_context(|| format!("writing {}", target.display()))?;
-        }
-        out.sync_all().await.with_context(|| format!("writing {}", target.display()))?;
+        let out = tokio::fs::File::from_std(temporary.reopen()?);
+        copy(&mut reader, out).await.with_context(|| format!("writing {}", target.display()))?;
+        temporary.as_file().sync_all().with_context(|| format!("writing {}", target.display()))?;
         let mode = u32::from(reader.attr.mode) & 0o777;
         std::fs::set_permissions(temporary.path(), std::fs::Permissions::from_mode(mode))?;
         temporary.persist(&target).with_context(|| format!("writing {}", target.display()))?;
@@ -139,6 +141,13 @@ pub async fn get(line: cli::Get) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+async fn copy(reader: &mut Reader, mut out: impl AsyncWrite + Unpin) -> Result<()> {
+    while let Some(bytes) = reader.next().await.map_err(explained)? {
+        out.write_all(&bytes).await?;
+    }
+    Ok(out.flush().await?)
 }
 
 /// What programs see of an inode.

@@ -62,6 +62,15 @@ async fn refuse_taken(path: &Path) -> Result<()> {
 pub async fn start_mount(home: &Home, name: NodeName) -> Result<()> {
     let path = home.mounts()?.remove(&name.number).context("the mount has no configuration")?;
     refuse_taken(&path).await?;
+    if mounts::state(&path).await? == State::Dead {
+        eprintln!(
+            "note: the last daemon of the mount at {} had died; what it had not flushed is lost",
+            path.display()
+        );
+        mounts::unmount(&path, true)
+            .await
+            .with_context(|| format!("removing the dead mount at {}", path.display()))?;
+    }
     let mut daemon = process::start(home, name)?;
     let end = Instant::now() + MOUNT_DEADLINE;
     loop {

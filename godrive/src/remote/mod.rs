@@ -59,7 +59,7 @@ impl Remote {
         let mut config = godrive_client::Config::new(driver);
         // Streams need little of either.
         config.cache_bytes = 32 << 20;
-        config.write_buffer_bytes = 64 << 20;
+        config.write_buffer_bytes = 32 << 20;
         let world = godrive_client::World {
             sockets: Arc::new(MachineSockets),
             clock: Arc::new(MachineClock),
