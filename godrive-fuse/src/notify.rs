@@ -34,8 +34,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// A notification waits this long for an operation of the same inode before the release goes ahead without it.
-const GRACE: Duration = Duration::from_millis(20);
+/// How long a notification waits while an operation on its inode waits, before the release goes ahead without it.
+/// The client leaves out pages that waiting operations have locked, so that those are rarely met.
+const GRACE_PAGES: Duration = Duration::from_millis(250);
+const GRACE_NAMES: Duration = Duration::from_millis(10);
 /// And this long if none is waiting, for example while the kernel drops gigabytes of pages.
 const PATIENCE: Duration = Duration::from_secs(4);
 const GLANCE: Duration = Duration::from_millis(2);
@@ -88,7 +90,9 @@ impl Notifications {
         // A length of 0 means to the end.
         let (offset, len) = (signed(range.start), range.end.checked_sub(range.start).map_or(0, signed));
         let len = if len == i64::MAX { 0 } else { len };
-        let told = self.tell(ino, move || log(kernel.notifier.inval_inode(INodeNo(ino.0), offset, len), ino));
+        let told = self.tell(ino, GRACE_PAGES, move || {
+            log(kernel.notifier.inval_inode(INodeNo(ino.0), offset, len), ino)
+        });
         if !told.await {
             self.overtake(ino, "pages");
         }
@@ -108,7 +112,7 @@ impl Notifications {
             return log(kernel.expire_all(), parent);
         }
         let teller = kernel.clone();
-        let told = self.tell(parent, move || {
+        let told = self.tell(parent, GRACE_NAMES, move || {
             for name in &names {
                 log(teller.expire(parent, name), parent);
             }
@@ -124,7 +128,7 @@ impl Notifications {
     }
 
     /// Runs a notification elsewhere and waits as long as that is safe. False: it is still under way.
-    async fn tell(&self, ino: Ino, notification: impl FnOnce() + Send + 'static) -> bool {
+    async fn tell(&self, ino: Ino, grace: Duration, notification: impl FnOnce() + Send + 'static) -> bool {
         let (done, mut told) = oneshot::channel();
         self.workers.run(Job { notification: Box::new(notification), done });
         let start = Instant::now();
@@ -134,8 +138,8 @@ impl Notifications {
                 drop(ended);
                 return true;
             }
-            let blocked = self.operations.waiting_on(ino).is_some_and(|age| age > GRACE);
-            if start.elapsed() > PATIENCE || (blocked && start.elapsed() > GRACE) {
+            let blocked = self.operations.waiting_on(ino).is_some_and(|age| age > grace);
+            if start.elapsed() > PATIENCE || (blocked && start.elapsed() > grace) {
                 return false;
             }
         }
@@ -277,7 +281,9 @@ mod tests {
         for _ in 0..10 {
             let entered = entered.clone();
             assert!(
-                notifications.tell(Ino(1), move || entered.send(std::thread::current().id()).unwrap()).await
+                notifications
+                    .tell(Ino(1), GRACE_NAMES, move || entered.send(std::thread::current().id()).unwrap())
+                    .await
             );
         }
         let mut threads: Vec<_> = started.try_iter().collect();
@@ -287,10 +293,10 @@ mod tests {
 
         let (release, stuck) = mpsc::channel::<()>();
         let guard = notifications.operations.begin(What::new("write", Ino(2)));
-        let blocked = notifications.tell(Ino(2), move || assert!(stuck.recv().is_err()));
+        let blocked = notifications.tell(Ino(2), GRACE_NAMES, move || assert!(stuck.recv().is_err()));
         assert!(!blocked.await, "the release goes ahead");
         drop(guard);
-        assert!(notifications.tell(Ino(3), || {}).await, "another thread answers meanwhile");
+        assert!(notifications.tell(Ino(3), GRACE_NAMES, || {}).await, "another thread answers meanwhile");
         drop(release);
     }
 

@@ -3,5 +3,6 @@
 #![allow(clippy::disallowed_methods, reason = "these tests are programs that use files")]
 
 mod cluster;
+mod kernel;
 mod one_mount;
 mod two_mounts;
