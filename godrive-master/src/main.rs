@@ -1,5 +1,10 @@
 //! The master's daemon. The work is in the library; here are the process's own matters: arguments, files, signals.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the process reads its own configuration and keys, and locks its directory"
+)]
+
 use anyhow::{Context, Result};
 use clap::Parser;
 use godrive_disk::RealDisk;

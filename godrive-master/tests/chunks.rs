@@ -1,5 +1,7 @@
 //! Chunks: placement, epochs, repair, reclaim, with slaves that only pretend to store.
 
+#![allow(clippy::disallowed_methods, reason = "tests on the real machine take its time")]
+
 mod common;
 
 use common::slave::{Slave, contents, heartbeat};

@@ -1,5 +1,7 @@
 //! Sessions, names and leases, through the wire.
 
+#![allow(clippy::disallowed_methods, reason = "tests on the real machine take its time")]
+
 mod common;
 
 use common::{Answer, Client, Cluster, DEADLINE, create, eventually, name, quick};

@@ -58,13 +58,9 @@ impl Durability {
         *self.durable.borrow()
     }
 
-    /// Runs something that may block, without holding up other tasks of a multi-threaded runtime.
+    /// Runs something that may block, without holding up other tasks.
     pub fn blocking<T>(&self, work: impl FnOnce() -> T) -> T {
-        let threads = tokio::runtime::Handle::current().runtime_flavor();
-        if self.instant || threads == tokio::runtime::RuntimeFlavor::CurrentThread {
-            return work();
-        }
-        tokio::task::block_in_place(work)
+        godrive_disk::blocking(self.instant, work)
     }
 }
 

@@ -11,18 +11,19 @@ use crate::core::state::values::Chunk;
 use godrive_proto::cluster::{Copy, CopyRequest, Delete, DeleteRequest};
 use godrive_proto::frame::Class;
 use godrive_proto::time::Instant;
-use godrive_proto::{ChunkId, Epoch, Fault, NodeId};
+use godrive_proto::{ChunkId, Epoch, Fault, LogIndex, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc::UnboundedSender;
 
 /// How often the slow scan goes on, and by how many chunks.
 const PAUSE: Duration = Duration::from_millis(500);
-const SCAN: usize = 500;
+const SCAN: usize = 200;
 /// Chunks that one plan considers.
 const TURN: usize = 1_000;
 /// Deleted chunks that are looked at in one turn, and chunks in one command.
-const RECLAIM: usize = 2_048;
+const RECLAIM: usize = 512;
 const DELETIONS: usize = 1_024;
 /// A whole chunk within this: at least a few MiB/s.
 const COPY_DEADLINE: Duration = Duration::from_secs(60);
@@ -37,6 +38,7 @@ struct Progress {
     /// Members of deleted chunks that have confirmed.
     confirmed: BTreeMap<ChunkId, BTreeSet<NodeId>>,
     scanned: ChunkId,
+    scan_at: Instant,
     /// How far each dead node's replicas have been noticed; None: all.
     swept: BTreeMap<NodeId, Option<ChunkId>>,
     reclaimed: ChunkId,
@@ -67,18 +69,35 @@ pub async fn run(shared: Arc<Shared>) {
         while let Ok(ended) = reports.try_recv() {
             settle(&shared, &mut progress, ended);
         }
-        // What is not durable may come back after a power loss: nothing is deleted on its word.
-        let last = shared.with(|hub, _| hub.journal.last());
-        let planned = match shared.durable(last).await {
-            Ok(()) => shared.with(|hub, now| turn(hub, now, &mut progress)),
-            Err(fault) => Err(fault),
-        };
+        let (planned, last) = shared.with(|hub, now| (turn(hub, now, &mut progress), hub.journal.last()));
         match planned {
-            Ok(steps) => steps.into_iter().for_each(|step| start(&shared, &mut progress, step, &report)),
+            Ok(steps) => begin(&shared, &mut progress, steps, last, &report).await,
             Err(fault) => tracing::warn!("repair pauses: {fault}"),
         }
         // Coalesces what comes in bursts.
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn begin(
+    shared: &Arc<Shared>,
+    progress: &mut Progress,
+    steps: Vec<Step>,
+    last: LogIndex,
+    report: &UnboundedSender<Ended>,
+) {
+    let (deletions, joins): (Vec<_>, Vec<_>) =
+        steps.into_iter().partition(|step| matches!(step, Step::Delete { .. }));
+    for step in joins {
+        start(shared, progress, step, report);
+    }
+    if deletions.is_empty() {
+        return;
+    }
+    // What is not durable may come back after a power loss: nothing is deleted on its word.
+    match shared.durable(last).await {
+        Ok(()) => deletions.into_iter().for_each(|step| start(shared, progress, step, report)),
+        Err(fault) => tracing::warn!("nothing is deleted now: {fault}"),
     }
 }
 
@@ -92,7 +111,11 @@ fn turn(hub: &mut Hub, now: Instant, progress: &mut Progress) -> Result<Vec<Step
         copies_per_node: hub.config.nodes.repairs_per_node as usize,
         deletions: DELETIONS,
     };
-    scan(hub, now, progress, &limits)?;
+    // Whatever wakes this loop, the scan keeps its own pace.
+    if now >= progress.scan_at {
+        progress.scan_at = now.after(PAUSE);
+        scan(hub, now, progress, &limits)?;
+    }
     sweep(hub, now, progress)?;
     let mut view = View { candidates: hub.nodes.candidates(now, &hub.reserved), ..View::default() };
     view.copies = progress.joins.len();
@@ -228,12 +251,7 @@ fn reclaimable(hub: &mut Hub, progress: &mut Progress, view: &mut View) -> Resul
     Ok(())
 }
 
-fn start(
-    shared: &Arc<Shared>,
-    progress: &mut Progress,
-    step: Step,
-    report: &tokio::sync::mpsc::UnboundedSender<Ended>,
-) {
+fn start(shared: &Arc<Shared>, progress: &mut Progress, step: Step, report: &UnboundedSender<Ended>) {
     let (shared, report) = (shared.clone(), report.clone());
     match step {
         Step::Join { chunk, source, target } => {

@@ -18,8 +18,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-/// None: it waits. Otherwise the result and the record that must be durable before it is told.
-pub type Attempt<T> = Option<(Result<T, Fault>, LogIndex)>;
+/// A result and the record that must be durable before it is told.
+pub type Outcome<T> = (Result<T, Fault>, LogIndex);
+
+/// None: it waits.
+pub type Attempt<T> = Option<Outcome<T>>;
 
 /// A request that may have to wait for leases.
 pub trait Job: Send + 'static {
@@ -36,7 +39,7 @@ pub trait Parked: Send {
 
 struct Waiting<J: Job> {
     job: J,
-    reply: Option<oneshot::Sender<(Result<J::Out, Fault>, LogIndex)>>,
+    reply: Option<oneshot::Sender<Outcome<J::Out>>>,
 }
 
 impl<J: Job> Parked for Waiting<J> {
@@ -78,10 +81,12 @@ pub async fn serve(shared: Arc<Shared>, connection: Connection) {
         while requests.try_join_next().is_some() {}
         let (shared, link) = (shared.clone(), link.clone());
         requests.spawn(async move {
-            let code = incoming.header.code;
-            if let Err(fault) = handle(shared, link, incoming).await {
+            let (code, session, begun) = (incoming.header.code, incoming.header.session, shared.clock.now());
+            if let Err(fault) = handle(shared.clone(), link, incoming).await {
                 tracing::debug!(code, "the peer did not get its answer: {fault}");
             }
+            let micros = shared.clock.now().since(begun).as_micros();
+            tracing::trace!(code = format_args!("{code:#06x}"), %session, micros, "served");
         });
     }
     if connection.peer().role == Role::Slave {
@@ -119,7 +124,7 @@ impl Context {
     pub async fn run<J: Job>(&self, mut job: J) -> Result<J::Out, Fault> {
         enum Begun<T> {
             Over(Result<T, Fault>, LogIndex),
-            Waits(WaiterId, oneshot::Receiver<(Result<T, Fault>, LogIndex)>),
+            Waits(WaiterId, oneshot::Receiver<Outcome<T>>),
         }
         let begun = self.shared.with(|hub, now| {
             let id = hub.next_waiter();
