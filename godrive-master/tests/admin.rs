@@ -74,7 +74,7 @@ async fn a_second_bearer_of_a_disk_and_a_foreign_slave_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn status_shows_what_is() {
     let cluster = Cluster::start(quick(3)).await;
-    let mut slaves = vec![Slave::start(&cluster).await, Slave::start(&cluster).await];
+    let mut slaves = [Slave::start(&cluster).await, Slave::start(&cluster).await];
     let mut client = cluster.client("host:/mnt").await;
     client.stop_renewing();
     client.create("f").await.unwrap();

@@ -1,6 +1,6 @@
 //! Checkpoints of the state behind the log, so that a restart replays little and the log stays short.
 
-use super::hub::Shared;
+use super::shared::Shared;
 use godrive_proto::{Code, Fault};
 use std::sync::Arc;
 use std::time::Duration;

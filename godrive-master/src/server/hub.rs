@@ -2,10 +2,10 @@
 //!
 //! Everything that decides lies in [`Hub`], behind one lock. Whoever holds it reads the state, asks the tables
 //! and proposes records; nothing in here waits. What has to be done outside (recalls, epoch changes) is put
-//! into the outbox and started after the lock was given back ([`Shared::with`]). A request is therefore
+//! into the outbox and started after the lock was given back ([`super::shared::Shared::with`]). A request is therefore
 //! executed by its own task, without a hop to an actor and back, yet one after the other.
 
-use super::journal::{Durability, Journal};
+use super::journal::Journal;
 use super::repair::Counters;
 use super::requests::{Attempt, Parked};
 use super::slaves::Slaves;
@@ -19,15 +19,11 @@ use godrive_proto::data::{Layout, Member};
 use godrive_proto::lease::{Lease, Mode, RecallRequest, Release, RenewRequest};
 use godrive_proto::meta::InodeView;
 use godrive_proto::net::Connection;
-use godrive_proto::net::identity::Authority;
 use godrive_proto::time::{Clock, Instant, Timestamp};
 use godrive_proto::{ChunkId, ClusterId, Code, Fault, Ino, LogIndex, NodeId, SessionId, Term};
-use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 /// A connection under a number that rises, so that a late loss of an old one does not unlink its successor.
 #[derive(Clone)]
@@ -80,7 +76,7 @@ pub struct Hub {
     pub must_be_durable: LogIndex,
     /// Why nothing is served any more.
     pub refused: Option<String>,
-    clock: Arc<dyn Clock>,
+    pub clock: Arc<dyn Clock>,
 }
 
 /// What [`super::start`] puts together.
@@ -376,112 +372,6 @@ impl Hub {
         }
     }
 }
-
-/// What all tasks of the daemon share.
-pub struct Shared {
-    hub: Mutex<Hub>,
-    pub durability: Durability,
-    pub clock: Arc<dyn Clock>,
-    pub term: Term,
-    pub cluster: ClusterId,
-    pub authority: Option<Arc<Authority>>,
-    /// Where this master listens.
-    pub address: SocketAddr,
-    pub links: AtomicU64,
-    /// Seeds what must not be guessed: token secrets, node ids.
-    pub random: Mutex<rand::rngs::StdRng>,
-    /// The lease table has something to do earlier than the ticker thinks.
-    tick_sooner: Notify,
-    next_tick: AtomicU64,
-    /// There is something to repair or to reclaim.
-    pub repair: Notify,
-}
-
-impl Shared {
-    pub fn new(
-        hub: Hub,
-        durability: Durability,
-        authority: Option<Arc<Authority>>,
-        seed: u64,
-        address: SocketAddr,
-    ) -> Arc<Self> {
-        use rand::SeedableRng;
-        Arc::new(Self {
-            durability,
-            clock: hub.clock.clone(),
-            term: hub.term,
-            cluster: hub.cluster,
-            authority,
-            address,
-            links: AtomicU64::new(0),
-            random: Mutex::new(rand::rngs::StdRng::seed_from_u64(seed)),
-            tick_sooner: Notify::new(),
-            next_tick: AtomicU64::new(u64::MAX),
-            repair: Notify::new(),
-            hub: Mutex::new(hub),
-        })
-    }
-
-    /// Runs one step under the lock, then starts what follows from it.
-    pub fn with<T>(self: &Arc<Self>, step: impl FnOnce(&mut Hub, Instant) -> T) -> T {
-        let now = self.clock.now();
-        let (result, outbox, next_tick, repair) = {
-            let mut hub = self.hub.lock();
-            let result = step(&mut hub, now);
-            hub.settle(now);
-            let repair = std::mem::take(&mut hub.slaves.reclaim);
-            (result, std::mem::take(&mut hub.outbox), hub.leases.next_tick(), repair)
-        };
-        if repair {
-            self.repair.notify_one();
-        }
-        for command in outbox {
-            self.start(command);
-        }
-        if let Some(at) = next_tick
-            && at.0 < self.next_tick.load(Ordering::Relaxed)
-        {
-            self.tick_sooner.notify_one();
-        }
-        result
-    }
-
-    fn start(self: &Arc<Self>, command: Command) {
-        let shared = self.clone();
-        match command {
-            Command::Recall(session, request) => {
-                tokio::spawn(async move { super::sessions::recall(&shared, session, request).await });
-            }
-            Command::Settle(chunk) => {
-                tokio::spawn(async move {
-                    if let Err(fault) =
-                        super::epoch::change(&shared, chunk, super::epoch::Cause::Unsettled).await
-                    {
-                        tracing::warn!(%chunk, "its epoch change is not finished: {fault}; it is tried again");
-                    }
-                });
-            }
-        }
-    }
-
-    /// Runs the lease table's clock.
-    pub async fn tick(self: Arc<Self>) {
-        loop {
-            let wait = self.with(|hub, now| {
-                let longest = now.after(LONGEST_TICK);
-                let next = hub.leases.next_tick().map_or(longest, |at| at.min(longest));
-                self.next_tick.store(next.0, Ordering::Relaxed);
-                next.since(now)
-            });
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = self.tick_sooner.notified() => {}
-            }
-        }
-    }
-}
-
-const LONGEST_TICK: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// An attempt that is over, with what has to be durable before its answer leaves.
 pub fn over<T>(result: Result<T, Fault>, durable: LogIndex) -> Attempt<T> {

@@ -1,7 +1,8 @@
 //! A slave's inventory against the record: what is missing, outdated, left over or unknown.
 
-use super::hub::{Hub, Link, Shared};
+use super::hub::{Hub, Link};
 use super::requests::Context;
+use super::shared::Shared;
 use super::slaves::Inventory;
 use crate::core::repair::Worklist;
 use crate::core::state::values::Chunk;

@@ -4,7 +4,7 @@
 //! it; all who came meanwhile form the group after that. So one request alone pays one sync and no hop to
 //! another task, and many share one.
 
-use super::hub::Shared;
+use super::shared::Shared;
 use crate::core::record::Record;
 use crate::log::{Log, LogError, SyncPoint};
 use godrive_proto::{Code, Fault, LogIndex, Term};

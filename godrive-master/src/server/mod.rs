@@ -1,7 +1,7 @@
 //! The daemon: recovers the state, listens, and keeps everything running until it is told to stop.
 //!
 //! ```text
-//!   connection -> requests -> namespace | sessions | slaves | epoch | admin     one task per request
+//!   connection -> requests -> reading | changing | sessions | slaves | epoch | admin     one task per request
 //!                                |
 //!                               hub        one lock: state, log, leases, nodes; never waits
 //!                                |
@@ -9,15 +9,17 @@
 //! ```
 
 mod admin;
+mod changing;
 mod checkpoint;
 mod epoch;
 mod hub;
 mod inventory;
 mod journal;
-mod namespace;
+mod reading;
 mod repair;
 mod requests;
 mod sessions;
+mod shared;
 mod slaves;
 mod start;
 

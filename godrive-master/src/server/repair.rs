@@ -1,7 +1,8 @@
 //! Repair and reclaim: notices what is missing or too much, lets the planner decide, does what it says.
 
 use super::epoch::{Cause, change, command};
-use super::hub::{Hub, Shared};
+use super::hub::Hub;
+use super::shared::Shared;
 use super::slaves::member_health;
 use crate::core::nodes::Health;
 use crate::core::placement::Candidate;

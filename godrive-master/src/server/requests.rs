@@ -4,8 +4,9 @@
 //! way it is parked there and attempted again when the table says so. Its task then waits for the outcome, and
 //! for the group of records that its reply depends on to be on stable storage.
 
-use super::hub::{Hub, Link, Shared};
-use super::{admin, epoch, inventory, namespace, sessions, slaves};
+use super::hub::{Hub, Link};
+use super::shared::Shared;
+use super::{admin, changing, epoch, inventory, reading, sessions, slaves};
 use crate::core::leases::WaiterId;
 use crate::core::record::Origin;
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
@@ -208,26 +209,26 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
         l::Resume::CODE => answer!(context, incoming, l::Resume, sessions::resume),
         l::CloseSession::CODE => answer!(context, incoming, l::CloseSession, sessions::close),
         l::Releases::CODE => answer!(context, incoming, l::Releases, sessions::release),
-        l::Acquire::CODE => answer!(context, incoming, l::Acquire, namespace::acquire),
-        l::GetLayout::CODE => answer!(context, incoming, l::GetLayout, namespace::layout),
-        l::OpenChunks::CODE => answer!(context, incoming, l::OpenChunks, namespace::open_chunks),
+        l::Acquire::CODE => answer!(context, incoming, l::Acquire, reading::acquire),
+        l::GetLayout::CODE => answer!(context, incoming, l::GetLayout, reading::layout),
+        l::OpenChunks::CODE => answer!(context, incoming, l::OpenChunks, changing::open_chunks),
         l::Report::CODE => answer!(context, incoming, l::Report, epoch::report),
-        m::Lookup::CODE => answer!(context, incoming, m::Lookup, namespace::lookup),
-        m::ReadDirectory::CODE => answer!(context, incoming, m::ReadDirectory, namespace::read_directory),
-        m::ReadSymlink::CODE => answer!(context, incoming, m::ReadSymlink, namespace::read_symlink),
-        m::ReadXattrs::CODE => answer!(context, incoming, m::ReadXattrs, namespace::read_xattrs),
-        m::StatFs::CODE => answer!(context, incoming, m::StatFs, namespace::stat_fs),
-        m::Create::CODE => answer!(context, incoming, m::Create, namespace::create),
-        m::MakeNode::CODE => answer!(context, incoming, m::MakeNode, namespace::make_node),
-        m::Link::CODE => answer!(context, incoming, m::Link, namespace::link),
-        m::Unlink::CODE => answer!(context, incoming, m::Unlink, namespace::unlink),
-        m::Rename::CODE => answer!(context, incoming, m::Rename, namespace::rename),
-        m::SetAttr::CODE => answer!(context, incoming, m::SetAttr, namespace::set_attr),
-        m::Truncate::CODE => answer!(context, incoming, m::Truncate, namespace::truncate),
-        m::Commit::CODE => answer!(context, incoming, m::Commit, namespace::commit),
-        m::SetXattr::CODE => answer!(context, incoming, m::SetXattr, namespace::set_xattr),
-        m::RemoveXattr::CODE => answer!(context, incoming, m::RemoveXattr, namespace::remove_xattr),
-        m::Barrier::CODE => answer!(context, incoming, m::Barrier, namespace::barrier),
+        m::Lookup::CODE => answer!(context, incoming, m::Lookup, reading::lookup),
+        m::ReadDirectory::CODE => answer!(context, incoming, m::ReadDirectory, reading::read_directory),
+        m::ReadSymlink::CODE => answer!(context, incoming, m::ReadSymlink, reading::read_symlink),
+        m::ReadXattrs::CODE => answer!(context, incoming, m::ReadXattrs, reading::read_xattrs),
+        m::StatFs::CODE => answer!(context, incoming, m::StatFs, reading::stat_fs),
+        m::Create::CODE => answer!(context, incoming, m::Create, changing::create),
+        m::MakeNode::CODE => answer!(context, incoming, m::MakeNode, changing::make_node),
+        m::Link::CODE => answer!(context, incoming, m::Link, changing::link),
+        m::Unlink::CODE => answer!(context, incoming, m::Unlink, changing::unlink),
+        m::Rename::CODE => answer!(context, incoming, m::Rename, changing::rename),
+        m::SetAttr::CODE => answer!(context, incoming, m::SetAttr, changing::set_attr),
+        m::Truncate::CODE => answer!(context, incoming, m::Truncate, changing::truncate),
+        m::Commit::CODE => answer!(context, incoming, m::Commit, changing::commit),
+        m::SetXattr::CODE => answer!(context, incoming, m::SetXattr, changing::set_xattr),
+        m::RemoveXattr::CODE => answer!(context, incoming, m::RemoveXattr, changing::remove_xattr),
+        m::Barrier::CODE => answer!(context, incoming, m::Barrier, reading::barrier),
         c::Register::CODE => answer!(context, incoming, c::Register, slaves::register),
         c::Inventory::CODE => answer!(context, incoming, c::Inventory, inventory::page),
         c::Heartbeat::CODE => answer!(context, incoming, c::Heartbeat, slaves::heartbeat),

@@ -1,7 +1,8 @@
 //! Sessions: opened, renewed, resumed after a restart, closed; and the recalls sent to them.
 
-use super::hub::{Hub, Shared};
+use super::hub::Hub;
 use super::requests::Context;
+use super::shared::Shared;
 use crate::core::record::{Body, Reply};
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::lease::*;

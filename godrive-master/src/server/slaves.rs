@@ -1,7 +1,8 @@
 //! What slaves tell the master: who they are, what they have, that they live.
 
-use super::hub::{Hub, Link, Shared};
+use super::hub::{Hub, Link};
 use super::requests::Context;
+use super::shared::Shared;
 use crate::core::nodes::Health;
 use crate::core::record::Body;
 use crate::core::repair::{Unneeded, Worklist};

@@ -1,7 +1,8 @@
 //! From an empty or a used directory to a serving master, and to a clean end.
 
-use super::hub::{Hub, Parts, Shared};
+use super::hub::{Hub, Parts};
 use super::journal::{Durability, Journal};
+use super::shared::Shared;
 use super::{checkpoint, epoch, repair, requests, sessions};
 use crate::config::{Config, Selector};
 use crate::core::leases::{self, Leases};

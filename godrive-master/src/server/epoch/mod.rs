@@ -1,0 +1,183 @@
+//! Epoch changes: who the members of a chunk are and what they hold, when that is in question.
+//!
+//! A member failed, a writer was revoked, a replica joins, replicas disagree: always the same procedure, run by one
+//! task per chunk. Log that the epoch is pending; seal the members, which stop working for the old epoch and say
+//! what they have; elect; bring laggards and joiners level; log the new epoch; install it. Whoever needs
+//! the chunk meanwhile waits for the end of the same task.
+
+mod round;
+
+use super::requests::Context;
+use super::shared::Shared;
+use crate::core::placement::Candidate;
+use godrive_proto::data::Layout;
+use godrive_proto::frame::{Class, RequestHeader};
+use godrive_proto::lease::{Problem, ReportRequest};
+use godrive_proto::net::Connection;
+use godrive_proto::{ChunkId, Code, Fault, Operation, Role};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Why an epoch changes.
+#[derive(Clone, Debug)]
+pub enum Cause {
+    /// A writer died, or the last change was cut off.
+    Unsettled,
+    /// A client or slave met a problem.
+    Reported(Problem),
+    /// A replica was copied to this disk and becomes a member.
+    Join(Candidate),
+}
+
+/// A change that failed is tried again after this, or when a slave comes back; so many at one time.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
+const AT_ONCE: usize = 64;
+/// Members that fail while they are installed cost another round.
+const ROUNDS: usize = 3;
+
+/// Answers when the chunk is usable again, with its layout.
+pub async fn report(context: &Context, request: ReportRequest) -> Result<Layout, Fault> {
+    let chunk = request.chunk;
+    let from_client = context.peer.role == Role::Client;
+    if from_client {
+        context.session()?;
+    }
+    let needed = context.shared.with(|hub, _| {
+        let Some(known) = hub.state.chunk(chunk)? else {
+            return Err(Fault::new(Code::NoChunk, format!("chunk {chunk} does not exist (any longer)")));
+        };
+        let outdated = request.epoch < known.epoch;
+        let only_asks = matches!(request.problem, Problem::StaleLayout);
+        let unfinished = known.pending.is_some() || known.unsettled || hub.epochs.contains_key(&chunk);
+        Ok(unfinished || !(outdated || only_asks))
+    })?;
+    if needed {
+        tracing::info!(%chunk, epoch = %request.epoch, problem = ?request.problem, peer = %context.peer.node,
+            detail = request.detail, "reported");
+        change(&context.shared, chunk, Cause::Reported(request.problem)).await?;
+    }
+    let layout = context.shared.with(|hub, now| {
+        let quarantined = hub.state.chunk(chunk)?.is_some_and(|known| known.quarantined);
+        if quarantined {
+            return Err(quarantine_fault(chunk));
+        }
+        let mut layout = hub.state.chunk_layout(chunk)?;
+        hub.localize(now, &mut layout);
+        Ok((layout, hub.must_be_durable))
+    });
+    let (layout, durable) = layout?;
+    context.shared.durable(durable).await?;
+    Ok(layout)
+}
+
+/// Runs an epoch change of the chunk, or joins the one that runs, and waits for its end.
+pub async fn change(shared: &Arc<Shared>, chunk: ChunkId, cause: Cause) -> Result<(), Fault> {
+    let (ended, end) = oneshot::channel();
+    let begin = shared.with(|hub, _| match hub.epochs.get_mut(&chunk) {
+        Some(waiting) => {
+            waiting.push(ended);
+            false
+        }
+        None => {
+            hub.epochs.insert(chunk, vec![ended]);
+            true
+        }
+    });
+    if begin {
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            let result = run(&shared, chunk, &cause).await;
+            finish(&shared, chunk, &result);
+        });
+    }
+    match end.await {
+        Ok(result) => result,
+        Err(_) => Err(Fault::new(Code::Internal, format!("the epoch change of chunk {chunk} was cut off"))),
+    }
+}
+
+fn finish(shared: &Arc<Shared>, chunk: ChunkId, result: &Result<(), Fault>) {
+    shared.with(|hub, now| {
+        for waiting in hub.epochs.remove(&chunk).unwrap_or_default() {
+            // Its requester may have given up.
+            let _ = waiting.send(result.clone());
+        }
+        let known = hub.state.chunk(chunk).ok().flatten();
+        let still_open = known.as_ref().is_some_and(|known| known.pending.is_some() || known.unsettled);
+        let given_up = known.as_ref().is_some_and(|known| known.quarantined);
+        if still_open && !given_up {
+            hub.unfinished.insert(chunk, now.after(TRY_AGAIN_AFTER));
+        } else {
+            hub.unfinished.remove(&chunk);
+        }
+        if let Some(known) = known {
+            hub.unfence(now, known.ino);
+        }
+        hub.slaves.reclaim = true;
+    });
+}
+
+/// Rounds until one ends with all members installed.
+async fn run(shared: &Arc<Shared>, chunk: ChunkId, cause: &Cause) -> Result<(), Fault> {
+    for round in 1..=ROUNDS {
+        let missing = round::one_round(shared, chunk, cause).await?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(%chunk, round, ?missing, "members did not take up the new epoch");
+        shared.with(|hub, now| missing.iter().for_each(|node| hub.nodes.suspect(now, *node)));
+    }
+    Err(Fault::new(
+        Code::Unavailable,
+        format!("chunk {chunk}: its members fail faster than its epochs change"),
+    ))
+}
+
+/// A command to a slave, sent at once; await what is returned for the answer.
+pub fn command<O: Operation>(
+    shared: &Shared,
+    connection: Connection,
+    request: O::Request,
+    class: Class,
+    deadline: Duration,
+) -> impl Future<Output = Result<O::Reply, Fault>> + use<O> {
+    let header = RequestHeader { term: shared.term, class, ..Default::default() };
+    let task = tokio::spawn(async move {
+        connection.call::<O>(header, &request, &[], deadline).await.map(|reply| reply.body)
+    });
+    async move { task.await.unwrap_or_else(|error| Err(Fault::new(Code::Internal, error.to_string()))) }
+}
+
+fn quarantine_fault(chunk: ChunkId) -> Fault {
+    let detail =
+        format!("chunk {chunk}: its replicas contradict each other or the record; nothing was overwritten");
+    Fault::new(Code::Quarantined, detail)
+}
+
+/// Epoch changes that were cut off or found too few members: tried again when it may help, some at a time.
+pub async fn retry_unfinished(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        let due: Vec<ChunkId> = shared.with(|hub, now| {
+            let room = AT_ONCE.saturating_sub(hub.epochs.len());
+            let due = hub
+                .unfinished
+                .iter_mut()
+                .filter(|(chunk, when)| **when <= now && !hub.epochs.contains_key(chunk));
+            let due = due.take(room).map(|(chunk, when)| {
+                *when = now.after(TRY_AGAIN_AFTER);
+                *chunk
+            });
+            due.collect()
+        });
+        for chunk in due {
+            let shared = shared.clone();
+            tokio::spawn(async move {
+                if let Err(fault) = change(&shared, chunk, Cause::Unsettled).await {
+                    tracing::debug!(%chunk, "still not usable: {fault}");
+                }
+            });
+        }
+    }
+}
