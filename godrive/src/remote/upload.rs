@@ -29,9 +29,16 @@ pub struct Upload<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum UploadError {
     #[error("{}", super::said(.0))]
-    Cluster(#[from] FsError),
+    Cluster(FsError),
     #[error("reading what is to be stored: {0:#}")]
     Source(anyhow::Error),
+}
+
+/// Not as a source: its own words are this error's.
+impl From<FsError> for UploadError {
+    fn from(error: FsError) -> Self {
+        Self::Cluster(error)
+    }
 }
 
 /// A temporary file while it is written.
