@@ -39,7 +39,7 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
 fn kind_at(path: &Path) -> Result<Option<String>> {
     let table = std::fs::read("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
     let lines = table.split(|byte| *byte == b'\n').filter_map(parse);
-    Ok(lines.filter(|(mounted, _)| mounted == path).last().map(|(_, kind)| kind))
+    Ok(lines.filter(|(mounted, _)| mounted == path).next_back().map(|(_, kind)| kind))
 }
 
 /// Path and kind of `36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/root rw`.
