@@ -148,6 +148,30 @@ async fn a_restart_keeps_the_state_and_waits_for_those_who_may_hold_leases() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_create_repeated_after_a_restart_owns_its_file_and_shows_it_as_it_is() {
+    let mut cluster = Cluster::start(quick(1)).await;
+    let (mut one, mut two) = (cluster.client("one").await, cluster.client("two").await);
+    let header = RequestHeader { sequence: 1, ..one.header() };
+    let first = one.call_with::<Create>(header.clone(), &create("f")).await.unwrap().body;
+    let ino = first.entry.attr.ino;
+    // The answer was lost, and so is the lease that it carried.
+    cluster.restart().await;
+    for client in [&mut one, &mut two] {
+        client.reconnect(&cluster).await;
+        let nothing = ResumeRequest { exclusive: vec![], open: vec![], last: true };
+        client.call::<Resume>(&nothing).await.unwrap();
+    }
+    let again = one.call_with::<Create>(header.clone(), &create("f")).await.unwrap().body;
+    assert_eq!(again.entry.lease.unwrap().mode, Mode::Exclusive);
+    // Meanwhile somebody else changes it: a repetition must not make the old attributes cacheable.
+    let changes = AttrChanges { mode: Some(0o600), ..AttrChanges::default() };
+    two.mutate::<SetAttr>(&SetAttrRequest { ino, changes }).await.unwrap();
+    let again = one.call_with::<Create>(header, &create("f")).await.unwrap().body;
+    assert_eq!(again.entry.attr.mode, 0o600);
+    assert_ne!(again.entry.lease.map(|lease| lease.mode), Some(Mode::Exclusive));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn after_a_restart_a_session_that_stays_away_lapses() {
     let mut cluster = Cluster::start(quick(1)).await;
     let (mut one, mut two) = (cluster.client("one").await, cluster.client("two").await);

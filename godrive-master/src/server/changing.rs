@@ -41,7 +41,8 @@ impl Change {
         now: Instant,
         id: WaiterId,
     ) -> Result<Option<(Reply, LogIndex)>, Fault> {
-        if let Some(reply) = repeated(hub, now, self.origin)? {
+        let owns = matches!(&self.mutation, Mutation::Create { request, .. } if request.for_writing);
+        if let Some(reply) = repeated(hub, now, self.origin, owns)? {
             return Ok(Some((reply, hub.must_be_durable)));
         }
         let touched = hub.state.check(self.session, hub.wall(), &self.mutation)?;
@@ -76,7 +77,6 @@ impl Change {
         }
         let (answer, durable) = hub.propose(self.origin, Body::Mutation(self.mutation.clone()))?;
         let mut reply = answer?;
-        let owns = matches!(&self.mutation, Mutation::Create { request, .. } if request.for_writing);
         dress_reply(hub, now, self.session, &mut reply, &without_grant, owns);
         Ok(Some((reply, durable)))
     }
@@ -144,7 +144,7 @@ fn dress_reply(
 }
 
 /// The kept answer to a mutation that was executed before, with what leases can be had now.
-fn repeated(hub: &mut Hub, now: Instant, origin: Origin) -> Result<Option<Reply>, Fault> {
+fn repeated(hub: &mut Hub, now: Instant, origin: Origin, owns: bool) -> Result<Option<Reply>, Fault> {
     if origin.sequence == 0 {
         return Ok(None);
     }
@@ -167,12 +167,18 @@ fn repeated(hub: &mut Hub, now: Instant, origin: Origin) -> Result<Option<Reply>
         Reply::Done | Reply::Session(_) | Reply::Layouts(_) | Reply::Token(_) => vec![],
     };
     for view in views {
-        hub.dress_again(now, origin.session, view);
+        hub.dress_again(now, origin.session, view, false);
+    }
+    if let Reply::Created(created) = &mut reply
+        && owns
+        && !created.existed
+    {
+        hub.dress_again(now, origin.session, &mut created.entry, true);
     }
     match &mut reply {
-        Reply::Created(Created { layout: Some(layout), .. }) => hub.localize(now, layout),
-        Reply::Truncated(Truncated { trim: Some(layout), .. }) => hub.localize(now, layout),
-        Reply::Layouts(layouts) => layouts.iter_mut().for_each(|layout| hub.localize(now, layout)),
+        Reply::Created(Created { layout: Some(layout), .. }) => hub.layout_again(now, layout),
+        Reply::Truncated(Truncated { trim: Some(layout), .. }) => hub.layout_again(now, layout),
+        Reply::Layouts(layouts) => layouts.iter_mut().for_each(|layout| hub.layout_again(now, layout)),
         _ => {}
     }
     Ok(Some(reply))
@@ -215,7 +221,7 @@ async fn as_owner(
 ) -> Result<Reply, Fault> {
     let (session, origin) = (context.session()?, context.origin);
     let step = |hub: &mut Hub, now: Instant| {
-        if let Some(reply) = repeated(hub, now, origin)? {
+        if let Some(reply) = repeated(hub, now, origin, false)? {
             return Ok((reply, hub.must_be_durable));
         }
         if hub.leases.mode(session, ino) != Some(Mode::Exclusive) {

@@ -10,13 +10,13 @@ use super::repair::Counters;
 use super::requests::{Attempt, Parked};
 use super::slaves::Slaves;
 use crate::config::Config;
-use crate::core::leases::{Effect, Leases, WaiterId};
+use crate::core::leases::{Effect, Leases, Need, WaiterId};
 use crate::core::nodes::Nodes;
 use crate::core::placement::{Candidate, NodeSelector, Reservations, place};
 use crate::core::record::{Answer, Body, Origin, Placed, Record};
 use crate::core::state::State;
 use godrive_proto::data::{Layout, Member};
-use godrive_proto::lease::{Lease, Mode, RecallRequest, Release, RenewRequest};
+use godrive_proto::lease::{Mode, RecallRequest, Release, RenewRequest};
 use godrive_proto::meta::InodeView;
 use godrive_proto::net::Connection;
 use godrive_proto::time::{Clock, Instant, Timestamp};
@@ -295,13 +295,26 @@ impl Hub {
         view.lease = if without.contains(&ino) { None } else { self.leases.grant(now, session, ino, mode) };
     }
 
-    /// As [`Self::dress`] for an answer that is repeated: only what nobody else minds.
-    pub fn dress_again(&mut self, now: Instant, session: SessionId, view: &mut InodeView) -> Option<Lease> {
+    /// As [`Self::dress`] for an answer that is repeated: only what nobody else minds. The one who made a file for
+    /// writing owns it again, as the answer that was lost had said; after a restart only the log knows of it.
+    pub fn dress_again(&mut self, now: Instant, session: SessionId, view: &mut InodeView, owns: bool) {
         let ino = view.attr.ino;
-        if self.state.inode(ino).is_ok() && self.leases.can_share_now(session, ino) {
+        // What it was then may have changed since; a lease goes with what it is now.
+        let Ok(attr) = self.state.attr(ino) else { return };
+        view.attr = attr;
+        if owns && self.leases.free_now(session, ino, Need::Own) {
+            view.lease = self.leases.grant(now, session, ino, Mode::Exclusive);
+        } else if self.leases.free_now(session, ino, Need::Read) {
             view.lease = self.leases.grant(now, session, ino, Mode::Shared);
         }
-        view.lease
+    }
+
+    /// A layout of a repeated answer, as it is now; as it was then if the chunk is gone.
+    pub fn layout_again(&self, now: Instant, layout: &mut Layout) {
+        if let Ok(present) = self.state.chunk_layout(layout.chunk.id) {
+            *layout = present;
+        }
+        self.localize(now, layout);
     }
 
     /// Addresses as the nodes announced them; living members first, so that readers meet them first.

@@ -99,7 +99,7 @@ fn directory_page(
             break;
         }
         let mut view = None;
-        if request.views && hub.leases.can_share_now(session, entry.ino) {
+        if request.views && hub.leases.free_now(session, entry.ino, Need::Read) {
             let mut dressed = bare(hub.state.attr(entry.ino)?);
             hub.dress(now, session, &mut dressed, Mode::Shared, &[]);
             view = Some(dressed);

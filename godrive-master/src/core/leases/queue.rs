@@ -39,10 +39,10 @@ impl Queue {
         self.due.insert((when, due));
     }
 
-    /// Another session's earlier request keeps this one from sharing the inode.
-    pub fn reserved(&self, session: SessionId, ino: Ino) -> bool {
-        self.earlier(None, ino)
-            .any(|waiter| waiter.session != session && waiter.needs(ino).any(Need::changes))
+    /// Another session's request waits for the inode and comes before this need.
+    pub fn reserved(&self, session: SessionId, ino: Ino, need: Need) -> bool {
+        let others = self.earlier(None, ino).filter(|waiter| waiter.session != session);
+        others.into_iter().any(|waiter| waiter.needs(ino).any(|theirs| theirs.excludes(need)))
     }
 
     pub fn forget_session(&mut self, session: SessionId) {

@@ -338,12 +338,12 @@ impl Leases {
         idle.map(|(session, _)| *session).collect()
     }
 
-    /// Whether sharing the inode needs no wait (for entries of a directory page, which never wait).
-    pub fn can_share_now(&self, session: SessionId, ino: Ino) -> bool {
+    /// Whether the inode could be had without a wait (for entries of a directory page, which never wait, and for
+    /// answers that are repeated).
+    pub fn free_now(&self, session: SessionId, ino: Ino, need: Need) -> bool {
         let others = self.unresumed.iter().any(|other| *other != session);
-        let held =
-            self.holders(ino).iter().any(|held| held.session != session && Need::Read.conflicts(held.mode));
-        !others && !held && !self.fenced.contains(&ino) && !self.queue.reserved(session, ino)
+        let held = self.holders(ino).iter().any(|held| held.session != session && need.conflicts(held.mode));
+        !others && !held && !self.fenced.contains(&ino) && !self.queue.reserved(session, ino, need)
     }
 }
 
