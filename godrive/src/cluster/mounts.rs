@@ -38,8 +38,8 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
 /// The kind of file system mounted exactly at this path.
 fn kind_at(path: &Path) -> Result<Option<String>> {
     let table = std::fs::read("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
-    let lines = table.split(|byte| *byte == b'\n').filter_map(parse);
-    Ok(lines.filter(|(mounted, _)| mounted == path).next_back().map(|(_, kind)| kind))
+    let mut lines = table.split(|byte| *byte == b'\n').filter_map(parse);
+    Ok(lines.rfind(|(mounted, _)| mounted == path).map(|(_, kind)| kind))
 }
 
 /// Path and kind of `36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/root rw`.
