@@ -12,6 +12,9 @@ use godrive_proto::lease::LayoutRange;
 use godrive_proto::meta::{Attr, Kind, Name};
 use godrive_proto::{ChunkId, Code, Fault, Ino, NodeId, SessionId};
 
+/// As [`godrive_proto::meta::Xattrs::all`].
+pub type NamesAndValues = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// One page of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directory {
@@ -66,7 +69,7 @@ impl State {
     }
 
     /// All (name, value) pairs; together at most [`crate::core::namespace::MAX_XATTR_BYTES`].
-    pub fn xattrs(&self, ino: Ino) -> Result<(Attr, Vec<(Vec<u8>, Vec<u8>)>), Fault> {
+    pub fn xattrs(&self, ino: Ino) -> Result<(Attr, NamesAndValues), Fault> {
         let view = self.view();
         let inode = view.inode(ino)?;
         let mut all = Vec::new();

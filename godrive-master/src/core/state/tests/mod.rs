@@ -61,6 +61,12 @@ pub fn parameters() -> ClusterParameters {
     ClusterParameters { chunk_bytes: CHUNK as u32, replicas: 3, min_replicas: 2 }
 }
 
+impl Default for Bench {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Bench {
     pub fn new() -> Self {
         let kv = SharedKv::default();

@@ -167,8 +167,8 @@ fn replay(from: MemoryKv, records: &[Record]) -> MemoryKv {
     for (record, index) in records[applied..].iter().zip(applied as u64 + 1..) {
         state.apply(LogIndex(index), record).unwrap();
     }
-    let map = kv.0.lock().clone();
-    map
+    drop(state);
+    Arc::into_inner(kv.0).unwrap().into_inner()
 }
 
 #[test]
