@@ -224,13 +224,17 @@ impl Nodes {
         let alive = self.nodes.iter().filter(|(id, _)| self.health(now, **id) == Health::Alive);
         let disks = alive.flat_map(|(id, node)| node.disks.iter().map(move |state| (*id, node, state)));
         disks
-            .filter(|(_, _, state)| state.health == DiskHealth::Healthy)
+            .filter(|(_, _, state)| state.health != DiskHealth::Failed)
             .map(|(id, node, state)| Candidate {
                 node: id,
                 disk: state.disk,
                 domain: node.domain.clone(),
                 total_bytes: state.total_bytes,
-                free_bytes: state.free_bytes.saturating_sub(reserved.on(state.disk)),
+                // A full disk stays in the list with no room, so that a full cluster is told from one with too few nodes.
+                free_bytes: match state.health {
+                    DiskHealth::Healthy => state.free_bytes.saturating_sub(reserved.on(state.disk)),
+                    DiskHealth::Full | DiskHealth::Failed => 0,
+                },
             })
             .collect()
     }
@@ -334,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn only_healthy_disks_of_living_nodes_are_candidates() {
+    fn full_disks_have_no_room_and_failed_ones_are_no_candidates() {
         let mut nodes = nodes();
         nodes.register(s(0), A, &announce(&[1])).unwrap();
         nodes.register(s(0), B, &announce(&[2])).unwrap();
@@ -345,7 +349,7 @@ mod tests {
         };
         assert_eq!(free(&nodes, s(1)), [(DiskId(1), 30), (DiskId(2), 50)]);
         nodes.heartbeat(s(2), A, &pulse(1, DiskHealth::Full)).unwrap();
-        assert_eq!(free(&nodes, s(2)), [(DiskId(2), 50)]);
+        assert_eq!(free(&nodes, s(2)), [(DiskId(1), 0), (DiskId(2), 50)]);
         nodes.heartbeat(s(4), A, &pulse(1, DiskHealth::Failed)).unwrap();
         assert_eq!(nodes.replica_health(s(4), A, DiskId(1)), Health::Dead);
         assert_eq!(free(&nodes, s(4)), []);

@@ -99,6 +99,9 @@ pub async fn release(context: &Context, request: ReleaseRequest) -> Result<(), F
         for release in &request.leases {
             hub.released(now, session, release)?;
         }
+        for ino in &request.closed_orphans {
+            hub.leases.closed(session, *ino);
+        }
         if !request.closed_orphans.is_empty() {
             hub.decide(Body::OrphansClosed { session, inodes: request.closed_orphans })?.0?;
         }

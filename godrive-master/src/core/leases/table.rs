@@ -317,6 +317,11 @@ impl Leases {
         open.copied().filter(|other| *other != session).collect()
     }
 
+    /// The session has closed its last handle of an inode that it had said to have open without a lease.
+    pub fn closed(&mut self, session: SessionId, ino: Ino) {
+        self.forget_open(session, ino);
+    }
+
     fn forget_open(&mut self, session: SessionId, ino: Ino) {
         if let Some(sessions) = self.open.get_mut(&ino) {
             sessions.remove(&session);

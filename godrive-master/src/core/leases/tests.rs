@@ -220,3 +220,16 @@ macro_rules! scripts {
 }
 
 scripts!(sharing, owning, queueing, passing, lapsing, restarting, open_handles);
+
+#[test]
+fn an_inode_that_was_said_to_be_open_and_is_closed_keeps_nothing_open() {
+    let mut leases = Leases::new(Term(1), Settings::default());
+    let (now, holder, other, ino) = (Instant(0), SessionId(1), SessionId(2), Ino(7));
+    leases.opened(now, holder);
+    leases.opened(now, other);
+    let lease = leases.grant(now, holder, ino, Mode::Shared).unwrap();
+    leases.released(now, holder, &Release { ino, id: lease.id, keeps: None, open: true }, &mut Vec::new());
+    assert_eq!(leases.open_elsewhere(other, ino), [holder]);
+    leases.closed(holder, ino);
+    assert_eq!(leases.open_elsewhere(other, ino), []);
+}
