@@ -223,7 +223,7 @@ scripts!(sharing, owning, queueing, passing, lapsing, restarting, open_handles);
 
 #[test]
 fn an_inode_that_was_said_to_be_open_and_is_closed_keeps_nothing_open() {
-    let mut leases = Leases::new(Term(1), Settings::default());
+    let mut leases = Script::new(1).leases;
     let (now, holder, other, ino) = (Instant(0), SessionId(1), SessionId(2), Ino(7));
     leases.opened(now, holder);
     leases.opened(now, other);
