@@ -144,10 +144,11 @@ fn run(program: &Path, arguments: &[&str]) -> Output {
         .unwrap_or_else(|error| panic!("{}: {error}", program.display()))
 }
 
-/// The binaries lie beside the tests' folder `deps`, as cargo builds them.
+/// The binaries lie beside the tests' folder `deps`, as cargo builds them, or where GODRIVE_BIN_DIR says.
 fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the test has a path");
-    let folder = test.parent().and_then(Path::parent).expect("target/<profile>/deps");
+    let built = test.parent().and_then(Path::parent).expect("target/<profile>/deps");
+    let folder = std::env::var_os("GODRIVE_BIN_DIR").map_or_else(|| built.to_owned(), PathBuf::from);
     let program = folder.join(name);
     assert!(
         program.exists(),

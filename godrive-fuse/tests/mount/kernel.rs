@@ -2,8 +2,8 @@
 
 use crate::cluster::eventually;
 use fuser::{
-    Errno, FileAttr, FileType, Filesystem, Generation, INodeNo, KernelConfig, MountOption, ReplyAttr,
-    ReplyEntry, Request,
+    Errno, FileAttr, FileType, Filesystem, Generation, INodeNo, InitFlags, KernelConfig, MountOption,
+    ReplyAttr, ReplyEntry, Request,
 };
 use godrive_client::fs::{Invalidate, Invalidation};
 use godrive_fuse::notify::Notifications;
@@ -52,7 +52,10 @@ fn attr(ino: u64, kind: FileType) -> FileAttr {
 impl Filesystem for Counting {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         self.minor.store(config.kernel_abi().1, Ordering::SeqCst);
-        Ok(())
+        // As the real mount does; without it the kernel allows one lookup per directory at a time.
+        config
+            .add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS)
+            .map_err(|_| std::io::ErrorKind::Unsupported.into())
     }
 
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
