@@ -16,6 +16,9 @@ use std::ops::Range;
 /// An empty range: an answer about attributes or names, not about pages.
 pub const NO_PAGES: Range<u64> = 0..0;
 
+/// All pages.
+pub const EVERYTHING: Range<u64> = 0..u64::MAX;
+
 #[derive(Debug, Default)]
 pub struct Gate {
     closed: bool,
@@ -78,7 +81,7 @@ impl Gate {
 
     /// What to invalidate first: everything that no waiting operation has locked.
     pub fn first_round(&mut self) -> Vec<Range<u64>> {
-        self.begin(vec![0..u64::MAX])
+        self.begin(vec![EVERYTHING])
     }
 
     /// After a round, when those inside have left: what to invalidate again; None when nothing came in between.
@@ -127,11 +130,12 @@ mod tests {
         assert!(gate.admit(0..10).is_none());
         assert!(gate.admit(NO_PAGES).is_some(), "attributes are answered without being cached");
         gate.leave(early);
-        assert_eq!(gate.first_round(), vec![0..u64::MAX]);
-        let during = gate.admit(5000..6000).unwrap();
+        assert_eq!(gate.first_round(), vec![EVERYTHING]);
+        let twice = 5000..6000;
+        let during = gate.admit(twice.clone()).unwrap();
         assert!(!gate.is_empty());
         gate.leave(during);
-        assert_eq!(gate.next_round(), Some(vec![5000..6000]));
+        assert_eq!(gate.next_round(), Some(vec![twice]));
         assert!(gate.admit(0..10).is_none(), "another range waits during the second round");
         assert!(gate.admit(8191..8192).is_some(), "it shares a page with what is invalidated");
         assert!(gate.next_round().is_some());

@@ -11,12 +11,13 @@ use godrive_proto::lease::{Lease, Mode};
 pub struct LeaseState {
     held: Option<(LeaseId, Mode)>,
     recalled: LeaseId,
+    sole: bool,
 }
 
 impl LeaseState {
     /// As if everything up to this id had been recalled: for an inode that was forgotten and is met again.
     pub fn after(recalled: LeaseId) -> Self {
-        Self { held: None, recalled }
+        Self { recalled, ..Self::default() }
     }
 
     /// Takes a grant in. An exclusive lease is never lowered by a grant, only by giving it back: a reply that
@@ -37,8 +38,18 @@ impl LeaseState {
         self.held.is_some_and(|(held, _)| held <= id)
     }
 
+    /// The inode was made here under an exclusive lease: until that is given back, no other mount has ever seen it.
+    pub fn born(&mut self) {
+        self.sole = self.mode() == Some(Mode::Exclusive);
+    }
+
+    pub fn is_sole(&self) -> bool {
+        self.sole
+    }
+
     /// Gives back down to `keeps`.
     pub fn lower(&mut self, keeps: Option<Mode>) {
+        self.sole = false;
         self.held = match (self.held, keeps) {
             (Some((id, mode)), Some(keeps)) => Some((id, mode.min(keeps))),
             _ => None,

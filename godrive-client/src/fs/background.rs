@@ -2,7 +2,7 @@
 
 use super::flush::Level;
 use super::inode::Inode;
-use super::types::{Invalidation, Unflushed};
+use super::types::Unflushed;
 use super::{Backend, Fs};
 use crate::error::FsError;
 use godrive_proto::Ino;
@@ -19,7 +19,7 @@ const OLD: Duration = Duration::from_millis(700);
 /// Tries of a flush whose file nobody has open, before its data is given up.
 const MAX_TRIES: u32 = 3;
 const MAX_ORPHANS: usize = 1024;
-const MAX_EVICTED: usize = 1024;
+const MAX_EVICTED: usize = 8192;
 
 pub(super) async fn run<B: Backend>(fs: Weak<Fs<B>>) {
     loop {
@@ -30,8 +30,8 @@ pub(super) async fn run<B: Backend>(fs: Weak<Fs<B>>) {
         strong.start_ready();
         strong.start_old();
         strong.report_orphans().await;
-        strong.evict();
-        let busy = !strong.dirty.lock().is_empty();
+        let crowded = strong.evict();
+        let busy = crowded || !strong.dirty.lock().is_empty();
         let wake = async { strong.wake.notified().await };
         // The second case only lets this task end when the file system is dropped.
         let pause = if busy { TICK } else { Duration::from_secs(5) };
@@ -92,13 +92,6 @@ impl<B: Backend> Fs<B> {
     }
 
     async fn flush_old(self: Arc<Self>, inode: Arc<Inode>) {
-        let removed = {
-            let state = inode.state.lock();
-            state.removed && state.open == 0
-        };
-        if removed {
-            self.change(&inode, |state| state.lose_dirty());
-        }
         let result = self.flush_inode(&inode, Level::Held, Mode::Exclusive).await;
         let give_up = {
             let mut state = inode.state.lock();
@@ -159,27 +152,45 @@ impl<B: Backend> Fs<B> {
         });
     }
 
-    /// Forgets inodes that nobody has used lately, when there are too many of them or of their names.
-    fn evict(self: &Arc<Self>) {
-        let names = self.names.load(Ordering::Relaxed) as usize;
-        if self.table.len() <= self.limits.max_inodes && names <= self.limits.max_names {
-            return;
+    /// Forgets inodes that nobody has used lately, when there are too many of them or of their names. True: there are.
+    fn evict(self: &Arc<Self>) -> bool {
+        let too_many_names = self.names.load(Ordering::Relaxed) as usize > self.limits.max_names;
+        if self.table.len() <= self.limits.max_inodes && !too_many_names {
+            return false;
         }
         for inode in self.table.idle(MAX_EVICTED) {
-            let names = self.forget(&mut inode.state.lock());
-            if names.is_empty() {
+            if inode.state.lock().directory.is_empty() {
                 self.table.evict(&inode);
-                continue;
+            } else {
+                self.evict_names(inode);
             }
-            // The kernel may have the names of a directory that will not be known any longer.
-            let fs = self.clone();
-            tokio::spawn(async move {
-                let what = names.into_iter().map(|name| Invalidation::Entry(inode.ino, name.0)).collect();
-                fs.invalidate(what, Duration::from_secs(1)).await;
-                fs.table.evict(&inode);
-            });
         }
-        self.wake.notify_one();
+        if too_many_names && !self.evicting.swap(true, Ordering::Relaxed) {
+            self.evict_largest_directory();
+        }
+        true
+    }
+
+    /// The kernel may have the names of a directory that will not be known any longer, so it forgets them first,
+    /// as if the lease were recalled.
+    fn evict_names(self: &Arc<Self>, directory: Arc<Inode>) {
+        let fs = self.clone();
+        tokio::spawn(async move {
+            fs.give_back(&directory, true, None).await;
+            fs.table.evict(&directory);
+            fs.evicting.store(false, Ordering::Relaxed);
+        });
+    }
+
+    fn evict_largest_directory(self: &Arc<Self>) {
+        let size = |inode: &Arc<Inode>| {
+            let state = inode.state.lock();
+            if state.gate.is_closed() { 0 } else { state.directory.len() }
+        };
+        match self.table.all().into_iter().max_by_key(size) {
+            Some(largest) => self.evict_names(largest),
+            None => self.evicting.store(false, Ordering::Relaxed),
+        }
     }
 
     /// Flushes everything, closes the session; says what could not be flushed.

@@ -10,9 +10,9 @@ use crate::driver::Delta;
 use crate::error::{FsError, Result};
 use godrive_proto::data::{ChunkState, Layout};
 use godrive_proto::lease::Mode;
-use godrive_proto::meta::{Barrier, Commit, CommitRequest, InodeView, Kind};
+use godrive_proto::meta::{Barrier, Commit, CommitRequest, InodeView};
 use godrive_proto::time::Timestamp;
-use godrive_proto::{Code, Fault, Version};
+use godrive_proto::{Code, Fault};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -53,7 +53,7 @@ impl<B: Backend> Fs<B> {
         self.collect_error(inode)?;
         let keeps = {
             let state = inode.state.lock();
-            if !state.is_dirty() || (state.removed && state.open == 1) {
+            if !state.is_dirty() || (state.removed && state.open == 1 && state.lease.is_sole()) {
                 return Ok(());
             }
             if state.writers > 1 { Mode::Exclusive } else { Mode::Shared }
@@ -80,14 +80,6 @@ impl<B: Backend> Fs<B> {
                 Err(error)
             }
         }
-    }
-
-    /// Makes everything of a file stable, whoever wrote it.
-    pub(super) async fn make_stable(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
-        if inode.state.lock().kind().is_some_and(|kind| kind != Kind::File) {
-            return Ok(());
-        }
-        self.flush_inode(inode, Level::Stable { datasync: true }, Mode::Exclusive).await
     }
 
     /// Everything written before this call is held (or stable), and the master knows what it must. Goes on to its end
@@ -250,66 +242,6 @@ impl<B: Backend> Fs<B> {
         state.buffer.landed(index);
     }
 
-    /// Makes those chunks stable that are held but not known to be stable.
-    async fn sync_unstable(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
-        let last = {
-            let state = inode.state.lock();
-            let chunk_bytes = u64::from(state.chunk_bytes().max(1));
-            (state.size().div_ceil(chunk_bytes)).saturating_sub(1) as u32
-        };
-        for window in 0..=last / super::inode::WINDOW_CHUNKS {
-            self.under(inode, Mode::Shared, crate::core::gate::NO_PAGES, |state| {
-                let known = state.windows.contains(&window) || state.size() == 0;
-                Ok(if known { super::lease::Step::Done(()) } else { super::lease::Step::Window(window) })
-            })
-            .await?;
-        }
-        let unstable: Vec<u32> = {
-            let state = inode.state.lock();
-            let slots = state.slots.iter();
-            let unstable = slots.filter(|(_, slot)| {
-                slot.layout.held.version > Version(0) && slot.layout.held != slot.layout.stable
-            });
-            unstable.map(|(index, _)| *index).collect()
-        };
-        for index in unstable {
-            let Some(io) = inode.state.lock().slots.get(&index).map(|slot| slot.io.clone()) else { continue };
-            let _alone = io.write().await;
-            let Some(mut layout) = inode.state.lock().slots.get(&index).map(|slot| slot.layout.clone())
-            else {
-                continue;
-            };
-            if layout.stable == layout.held {
-                continue;
-            }
-            let applied = self.backend.sync(&mut layout).await?;
-            self.change(inode, |state| {
-                layout.stable = layout.held;
-                let Some(slot) = state.slots.get_mut(&index) else { return };
-                if slot.layout.chunk.id != layout.chunk.id {
-                    return;
-                }
-                let opened = slot.opened;
-                if slot.layout.held != layout.held {
-                    slot.tag = self.new_tag();
-                }
-                slot.layout = layout.clone();
-                if opened {
-                    let chunk = ChunkState {
-                        index,
-                        chunk: layout.chunk.id,
-                        epoch: layout.epoch,
-                        held: layout.held,
-                        stable: true,
-                        used_bytes: applied.used_bytes,
-                    };
-                    state.chunks.insert(index, chunk);
-                }
-            });
-        }
-        Ok(())
-    }
-
     /// Tells the master what the replicas hold. `size` is the length up to which everything was flushed.
     async fn commit(self: &Arc<Self>, inode: &Arc<Inode>, sync: bool, keeps: Mode, size: u64) -> Result<()> {
         let mut attempts = 0;
@@ -432,37 +364,6 @@ impl<B: Backend> Fs<B> {
         } else {
             state.dirty_since = None;
             self.dirty.lock().remove(&inode.ino);
-        }
-    }
-
-    /// The master has newer epochs than a commit named: the layouts are asked for, and the next flush says it again.
-    async fn renew_layouts(self: &Arc<Self>, inode: &Arc<Inode>) {
-        let unsure: Vec<u32> = inode.state.lock().chunks.keys().copied().collect();
-        for index in unsure {
-            let Some(io) = inode.state.lock().slots.get(&index).map(|slot| slot.io.clone()) else { continue };
-            let _alone = io.write().await;
-            let Some(mut layout) = inode.state.lock().slots.get(&index).map(|slot| slot.layout.clone())
-            else {
-                continue;
-            };
-            // A sync meets the replicas' refusal of the old epoch, and comes back with the new one.
-            match self.backend.sync(&mut layout).await {
-                Ok(applied) => self.change(inode, |state| {
-                    layout.stable = layout.held;
-                    if let Some(slot) = state.slots.get_mut(&index) {
-                        slot.layout = layout.clone();
-                    }
-                    if let Some(chunk) = state.chunks.get_mut(&index) {
-                        chunk.epoch = layout.epoch;
-                        chunk.held = layout.held;
-                        chunk.stable = true;
-                        chunk.used_bytes = applied.used_bytes;
-                    }
-                }),
-                Err(fault) => {
-                    tracing::warn!(ino = %inode.ino, chunk = index, %fault, "no newer layout; the next flush tries again");
-                }
-            }
         }
     }
 }

@@ -16,6 +16,9 @@ use godrive_proto::meta::Kind;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Attempts that an operation has, however slow each of them is.
+const MIN_LOOKS: u32 = 8;
+
 /// What an action under a lease comes to.
 pub(super) enum Step<T> {
     Done(T),
@@ -37,10 +40,10 @@ enum Need {
 }
 
 /// An operation that has got a lease and not yet used it; a recall gives it a moment.
-struct Claim(Arc<Inode>);
+pub(super) struct Claim(Arc<Inode>);
 
 impl Claim {
-    fn new(inode: &Arc<Inode>) -> Self {
+    pub(super) fn new(inode: &Arc<Inode>) -> Self {
         inode.state.lock().claims += 1;
         Self(inode.clone())
     }
@@ -71,7 +74,17 @@ impl<B: Backend> Fs<B> {
             (waiting, inode.state.lock().lease.recalled())
         };
         let mut claim = None;
+        let started = tokio::time::Instant::now();
+        let mut looks = 0;
         loop {
+            looks += 1;
+            let late = self.limits.deadline.is_some_and(|deadline| started.elapsed() > deadline * 2);
+            if late && looks > MIN_LOOKS {
+                return Err(FsError::new(
+                    libc::EIO,
+                    format!("no progress in {looks} attempts on {}", inode.ino),
+                ));
+            }
             let need = {
                 let mut state = inode.state.lock();
                 match self.attempt(inode, &mut state, mode, &range, &mut act)? {
@@ -293,6 +306,6 @@ impl<B: Backend> Fs<B> {
                 FsError::new(libc::EIO, "the master did not know the exclusive lease any longer"),
             );
         }
-        self.invalidate_later(Invalidation::Pages(inode.ino, 0..u64::MAX));
+        self.invalidate_later(Invalidation::Pages(inode.ino, crate::core::gate::EVERYTHING));
     }
 }

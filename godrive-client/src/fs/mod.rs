@@ -10,7 +10,7 @@
 //! | `lease` | acquires, waits at the gate, runs an operation under a lease |
 //! | `names`, `mutate`, `listing`, `xattr`, `attr` | the namespace |
 //! | `open`, `read`, `write`, `truncate`, `space` | files |
-//! | `flush` | deltas, commits, close, fsync |
+//! | `flush`, `stable` | deltas, commits, close, fsync |
 //! | `recall` | gives leases back, survives the master's restart and the session's loss |
 //! | `background` | flushes what is old, reports closed orphans, evicts |
 //!
@@ -31,6 +31,7 @@ mod passes;
 mod read;
 mod recall;
 mod space;
+mod stable;
 mod stats;
 mod table;
 mod truncate;
@@ -106,6 +107,8 @@ pub struct Fs<B: Backend = Driver> {
     orphans: Mutex<Vec<Ino>>,
     /// Errors that no call has collected.
     uncollected: AtomicU64,
+    /// The names of a directory are being taken back from the kernel.
+    evicting: AtomicBool,
     stopped: AtomicBool,
 }
 
@@ -150,6 +153,7 @@ impl<B: Backend> Fs<B> {
             wake: Notify::new(),
             orphans: Mutex::default(),
             uncollected: AtomicU64::new(0),
+            evicting: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
         });
         tokio::spawn(background::run(Arc::downgrade(&fs)));

@@ -162,7 +162,7 @@ impl<B: Backend> Fs<B> {
     }
 
     /// A name of this inode is gone.
-    fn unlinked(&self, view: &InodeView) {
+    fn unlinked(self: &Arc<Self>, view: &InodeView) {
         let (_, _, pass) = self.take_view(view);
         drop(pass);
         if view.attr.nlink == 0 || (view.attr.kind == Kind::Directory && view.attr.nlink < 2) {
@@ -171,18 +171,14 @@ impl<B: Backend> Fs<B> {
     }
 
     /// The last name is gone: the inode lives until its last handle here is closed.
-    pub(super) fn removed(&self, inode: &Arc<Inode>) {
-        let closed = self.change(inode, |state| {
+    fn removed(self: &Arc<Self>, inode: &Arc<Inode>) {
+        let closed = {
+            let mut state = inode.state.lock();
             state.removed = true;
-            if state.open == 0 {
-                state.lose_dirty();
-                self.forget(state);
-                state.told_open = false;
-            }
             state.open == 0
-        });
+        };
         if closed {
-            self.report_closed(inode.ino);
+            self.let_go(inode);
         }
     }
 

@@ -158,6 +158,6 @@ impl<B: Backend> Fs<B> {
         for name in names {
             self.invalidate_later(Invalidation::Entry(directory.ino, name.0));
         }
-        self.invalidate_later(Invalidation::Pages(directory.ino, 0..u64::MAX));
+        self.invalidate_later(Invalidation::Pages(directory.ino, crate::core::gate::EVERYTHING));
     }
 }

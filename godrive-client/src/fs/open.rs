@@ -124,7 +124,7 @@ impl<B: Backend> Fs<B> {
             // The pass would hold back a recall that the open may have to wait for; so the name may not be cached.
             drop(pass);
             let Served { value: opened, pass } = self.open(inode.ino, flags).await?;
-            let attr = self.fresh_view(&inode).await?;
+            let attr = inode.state.lock().attr.clone().unwrap_or(entry.attr);
             let entry = super::types::Entry { attr, attr_ttl: Duration::ZERO, entry_ttl: Duration::ZERO };
             return Ok(Served { value: Created { entry, opened }, pass });
         }

@@ -1,7 +1,7 @@
 //! Reading: from what is dirty, from the page cache, from the slaves; and ahead of sequential readers.
 
 use super::inode::{Inode, State};
-use super::lease::Step;
+use super::lease::{Claim, Step};
 use super::table::OpenFile;
 use super::types::{Handle, Pieces, Served};
 use super::{Backend, Fs};
@@ -75,6 +75,8 @@ impl<B: Backend> Fs<B> {
         range: Range<u64>,
     ) -> Result<Served<Pieces>> {
         let mut fetched = false;
+        // A recall gives it a moment, or the bytes would be fetched again and again where mounts contend.
+        let mut claim = None;
         loop {
             let (look, pass) =
                 self.under(inode, Mode::Shared, range.clone(), |state| self.look(state, &range)).await?;
@@ -86,6 +88,7 @@ impl<B: Backend> Fs<B> {
                 }
                 Look::Missing(index, runs) => {
                     drop(pass);
+                    claim.get_or_insert_with(|| Claim::new(inode));
                     fetched = true;
                     self.fetch(inode, index, runs).await?;
                 }
@@ -249,7 +252,8 @@ impl<B: Backend> Fs<B> {
     }
 }
 
-async fn lease_lost(inode: &Arc<Inode>, generation: u64) {
+/// Ends when what was known under the lease is void.
+pub(super) async fn lease_lost(inode: &Arc<Inode>, generation: u64) {
     loop {
         let changed = inode.changed.notified();
         tokio::pin!(changed);

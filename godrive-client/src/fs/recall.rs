@@ -73,7 +73,7 @@ impl<B: Backend> Fs<B> {
         Release { ino: recall.ino, id: recall.id, keeps, open }
     }
 
-    async fn give_back(
+    pub(super) async fn give_back(
         self: &Arc<Self>,
         inode: &Arc<Inode>,
         meant: bool,
@@ -146,7 +146,7 @@ impl<B: Backend> Fs<B> {
         }
         self.stats.late_invalidations.add(1);
         tracing::warn!(ino = %inode.ino, "pages were read again and again while their lease was given back");
-        self.invalidate_later(Invalidation::Pages(inode.ino, 0..u64::MAX));
+        self.invalidate_later(Invalidation::Pages(inode.ino, crate::core::gate::EVERYTHING));
     }
 
     /// The names of a directory. The kernel needs the directory's lock for that, which an operation of this mount in it
@@ -203,20 +203,20 @@ impl<B: Backend> Fs<B> {
             }
             let names = self.forget(&mut state);
             what.extend(names.into_iter().map(|name| Invalidation::Entry(inode.ino, name.0)));
-            what.push(Invalidation::Pages(inode.ino, 0..u64::MAX));
+            what.push(Invalidation::Pages(inode.ino, crate::core::gate::EVERYTHING));
         }
         what
     }
 
     async fn after_restart(self: Arc<Self>) -> (Vec<(Ino, LeaseId)>, Vec<Ino>) {
-        let what = self.drop_caches(|state| !state.is_exclusive());
+        let what = self.drop_caches(|state| !owned(state));
         // The kernel may wait for operations that wait for the master, and the master waits for this.
         self.invalidate(what, FORGET_NAMES_BUSY).await;
         let mut exclusive = Vec::new();
         let mut open = Vec::new();
         for inode in self.table.all() {
             let state = inode.state.lock();
-            if let (true, Some(id)) = (state.is_exclusive(), state.lease.id()) {
+            if let (true, Some(id)) = (owned(&state), state.lease.id()) {
                 exclusive.push((inode.ino, id));
             }
             if state.open > 0 {
@@ -230,21 +230,21 @@ impl<B: Backend> Fs<B> {
         for ino in inodes {
             let Some(inode) = self.table.find(ino) else { continue };
             self.lose_inode(&inode, "the exclusive lease was lost when the master restarted");
-            self.invalidate_later(Invalidation::Pages(ino, 0..u64::MAX));
+            self.invalidate_later(Invalidation::Pages(ino, crate::core::gate::EVERYTHING));
         }
     }
 
     fn lose_inode(&self, inode: &Arc<Inode>, why: &str) {
-        let dirty = self.change(inode, |state| {
-            let dirty = state.is_dirty() && !state.removed;
+        let told = self.change(inode, |state| {
+            let dirty = state.is_dirty();
             self.forget(state);
             if dirty {
                 state.lose_dirty();
             }
-            dirty
+            dirty && !state.removed
         });
-        if dirty {
-            self.settle_dirty(inode);
+        self.settle_dirty(inode);
+        if told {
             self.note_error(inode, FsError::new(libc::EIO, why));
         }
     }
@@ -254,7 +254,7 @@ impl<B: Backend> Fs<B> {
         for inode in self.table.all() {
             if inode.state.lock().is_dirty() {
                 self.lose_inode(&inode, "the session was lost with data that was not flushed");
-                self.invalidate_later(Invalidation::Pages(inode.ino, 0..u64::MAX));
+                self.invalidate_later(Invalidation::Pages(inode.ino, crate::core::gate::EVERYTHING));
             }
         }
         self.invalidate(what, FORGET_NAMES_BUSY).await;
@@ -268,6 +268,11 @@ impl<B: Backend> Fs<B> {
             }
         }
     }
+}
+
+/// Exclusive as the master knows it: also while a commit that gives it back is not answered.
+fn owned(state: &super::inode::State) -> bool {
+    state.is_exclusive() || (state.committing_chunks && state.mode().is_some())
 }
 
 impl<B: Backend> Upcalls for Fs<B> {

@@ -215,7 +215,7 @@ impl<B: Backend> Fs<B> {
 fn kernel_pages(place: Place, len: usize) -> Range<u64> {
     match place {
         Place::At(offset) => offset..offset.saturating_add(len as u64),
-        Place::Append => 0..u64::MAX,
+        Place::Append => crate::core::gate::EVERYTHING,
     }
 }
 

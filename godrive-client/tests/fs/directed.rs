@@ -425,3 +425,25 @@ async fn stopping_flushes_and_says_what_it_could_not() {
     let unflushed = fs.stop().await.unwrap_err();
     assert_eq!(unflushed.0.iter().map(|(ino, _)| *ino).collect::<Vec<_>>(), [ino]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_one_mount_wrote_into_an_unlinked_file_another_reads_on() {
+    let cluster = Cluster::new(21);
+    let (fs, other) = (cluster.mount(1), cluster.mount(2));
+    let (ino, handle) = create(&fs, b"a").await;
+    let reader = other.open(ino, libc::O_RDONLY).await.unwrap().value.handle;
+    write(&fs, handle, 0, b"for both").await;
+    fs.unlink(ROOT, b"a").await.unwrap();
+    fs.flush(handle).await.unwrap();
+    fs.release(handle);
+    assert_eq!(read(&other, reader, 0, 100).await, b"for both");
+    // A file that no other mount has ever seen costs nothing when it goes.
+    let (_, temporary) = create(&fs, b"t").await;
+    fs.unlink(ROOT, b"t").await.unwrap();
+    let deltas = fs.stats().deltas;
+    write(&fs, temporary, 0, b"scratch").await;
+    fs.flush(temporary).await.unwrap();
+    fs.release(temporary);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!((fs.stats().deltas, fs.stats().dirty_bytes), (deltas, 0));
+}

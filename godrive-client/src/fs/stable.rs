@@ -1,0 +1,137 @@
+//! Making stable what is held: for fsync, and before a rename over a name.
+
+use super::flush::Level;
+use super::inode::{Inode, State};
+use super::lease::Step;
+use super::read::lease_lost;
+use super::{Backend, Fs};
+use crate::core::gate::NO_PAGES;
+use crate::error::{FsError, Result};
+use godrive_proto::Version;
+use godrive_proto::data::{Applied, ChunkState, Layout};
+use godrive_proto::lease::Mode;
+use godrive_proto::meta::Kind;
+use std::sync::Arc;
+
+/// Tries when the lease is recalled in between.
+const MAX_ATTEMPTS: u32 = 16;
+
+impl<B: Backend> Fs<B> {
+    /// Makes everything of a file stable, whoever wrote it.
+    pub(super) async fn make_stable(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
+        if inode.state.lock().kind().is_some_and(|kind| kind != Kind::File) {
+            return Ok(());
+        }
+        self.flush_inode(inode, Level::Stable { datasync: true }, Mode::Exclusive).await
+    }
+
+    /// Makes those chunks stable that are held but not known to be stable.
+    pub(super) async fn sync_unstable(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
+        for _ in 0..MAX_ATTEMPTS {
+            let ((generation, unstable), _) = self
+                .under(inode, Mode::Shared, NO_PAGES, |state| {
+                    Ok(match unknown_window(state) {
+                        Some(window) => Step::Window(window),
+                        None => Step::Done((state.generation, unstable(state))),
+                    })
+                })
+                .await?;
+            let mut result = Ok(());
+            for index in unstable {
+                if result.is_ok() {
+                    result = self.sync_chunk(inode, index, generation).await;
+                }
+            }
+            // Without the lease a chunk may be gone, or be another version: then its writer is asked first.
+            if result.is_ok() || inode.state.lock().generation == generation {
+                return result;
+            }
+        }
+        Err(FsError::new(libc::EIO, "the lease was recalled again and again"))
+    }
+
+    async fn sync_chunk(&self, inode: &Arc<Inode>, index: u32, generation: u64) -> Result<()> {
+        let Some(io) = inode.state.lock().slots.get(&index).map(|slot| slot.io.clone()) else {
+            return Ok(());
+        };
+        let _alone = io.write().await;
+        let Some(mut layout) = inode.state.lock().slots.get(&index).map(|slot| slot.layout.clone()) else {
+            return Ok(());
+        };
+        if layout.stable == layout.held {
+            return Ok(());
+        }
+        let applied = tokio::select! {
+            biased;
+            applied = self.backend.sync(&mut layout) => applied?,
+            () = lease_lost(inode, generation) => {
+                return Err(FsError::new(libc::EIO, "the lease was recalled while a chunk was made stable"));
+            }
+        };
+        layout.stable = layout.held;
+        self.change(inode, |state| self.synced(state, layout, applied));
+        Ok(())
+    }
+
+    fn synced(&self, state: &mut State, layout: Layout, applied: Applied) {
+        let index = layout.index;
+        let Some(slot) = state.slots.get_mut(&index).filter(|slot| slot.layout.chunk.id == layout.chunk.id)
+        else {
+            return;
+        };
+        if slot.layout.held != layout.held {
+            slot.tag = self.new_tag();
+        }
+        if slot.opened {
+            let chunk = ChunkState {
+                index,
+                chunk: layout.chunk.id,
+                epoch: layout.epoch,
+                held: layout.held,
+                stable: true,
+                used_bytes: applied.used_bytes,
+            };
+            state.chunks.insert(index, chunk);
+        }
+        slot.layout = layout;
+    }
+
+    /// The master has newer epochs than a commit named: the layouts are renewed, and the commit says it again.
+    pub(super) async fn renew_layouts(&self, inode: &Arc<Inode>) {
+        let unsure: Vec<u32> = inode.state.lock().chunks.keys().copied().collect();
+        for index in unsure {
+            let Some(io) = inode.state.lock().slots.get(&index).map(|slot| slot.io.clone()) else { continue };
+            let _alone = io.write().await;
+            let Some(mut layout) = inode.state.lock().slots.get(&index).map(|slot| slot.layout.clone())
+            else {
+                continue;
+            };
+            // A sync meets the replicas' refusal of the old epoch, and comes back with the new one.
+            match self.backend.sync(&mut layout).await {
+                Ok(applied) => {
+                    layout.stable = layout.held;
+                    self.change(inode, |state| self.synced(state, layout, applied));
+                }
+                Err(fault) => {
+                    tracing::warn!(ino = %inode.ino, chunk = index, %fault, "no newer layout; the next flush tries again");
+                }
+            }
+        }
+    }
+}
+
+fn last_window(state: &State) -> u32 {
+    let chunks = state.size().div_ceil(u64::from(state.chunk_bytes().max(1)));
+    (chunks.saturating_sub(1) / u64::from(super::inode::WINDOW_CHUNKS)) as u32
+}
+
+fn unknown_window(state: &State) -> Option<u32> {
+    (0..=last_window(state)).find(|window| !state.windows.contains(window))
+}
+
+fn unstable(state: &State) -> Vec<u32> {
+    let known = state.slots.iter().filter(|(index, _)| state.unknown_window(**index).is_none());
+    let unstable = known
+        .filter(|(_, slot)| slot.layout.held.version > Version(0) && slot.layout.held != slot.layout.stable);
+    unstable.map(|(index, _)| *index).collect()
+}
