@@ -8,8 +8,9 @@ use godrive_proto::cluster::{Delete, DeleteRequest};
 use godrive_proto::data::{Fetch, FetchRequest, GetSums, Read, ReadRequest, SumsRequest, Sync, SyncRequest};
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
 use godrive_proto::limits::{MAX_BODY_BYTES, MAX_PAYLOAD_BYTES};
+use godrive_proto::net::machine::MachineSockets;
 use godrive_proto::net::{Connection, Incoming};
-use godrive_proto::{ChunkId, Code, Epoch, Fault, Version};
+use godrive_proto::{ChunkId, Code, Epoch, Fault, Role, Version};
 use std::time::Duration;
 use support::{SHORT, pair};
 
@@ -257,6 +258,37 @@ async fn the_end_of_a_connection_is_noticed_by_both() {
     let [server, _] = &pair.endpoints;
     server.close().await;
     assert!(server.accept().await.is_none());
+}
+
+#[tokio::test]
+async fn a_restarted_node_is_noticed_before_the_idle_timeout() {
+    let authority = support::authority(1);
+    let slave = support::identity(&authority, Role::Slave, 2);
+    let caller = support::endpoint(&support::identity(&authority, Role::Client, 3));
+    // It dies without a word: its runtime is gone before anything is sent.
+    let dying = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let first = slave.clone();
+    dying.spawn(async move {
+        let endpoint = support::endpoint(&first);
+        tell.send(endpoint.local_address()).unwrap();
+        let _connection = endpoint.accept().await;
+        std::future::pending::<()>().await
+    });
+    let address = told.await.unwrap();
+    let connection = caller.connect(address, support::any(Role::Slave)).await.unwrap();
+    dying.shutdown_background();
+    let second = loop {
+        let options = godrive_proto::net::Options::default();
+        match godrive_proto::net::Endpoint::new(&MachineSockets, address, &slave, &options) {
+            Ok(endpoint) => break endpoint,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    let reason = tokio::time::timeout(Duration::from_secs(3), connection.closed()).await;
+    assert!(reason.expect("nobody noticed").contains("reset"));
+    let again = caller.connect(address, support::any(Role::Slave));
+    assert!(tokio::join!(again, second.accept()).0.is_ok());
 }
 
 /// One endpoint may hear another out of order and late; what matters here is that bulk transfer is cheap.

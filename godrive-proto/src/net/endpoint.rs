@@ -6,7 +6,12 @@ use super::tls;
 use crate::{ClusterId, Code, Fault, NodeId, Role};
 use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ConnectionError, EndpointConfig, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt};
+use quinn::{
+    ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, MtuDiscoveryConfig, TokioRuntime,
+    TransportConfig, VarInt,
+};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use rustls_pki_types::CertificateDer;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -98,31 +103,29 @@ impl Endpoint {
             Role::Client | Role::Admin | Role::Joiner => None,
         };
         let admission = Admission { cluster: identity.cluster, joiners: options.accept_joiners };
-        Self::assemble(
-            sockets,
-            bind,
-            tls::client(identity)?,
-            server.map(|config| (config, admission)),
-            options,
-        )
+        let config = restartable(&identity.key, options.rng_seed);
+        let server = server.map(|config| (config, admission));
+        Self::assemble(sockets, bind, config, tls::client(identity)?, Some(identity.cluster), server, options)
     }
 
     /// An endpoint without an identity, which trusts the CA of this hash.
     pub(super) fn joiner(sockets: &dyn Sockets, bind: SocketAddr, ca_hash: [u8; 32]) -> Result<Self, Fault> {
-        Self::assemble(sockets, bind, tls::joiner(ca_hash)?, None, &Options::default())
+        let config = EndpointConfig::default();
+        Self::assemble(sockets, bind, config, tls::joiner(ca_hash)?, None, None, &Options::default())
     }
 
     fn assemble(
         sockets: &dyn Sockets,
         bind: SocketAddr,
+        mut config: EndpointConfig,
         client: QuicClientConfig,
+        cluster: Option<ClusterId>,
         server: Option<(quinn::ServerConfig, Admission)>,
         options: &Options,
     ) -> Result<Self, Fault> {
         let cannot = |error: std::io::Error| {
             Fault::new(Code::Unreachable, format!("cannot listen on {bind}: {error}"))
         };
-        let mut config = EndpointConfig::default();
         config.rng_seed(options.rng_seed);
         config
             .max_udp_payload_size(LARGEST_MTU)
@@ -135,7 +138,6 @@ impl Endpoint {
         let mut client = quinn::ClientConfig::new(Arc::new(client));
         client.transport_config(Arc::new(transport(Side::Connecting)));
         let (connections, accepted) = mpsc::channel(MAX_HANDSHAKES);
-        let cluster = admission.as_ref().map(|admission| admission.cluster);
         let accepting = admission
             .map(|admission| tokio::spawn(accept_all(quinn.clone(), admission, connections)).abort_handle());
         Ok(Self {
@@ -214,6 +216,35 @@ impl Endpoint {
     pub async fn close(&self) {
         self.shared.quinn.close(VarInt::from_u32(0), b"shutting down");
         let _ = timeout(Duration::from_millis(500), self.shared.quinn.wait_idle()).await;
+    }
+}
+
+/// A node that was restarted tells its peers with their next packet that their connections are lost, instead of leaving
+/// them to their idle timeouts: the reset tokens that peers were given follow from the node's private key.
+fn restartable(key: &[u8], seed: Option<[u8; 32]>) -> EndpointConfig {
+    let derived = super::token::sha256(&[b"godrive stateless reset", key].concat());
+    let resets = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &derived);
+    let mut config = EndpointConfig::new(Arc::new(resets));
+    config
+        .cid_generator(move || Box::new(RandomIds(seed.map_or_else(StdRng::from_os_rng, StdRng::from_seed))));
+    config
+}
+
+/// Connection ids of 8 random bytes. quinn's own, which recognise themselves by a key drawn at the start, would
+/// take a predecessor's for noise and leave it unanswered.
+struct RandomIds(StdRng);
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        ConnectionId::new(&self.0.random::<[u8; 8]>())
+    }
+
+    fn cid_len(&self) -> usize {
+        8
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
     }
 }
 
