@@ -176,6 +176,7 @@ fn line_of(text: &str, field: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::disallowed_methods, reason = "tests make their own files")]
     use super::*;
 
     const SMALL: &str = "master = \"127.0.0.1:7000\"\nmountpoint = \"mnt\"\n";

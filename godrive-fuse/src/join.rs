@@ -32,7 +32,6 @@ pub async fn join(
         None => PathBuf::from("mountpoint"),
     };
     write_new(&file, &config(&token, &mountpoint)?, 0o644)?;
-    tracing::info!(dir = %dir.display(), cluster = %identity.cluster, "joined");
     Ok(file)
 }
 

@@ -40,6 +40,9 @@ fn serve(line: &CommandLine) -> Result<()> {
         let sockets = Arc::new(MachineSockets);
         let (file, config) = configuration(line, &sockets).await?;
         log_to_stderr(&config.log_filter).with_context(|| format!("{}: `log_filter`", file.display()))?;
+        if line.join.is_some() {
+            tracing::info!(config = %file.display(), master = %config.master, "joined; from now on mount with --config");
+        }
         let world = World {
             sockets,
             clock: Arc::new(MachineClock),

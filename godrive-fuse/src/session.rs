@@ -188,17 +188,18 @@ fn client_config(config: &Config, path: &Path) -> godrive_client::Config {
 /// What a person can do about a client that does not start.
 fn explain(fault: &Fault, config: &Config) -> anyhow::Error {
     let master = config.master;
+    let why = if fault.detail.is_empty() { fault.to_string() } else { fault.detail.clone() };
     match fault.code {
         Code::Unreachable | Code::Timeout => anyhow::anyhow!(
-            "the master {master} does not answer ({fault}). Is it running (`godrive status`, `systemctl status \
+            "the master {master} does not answer: {why}. Is it running (`godrive status`, `systemctl status \
              godrive-master`)? Is `master` right in the configuration, and UDP port {} open on the way?",
             master.port()
         ),
         Code::NotReady => {
-            anyhow::anyhow!("the master {master} is not ready: {fault}. Its log says what it waits for.")
+            anyhow::anyhow!("the master {master} is not ready: {why}. Its log says what it waits for.")
         }
         Code::Forbidden => anyhow::anyhow!(
-            "the master {master} and the identity {} do not belong together: {fault}. Join the cluster anew: \
+            "the master {master} and the identity {} do not belong together: {why}. Join the cluster anew: \
              godrive-fuse --join TOKEN --dir DIR",
             config.identity.display()
         ),
