@@ -20,7 +20,10 @@ pub struct JoinRequest {
 /// The secret never reaches a log.
 impl std::fmt::Debug for JoinRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("JoinRequest").field("token_id", &self.token_id).field("role", &self.role).finish_non_exhaustive()
+        f.debug_struct("JoinRequest")
+            .field("token_id", &self.token_id)
+            .field("role", &self.role)
+            .finish_non_exhaustive()
     }
 }
 

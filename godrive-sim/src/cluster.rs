@@ -2,6 +2,7 @@
 //! off, simulated disks that outlive their hosts, and a schedule of what happens to them.
 
 use crate::clock::{EPOCH_S, SimulatedClock};
+use crate::lying::LyingDisk;
 use crate::oracle::{Safety, Tally};
 use crate::shared::Shared;
 use crate::trace::{Digest, Trace};
@@ -71,6 +72,8 @@ pub struct Plan {
     pub slaves: u16,
     pub replicas: u8,
     pub workload: Workload,
+    /// The slaves' disks sync nothing: a run that must fail.
+    pub lying_disks: bool,
     /// In the order of their times.
     pub schedule: Vec<(Duration, Event)>,
     /// Each client must have at least so many operations acknowledged in each of these spans.
@@ -199,7 +202,7 @@ impl Parts {
     fn add_slave(&mut self, sim: &mut Sim<'_>, number: u16) {
         let node = Node::Slave(number);
         let (identity, sockets, clock) = (self.identity(node), self.sockets(), self.clock());
-        let disk = self.disks[&node].clone();
+        let (disk, lying) = (self.disks[&node].clone(), self.plan.lying_disks);
         let own = sim.lookup(node.to_string());
         let config = godrive_slave::Config {
             listen: any(SLAVE_PORT),
@@ -210,7 +213,8 @@ impl Parts {
         };
         let mut seeds = SmallRng::seed_from_u64(self.dice.random());
         let starts = move || {
-            let disks: Vec<Arc<dyn Disk>> = vec![Arc::new(disk.clone())];
+            let disks: Vec<Arc<dyn Disk>> =
+                vec![if lying { Arc::new(LyingDisk(disk.clone())) } else { Arc::new(disk.clone()) }];
             let seed = seeds.random();
             let world = godrive_slave::World {
                 disks,

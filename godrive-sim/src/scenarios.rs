@@ -61,7 +61,7 @@ fn about(dice: &mut SmallRng, seconds: u64) -> Duration {
 
 fn plan(until: Duration, schedule: Vec<(Duration, Event)>, progress: Vec<Progress>) -> Plan {
     let workload = Workload { clients: 2, places: 40, until, pause: Duration::from_millis(20) };
-    Plan { slaves: 4, replicas: 3, workload, schedule, progress }
+    Plan { slaves: 4, replicas: 3, workload, lying_disks: false, schedule, progress }
 }
 
 fn both(from: Duration, to: Duration, operations: usize) -> Vec<Progress> {

@@ -50,3 +50,11 @@ fn the_same_seed_gives_the_same_run() {
         assert_ne!(first.hash, run(6).hash, "{name} does not depend on its seed");
     }
 }
+
+#[test]
+fn slaves_that_sync_nothing_are_caught() {
+    let mut plan = scenarios::named("crash-all").unwrap().plan(1);
+    plan.lying_disks = true;
+    let outcome = cluster::run(&plan, 1);
+    assert!(!outcome.failures.is_empty(), "lost data went unnoticed: {:#?}", outcome.tally);
+}

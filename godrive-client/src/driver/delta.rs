@@ -58,6 +58,10 @@ impl Writer {
         Self { master, slaves, reports, last_op: AtomicU64::new(0), unsettled: Mutex::default() }
     }
 
+    fn next_op(&self) -> u64 {
+        self.last_op.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     pub async fn write(&self, layout: &mut Layout, delta: Delta) -> Result<Applied, Fault> {
         let payload_bytes: usize = delta.payload.iter().map(Bytes::len).sum();
         if payload_bytes > MAX_DELTA_BYTES || delta.extents.len() > MAX_DELTA_EXTENTS {
@@ -77,10 +81,7 @@ impl Writer {
             disk: Default::default(),
             epoch: tries.layout.epoch,
             base: tries.layout.held.version,
-            op: OpId {
-                session: tries.session.id,
-                sequence: self.last_op.fetch_add(1, Ordering::Relaxed) + 1,
-            },
+            op: OpId { session: tries.session.id, sequence: self.next_op() },
             extents: delta.extents,
             sums: delta.sums,
             chain: Vec::new(),
@@ -134,17 +135,25 @@ impl<'a> Tries<'a> {
         payload: &[Bytes],
         bytes: usize,
     ) -> Result<Applied, Fault> {
-        let next = request.base.next();
+        let mut answered = false;
         loop {
-            let outcome = match self.layout.held.version {
-                version if version == request.base => self.send_delta(request, payload, bytes).await,
-                // Applied before the failure, or applied but not yet stable.
-                version if version == next => self.send_sync().await,
-                _ => return Err(self.regressed(request.base)),
+            let held = self.layout.held.version;
+            if !answered && held > request.base {
+                // An election kept a version that nobody may have acknowledged: this delta's, or an older writer's.
+                // A delta overwrites absolutely and only the exclusive holder writes, so it is applied on top of either.
+                request.base = held;
+                request.op.sequence = self.writer.next_op();
+            }
+            let outcome = match answered {
+                true if held < request.base.next() => return Err(self.regressed(request.base.next())),
+                true => self.send_sync().await,
+                false if held < request.base => return Err(self.regressed(request.base)),
+                false => self.send_delta(request, payload, bytes).await,
             };
             match outcome {
                 Ok(applied) if applied.stable || !request.sync => return Ok(applied),
                 Ok(_) => {
+                    answered = true;
                     tracing::debug!(chunk = %request.chunk, "a delta was answered before it was stable; asking for a sync");
                 }
                 Err((first, fault)) => self.recover(fault, first).await?,

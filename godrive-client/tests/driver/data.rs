@@ -114,7 +114,9 @@ async fn a_dead_member_is_left_out_by_the_master_and_the_delta_sent_again() {
         let (mut layout, _) = written(&cluster, &driver).await;
         cluster.kill_slave(dead).await;
         driver.write(&mut layout, delta(0, b"still", true)).await.expect("a delta");
-        assert_eq!((layout.epoch, layout.held.version), (Epoch(2), Version(2)));
+        // Members before the dead one may have applied it already; then it is applied on top of that.
+        assert_eq!(layout.epoch, Epoch(2));
+        assert!(matches!(layout.held.version, Version(2 | 3)), "{:?}", layout.held);
         assert_eq!(layout.members.len(), 2);
         assert_eq!(cluster.state.lock().reports, [Problem::Failed(NodeId(dead as u128 + 1))]);
         assert_eq!(&read_all(&driver, &mut layout).await.expect("read")[..5], b"still");
@@ -122,7 +124,7 @@ async fn a_dead_member_is_left_out_by_the_master_and_the_delta_sent_again() {
 }
 
 #[tokio::test]
-async fn a_delta_that_was_applied_before_its_first_member_died_is_not_sent_again() {
+async fn a_delta_whose_answers_were_lost_is_applied_on_top_of_what_the_election_kept() {
     let cluster = Cluster::start(3);
     let (driver, _) = driver(&cluster).await;
     let (mut layout, _) = written(&cluster, &driver).await;
@@ -130,12 +132,25 @@ async fn a_delta_that_was_applied_before_its_first_member_died_is_not_sent_again
     // Applied everywhere; then the answer and the first member are gone.
     cluster.state.lock().lose_slave_answers.insert(NodeId(1), u32::MAX);
     let applied = driver.write(&mut layout, delta(0, b"known", false)).await.expect("a delta");
-    assert_eq!((layout.epoch, layout.held.version), (Epoch(2), Version(2)));
+    assert_eq!((layout.epoch, layout.held.version), (Epoch(2), Version(3)));
     assert_eq!(applied.contents, layout.held);
-    assert!(applied.used_bytes > 0, "confirmed by a member");
+    assert!(applied.used_bytes > 0);
     let state = cluster.state.lock();
-    assert_eq!(state.deltas - before, 2, "one retry on a new connection, none after the election");
-    assert_eq!(state.replicas.applications, 6);
+    assert_eq!(state.deltas - before, 3, "one retry on a new connection, one after the election");
+}
+
+#[tokio::test]
+async fn the_delta_of_an_older_writer_is_not_taken_for_ones_own() {
+    let cluster = Cluster::start(2);
+    let (old, _) = driver(&cluster).await;
+    let (mut layout, _) = written(&cluster, &old).await;
+    let mut stale = layout.clone();
+    // Landed at the replicas, but the master was never told of it.
+    old.write(&mut layout, delta(0, b"theirs", true)).await.expect("a delta");
+    let (new, _) = driver(&cluster).await;
+    new.write(&mut stale, delta(0, b"ours!!", true)).await.expect("a delta");
+    assert_eq!(stale.held.version, Version(3));
+    assert_eq!(&read_all(&new, &mut stale).await.expect("read")[..6], b"ours!!");
 }
 
 #[tokio::test]
@@ -331,10 +346,11 @@ async fn random_deltas_under_random_faults_match_a_model() {
                 delta(offset, &model[range], dice.random_bool(0.3))
             };
             let sync = delta.sync;
+            let before = layout.held.version;
             let applied = driver.write(&mut layout, delta).await;
             let applied = applied.unwrap_or_else(|fault| panic!("seed {seed}, step {step}: {fault}"));
             assert!(applied.stable || !sync);
-            assert_eq!(layout.held.version, Version(step + 1), "seed {seed}: each delta is applied once");
+            assert!(layout.held.version > before, "seed {seed}, step {step}: {:?}", layout.held);
             if step % 10 == 9 {
                 let read = read_all(&driver, &mut layout).await.expect("read");
                 assert!(read == model, "seed {seed}, step {step}");
