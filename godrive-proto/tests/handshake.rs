@@ -57,7 +57,7 @@ async fn a_client_of_another_cluster_that_trusts_ours_is_refused_by_the_server()
     let (ours, theirs) = (authority(1), authority(2));
     let server = endpoint(&identity(&ours, Role::Slave, 2));
     let mut forged = identity(&theirs, Role::Client, 3);
-    forged.ca = ours.ca().to_vec();
+    (forged.ca, forged.cluster) = (ours.ca().to_vec(), ours.cluster());
     refused(&server, &forged, any(Role::Slave), "another cluster").await;
     still_serves(&server, &ours).await;
 }

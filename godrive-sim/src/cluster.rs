@@ -64,6 +64,15 @@ pub enum Event {
     Start(Vec<Node>),
     /// Datagrams are lost at this rate, in thousandths.
     Lose(u16),
+    /// What is sent from or to the node arrives only when it is let go.
+    Hold(Node),
+    LetGo(Node),
+    /// So many bits flip on the slave's disk.
+    Rot(Node, u16),
+    /// The slaves' disks have room for so much more and nothing beyond.
+    Fill(u64),
+    /// They have room again.
+    Empty,
 }
 
 /// A run to be made.
@@ -326,8 +335,32 @@ impl Parts {
                     self.tell_cut(*node, false);
                 }
             }
+            Event::Hold(node) => {
+                self.others(*node).iter().for_each(|other| sim.hold(node.to_string(), other.to_string()));
+                self.tell_cut(*node, true);
+            }
+            Event::LetGo(node) => {
+                self.others(*node).iter().for_each(|other| sim.release(node.to_string(), other.to_string()));
+                self.tell_cut(*node, false);
+            }
+            Event::Rot(node, flips) => {
+                if let Some(disk) = self.disks.get(node) {
+                    rot(disk, *flips, &mut self.dice);
+                }
+            }
+            Event::Fill(spare_bytes) => {
+                for disk in self.slave_disks() {
+                    let space = disk.space().unwrap_or_else(|error| panic!("a simulated disk: {error}"));
+                    disk.set_capacity(space.total_bytes - space.free_bytes + spare_bytes);
+                }
+            }
+            Event::Empty => self.slave_disks().for_each(|disk| disk.set_capacity(DISK_BYTES)),
             Event::Lose(thousandths) => sim.set_fail_rate(f64::from(*thousandths) / 1000.0),
         }
+    }
+
+    fn slave_disks(&self) -> impl Iterator<Item = &SimulatedDisk> {
+        self.disks.iter().filter(|(node, _)| matches!(node, Node::Slave(_))).map(|(_, disk)| disk)
     }
 
     fn tell_cut(&self, node: Node, cut: bool) {
@@ -366,6 +399,28 @@ impl Parts {
                 failures,
             }
         })
+    }
+}
+
+fn rot(disk: &SimulatedDisk, flips: u16, dice: &mut SmallRng) {
+    let mut files = Vec::new();
+    let mut directories = vec![String::new()];
+    while let Some(directory) = directories.pop() {
+        for name in disk.list(&directory).unwrap_or_default() {
+            let path = if directory.is_empty() { name } else { format!("{directory}/{name}") };
+            match disk.open(&path, false).and_then(|file| file.len()) {
+                Ok(0) => {}
+                Ok(len) => files.push((path, len)),
+                Err(_) => directories.push(path),
+            }
+        }
+    }
+    for _ in 0..flips {
+        if files.is_empty() {
+            return;
+        }
+        let (path, len) = &files[dice.random_range(0..files.len())];
+        disk.flip(path, dice.random_range(0..*len));
     }
 }
 

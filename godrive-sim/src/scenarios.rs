@@ -44,6 +44,14 @@ pub const ALL: &[Scenario] = &[
         plan: crash_client,
     },
     Scenario { name: "crash-all", about: "the whole cluster loses power at one moment", plan: crash_all },
+    Scenario {
+        name: "late-datagrams",
+        about: "what a client and a slave sent arrives seconds late",
+        plan: late,
+    },
+    Scenario { name: "rot", about: "bits flip on one slave's disk", plan: rot },
+    Scenario { name: "full", about: "the slaves' disks fill up and are emptied", plan: full },
+    Scenario { name: "chaos", about: "all of it, as chance has it", plan: chaos },
 ];
 
 pub fn named(name: &str) -> Option<&'static Scenario> {
@@ -142,4 +150,54 @@ fn crash_all(dice: &mut SmallRng) -> Plan {
     let schedule =
         vec![(about(dice, 10), Event::PowerLoss(all.clone())), (about(dice, 13), Event::Start(all))];
     plan(s(50), schedule, both(s(35), s(50), 30))
+}
+
+fn late(dice: &mut SmallRng) -> Plan {
+    let mut schedule = vec![];
+    for (number, at) in [4, 14, 24, 34].into_iter().enumerate() {
+        let node = if number % 2 == 0 { Node::Client(1) } else { Node::Slave(dice.random_range(1..=4)) };
+        let hold = about(dice, at);
+        let held = Duration::from_millis(dice.random_range(200..9000));
+        schedule.extend([(hold, Event::Hold(node)), (hold + held, Event::LetGo(node))]);
+    }
+    plan(s(60), schedule, both(s(52), s(60), 30))
+}
+
+fn rot(dice: &mut SmallRng) -> Plan {
+    let slave = Node::Slave(dice.random_range(1..=4));
+    let schedule = (5..25).step_by(2).map(|at| (about(dice, at), Event::Rot(slave, 30))).collect();
+    plan(s(40), schedule, both(s(5), s(40), 100))
+}
+
+fn full(dice: &mut SmallRng) -> Plan {
+    let spare_bytes = dice.random_range(0..300_000);
+    let schedule = vec![(about(dice, 6), Event::Fill(spare_bytes)), (about(dice, 25), Event::Empty)];
+    plan(s(45), schedule, both(s(35), s(45), 30))
+}
+
+/// One thing after the other, each healed before the next of its kind, so that at no moment more is lost than the
+/// contract bears: one slave at a time loses its power, and the next one only when everything was synced again.
+fn chaos(dice: &mut SmallRng) -> Plan {
+    let mut schedule = vec![];
+    let mut at = s(4);
+    while at < s(80) {
+        let lasts = Duration::from_millis(dice.random_range(100..9000));
+        let slave = Node::Slave(dice.random_range(1..=4));
+        let client = Node::Client(dice.random_range(0..2));
+        let (begin, end) = match dice.random_range(0..10) {
+            0 => (Event::Cut(slave), Event::Heal(slave)),
+            1 => (Event::Cut(client), Event::Heal(client)),
+            2 => (Event::Cut(Node::Master), Event::Heal(Node::Master)),
+            3 => (Event::Kill(vec![slave]), Event::Start(vec![slave])),
+            4 => (Event::Kill(vec![client]), Event::Start(vec![client])),
+            5 => (Event::Kill(vec![Node::Master]), Event::Start(vec![Node::Master])),
+            6 => (Event::PowerLoss(vec![slave]), Event::Start(vec![slave])),
+            7 => (Event::PowerLoss(vec![Node::Master]), Event::Start(vec![Node::Master])),
+            8 => (Event::Hold(slave), Event::LetGo(slave)),
+            _ => (Event::Part(client, slave), Event::Join(client, slave)),
+        };
+        schedule.extend([(at, begin), (at + lasts, end)]);
+        at += lasts + Duration::from_millis(dice.random_range(500..8000));
+    }
+    plan(at + s(20), schedule, both(at + s(12), at + s(20), 5))
 }

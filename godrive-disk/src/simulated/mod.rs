@@ -310,7 +310,8 @@ impl Disk for SimulatedDisk {
             Entry::File(file) => Some(*file),
             Entry::Directory => None,
         });
-        let named: BTreeSet<u64> = files_of(&state.live).chain(files_of(&state.durable)).chain(pending).collect();
+        let named: BTreeSet<u64> =
+            files_of(&state.live).chain(files_of(&state.durable)).chain(pending).collect();
         state.files.retain(|file, _| named.contains(file));
         Ok(())
     }
