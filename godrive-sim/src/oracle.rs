@@ -100,6 +100,7 @@ impl Oracle {
         let ended = self.tick();
         let fate = if self.is_cut(stamp.client) { Fate::InDoubt } else { Fate::Kept };
         self.tally.writes += 1;
+        tracing::debug!(?place, ?stamp, ended, "written");
         let register = self.registers.entry(place).or_default();
         if let Some(write) = register.writes.iter_mut().find(|write| write.stamp == stamp) {
             write.ended = Some(ended);
@@ -109,6 +110,7 @@ impl Oracle {
 
     /// A flush or fsync that was begun when the client's sequence stood at `below` has returned 0.
     pub fn safe(&mut self, client: u16, file: u32, below: u64, safety: Safety) {
+        tracing::debug!(client, file, below, ?safety, "safe");
         match safety {
             Safety::Stable => self.tally.syncs += 1,
             _ => self.tally.closes += 1,
@@ -123,14 +125,16 @@ impl Oracle {
         }
     }
 
-    /// An operation of the client on the file failed: what it had written and not flushed may be gone.
+    /// An operation of the client on the file failed: what it had written and not flushed may be gone, and so may what
+    /// is in doubt.
     pub fn failed(&mut self, client: u16, file: u32) {
         self.tally.errors += 1;
         let mut lost = 0;
         for write in self.of_client(client, file) {
-            if write.safety == Safety::Written && write.fate != Fate::GivenUp {
+            let lossy = write.safety == Safety::Written || write.fate == Fate::InDoubt;
+            if lossy && write.fate != Fate::GivenUp {
+                lost += u64::from(write.fate == Fate::Kept);
                 write.fate = Fate::GivenUp;
-                lost += 1;
             }
         }
         self.tally.lost_writes += lost;
@@ -172,6 +176,7 @@ impl Oracle {
     pub fn read_ends(&mut self, client: u16, reading: Reading, found: Found) {
         let ended = self.tick();
         self.tally.reads += 1;
+        tracing::debug!(client, place = ?reading.place, ?found, ended, "read");
         match self.judge(reading, found) {
             // What a client that is cut off shows itself of its own may yet be lost.
             Ok(begun) if !self.is_cut(client) => {

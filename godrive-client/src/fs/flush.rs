@@ -40,7 +40,8 @@ impl<B: Backend> Fs<B> {
             Err(error) => return Some(Err(error)),
         };
         let state = file.inode.state.lock();
-        let clean = !file.writable || (!state.is_dirty() && state.error.is_none());
+        let clean =
+            !file.writable || (!state.is_dirty() && state.error.is_none() && state.regressed.is_none());
         clean.then_some(Ok(()))
     }
 
@@ -72,6 +73,7 @@ impl<B: Backend> Fs<B> {
 
     /// What failed behind the caller's back is told once.
     fn collect_error(&self, inode: &Arc<Inode>) -> Result<()> {
+        collect_regression(inode)?;
         let error = inode.state.lock().error.take();
         match error {
             None => Ok(()),
@@ -110,6 +112,7 @@ impl<B: Backend> Fs<B> {
         self.flush_chunks(inode, indexes, level.is_stable()).await?;
         if level.is_stable() {
             self.sync_unstable(inode).await?;
+            collect_regression(inode)?;
         }
         let sync = match level {
             Level::Held => false,
@@ -364,6 +367,21 @@ impl<B: Backend> Fs<B> {
         } else {
             state.dirty_since = None;
             self.dirty.lock().remove(&inode.ino);
+        }
+    }
+}
+
+/// A power loss took what was held: an fsync that returned 0 now would say that it is there.
+fn collect_regression(inode: &Inode) -> Result<()> {
+    match inode.state.lock().regressed.take() {
+        None => Ok(()),
+        Some(index) => {
+            tracing::error!(ino = %inode.ino, index, "a power loss took writes that were held and not yet stable");
+            let lost = format!(
+                "chunk {index} of inode {} lost writes that were not fsynced to a power loss",
+                inode.ino
+            );
+            Err(FsError::new(libc::EIO, lost))
         }
     }
 }

@@ -89,6 +89,9 @@ pub struct State {
     pub poison: u64,
     /// What failed behind the callers' backs; the next fsync or close reports it.
     pub error: Option<FsError>,
+    /// A chunk that was held and not stable when its replicas lost power, and came back older: the next fsync or close
+    /// reports it.
+    pub regressed: Option<u32>,
     /// Chunks for which a background flush is under way.
     pub flushing: BTreeSet<u32>,
     /// A background flush of the whole inode is under way.
@@ -192,6 +195,7 @@ impl State {
         self.open == 0
             && !self.is_dirty()
             && self.error.is_none()
+            && self.regressed.is_none()
             && self.busy == 0
             && self.claims == 0
             && !self.told_open
@@ -249,6 +253,9 @@ impl State {
             // While deltas are ours alone, the slot knows the contents better than a reply on its way.
             Some(slot) if slot.opened => {}
             Some(slot) => {
+                if is_regression(&slot.layout, &layout) {
+                    self.regressed = Some(layout.index);
+                }
                 if slot.layout.chunk.id != layout.chunk.id || slot.layout.held != layout.held {
                     slot.tag = tag();
                 }
@@ -279,4 +286,12 @@ impl State {
         let known = self.windows.contains(&window) || self.slots.get(&index).is_some_and(|slot| slot.opened);
         (!known).then_some(window)
     }
+}
+
+/// What was held, and is no longer: only a power loss of all members takes it, and only if it was not stable.
+fn is_regression(known: &Layout, now: &Layout) -> bool {
+    let same = known.chunk.id == now.chunk.id && known.epoch < now.epoch;
+    let older = now.held.version < known.held.version
+        || (now.held.version == known.held.version && now.held.digest != known.held.digest);
+    same && older && known.held != known.stable
 }

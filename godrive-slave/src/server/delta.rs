@@ -131,6 +131,7 @@ async fn apply(
 ) -> Result<Done, Fault> {
     let inline = store.is_instant() || payload.len() <= INLINE_BYTES;
     let done = godrive_disk::blocking(inline, || store.delta(request, payload))?;
+    tracing::debug!(chunk = %request.chunk, contents = ?done.contents, sync = request.sync, "delta applied");
     if request.sync && !store.is_stable(done.position) {
         store.sync().await?;
     }

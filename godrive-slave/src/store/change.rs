@@ -62,11 +62,23 @@ struct Prepared {
 
 impl DiskStore {
     /// What a delta would meet now; nothing is changed.
+    ///
+    /// A replica that has been through a restart takes no delta in its old epoch: a power loss may have taken its last
+    /// versions, and those of the other members elsewhere. Only an election brings them level; deltas on top
+    /// of what each has would make different contents of one version.
     pub fn admit(&self, request: &DeltaRequest) -> Result<Admission, Fault> {
         if let Some(replica) = self.find(Key::live(request.chunk))? {
             let replica = replica.read();
             if replica.life == Life::Live {
-                return replica.admit(request);
+                let admission = replica.admit(request)?;
+                if admission == Admission::Apply && replica.position <= self.opened_at {
+                    let detail = format!(
+                        "chunk {} was not elected since this slave started: a new epoch is needed",
+                        request.chunk
+                    );
+                    return Err(Fault::new(Code::WrongVersion, detail));
+                }
+                return Ok(admission);
             }
         }
         self.check_creation(request)?;

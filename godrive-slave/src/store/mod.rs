@@ -65,6 +65,8 @@ pub struct DiskStore {
     table: RwLock<Option<Table>>,
     index: Mutex<Index>,
     gate: RwLock<()>,
+    /// The log's last sequence when it was opened.
+    opened_at: u64,
     checkpointing: Mutex<checkpoint::State>,
     /// Log bytes since the last checkpoint.
     grown: AtomicU64,

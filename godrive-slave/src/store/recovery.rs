@@ -26,6 +26,7 @@ fn refuse(text: String) -> io::Error {
 
 /// What the replay found where it ended.
 struct Tail {
+    /// Of the next record.
     sequence: u64,
     last_segment: u32,
     /// A segment whose making was interrupted: it is made again.
@@ -70,6 +71,7 @@ impl DiskStore {
             table: RwLock::new(Some(table)),
             index: Mutex::new(index),
             gate: RwLock::new(()),
+            opened_at: tail.sequence.saturating_sub(1),
             checkpointing: Mutex::default(),
             grown: AtomicU64::new(0),
             failed: OnceLock::new(),

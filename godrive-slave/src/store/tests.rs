@@ -4,6 +4,7 @@ use super::fsck;
 use super::*;
 use crate::core::delta;
 use crate::core::leaves::LeafSum;
+use crate::core::replica::Admission;
 use godrive_disk::{Faults, SimulatedDisk};
 use godrive_proto::data::{DeltaRequest, Extent, Fill, ReadRequest};
 use godrive_proto::limits::{GROUP_LEAVES, LEAF_BYTES};
@@ -462,6 +463,31 @@ fn a_full_disk_refuses_data_and_leaves_nothing_behind() {
     disk.kill();
     let store = open(&disk);
     assert_eq!(store.row(ChunkId(2)).unwrap().unwrap().version, Version(1));
+}
+
+#[test]
+fn after_a_restart_a_replica_takes_no_delta_before_an_election() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    let bytes = vec![3; LEAF];
+    let extent = Extent { offset: 0, len: bytes.len() as u32, fill: Fill::Bytes };
+    let delta = |epoch, base| delta_of(1, epoch, base, vec![extent], &bytes);
+    let first = delta(1, 0);
+    let done = apply(&store, &first, &bytes).unwrap();
+    assert_eq!(store.admit(&delta(1, 1)).unwrap(), Admission::Apply);
+    drop(store);
+    disk.kill();
+    let store = open(&disk);
+    assert_eq!(store.admit(&first).unwrap(), Admission::Already);
+    assert_eq!(store.admit(&delta(1, 1)).unwrap_err().code, Code::WrongVersion);
+    store.seal(ChunkId(1), Epoch(2), NOW).unwrap();
+    store.install(ChunkId(1), CHUNK_BYTES, Epoch(2), done.contents, NOW).unwrap();
+    assert_eq!(store.admit(&delta(2, 1)).unwrap(), Admission::Apply);
+    assert_eq!(
+        store.admit(&delta_of(2, 1, 0, vec![extent], &bytes)).unwrap(),
+        Admission::Apply,
+        "a new chunk"
+    );
 }
 
 #[test]
