@@ -1,8 +1,9 @@
 //! The mountpoint before, during and after the mount: made, freed of a dead predecessor, tuned, released.
 //!
 //! A daemon that was killed leaves its mount behind; everything under it answers ENOTCONN. Such a mount, and only
-//! such a one, is taken away at the next start. The check asks the mount itself, in a thread of its own, because a
-//! mount whose daemon lives but hangs would block the question for ever.
+//! such a one, is taken away at the next start. The check asks the mount itself, by statfs, which the kernel never
+//! answers from a cache, and in a thread of its own, because a mount whose daemon lives but hangs would block the
+//! question for ever.
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -136,7 +137,7 @@ enum Answer {
 fn ask(path: &Path) -> Result<Answer> {
     let (answered, answer) = mpsc::channel();
     let asked = path.to_owned();
-    std::thread::spawn(move || answered.send(nix::sys::stat::stat(&asked).map(drop)).is_ok());
+    std::thread::spawn(move || answered.send(nix::sys::statfs::statfs(&asked).map(drop)).is_ok());
     Ok(match answer.recv_timeout(PATIENCE) {
         Err(_) => Answer::Silent,
         Ok(Err(Errno::ENOTCONN | Errno::ECONNABORTED)) => Answer::Dead,

@@ -69,9 +69,20 @@ pub enum FrameError {
 
 /// Serialises header and body behind the length. Fails if the body exceeds its limit.
 pub fn encode<H: Serialize, B: Serialize>(header: &H, body: &B) -> Result<Vec<u8>, FrameError> {
-    let mut bytes = vec![0u8; 4];
+    encode_around(header, &encode_body(body)?)
+}
+
+/// Serialises a body on its own, for [`encode_around`].
+pub fn encode_body<B: Serialize>(body: &B) -> Result<Vec<u8>, FrameError> {
+    postcard::to_extend(body, Vec::new()).map_err(FrameError::Undecodable)
+}
+
+/// Serialises the header and puts it and a serialised body behind the length.
+pub fn encode_around<H: Serialize>(header: &H, body: &[u8]) -> Result<Vec<u8>, FrameError> {
+    let mut bytes = Vec::with_capacity(64 + body.len());
+    bytes.extend_from_slice(&[0u8; 4]);
     bytes = postcard::to_extend(header, bytes).map_err(FrameError::Undecodable)?;
-    bytes = postcard::to_extend(body, bytes).map_err(FrameError::Undecodable)?;
+    bytes.extend_from_slice(body);
     let body_bytes = bytes.len() - 4;
     check_body_length(body_bytes)?;
     bytes[..4].copy_from_slice(&(body_bytes as u32).to_le_bytes());

@@ -49,6 +49,8 @@ pub struct Taken {
     pub extents: Vec<Extent>,
     pub sums: Vec<u64>,
     pub payload: Vec<Bytes>,
+    /// Nothing of the chunk is left to be taken.
+    pub last: bool,
 }
 
 /// A part of a chunk that the buffer knows, as offset, length and bytes; None is a hole.
@@ -127,6 +129,7 @@ impl WriteBuffer {
             }
             buffer.in_flight.put(offset, piece);
         }
+        taken.last = buffer.dirty.map.is_empty();
         Some(taken)
     }
 

@@ -10,9 +10,11 @@ use super::sequence::Window;
 use super::stats::Stats;
 use super::timing::Timing;
 use super::tries::{Ticket, Tries};
+use super::upcalls::BoxFuture;
+use bytes::Bytes;
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
 use godrive_proto::lease::{ClusterParameters, LeaseTiming, OpenSession, OpenSessionRequest};
-use godrive_proto::net::{Connection, Endpoint, Expect, Options, Reply};
+use godrive_proto::net::{Connection, Endpoint, Expect, Message, Options, Reply};
 use godrive_proto::version::FEATURE_LEVEL;
 use godrive_proto::{Code, Fault, LogIndex, Operation, Role, SessionId, Term};
 use parking_lot::Mutex;
@@ -150,7 +152,18 @@ impl Master {
         request: &O::Request,
         deadline: Duration,
     ) -> Result<Reply<O::Reply>, Fault> {
-        let reply = send::<O>(&self.stats, connection, header, request, deadline).await?;
+        let message = Message::new::<O>(request)?;
+        self.send_message(connection, header, &message, deadline).await?.decode::<O>()
+    }
+
+    async fn send_message(
+        &self,
+        connection: &Connection,
+        header: RequestHeader,
+        message: &Message,
+        deadline: Duration,
+    ) -> Result<Reply<Bytes>, Fault> {
+        let reply = send(&self.stats, connection, header, message, deadline).await?;
         let term = self.term.fetch_max(reply.header.term.0, Ordering::SeqCst);
         if reply.header.term.0 < term && reply.header.term.0 != 0 {
             let detail = format!("the answer is of term {}, but term {term} has begun", reply.header.term);
@@ -166,23 +179,8 @@ impl Master {
         request: &O::Request,
         patience: Patience,
     ) -> Result<O::Reply, Fault> {
-        let mut tries = Tries::new(self, patience);
-        loop {
-            let link = tries.admitted().await?;
-            let header = self.header(&link.session, 0);
-            let outcome = self.send::<O>(&link.connection, header, request, tries.remaining()?).await;
-            match outcome {
-                Ok(reply) if self.session().id == link.session.id => return Ok(reply.body),
-                // Its leases were given to a session that has ended.
-                Ok(_) => {}
-                Err(fault) => match master_fault(&fault, patience.is_hard()) {
-                    MasterFault::Final => return Err(fault),
-                    MasterFault::SessionLost => self.lose_session(link.session.id),
-                    MasterFault::Again | MasterFault::Later => tries.failed(fault),
-                },
-            }
-            tries.pause::<O>().await?;
-        }
+        let message = Message::new::<O>(request)?;
+        Ok(self.query_message(&message, patience).await?.decode::<O>()?.body)
     }
 
     /// A request that is executed at most once.
@@ -191,28 +189,65 @@ impl Master {
         request: &O::Request,
         patience: Patience,
     ) -> Result<O::Reply, Fault> {
-        let mut tries = Tries::new(self, patience);
-        loop {
-            let session = tries.admitted().await?.session;
-            let ticket = tries.ticket(&session).await?;
-            match self.execute::<O>(request, &mut tries, &ticket).await {
-                Err(fault) if master_fault(&fault, true) == MasterFault::Later => tries.failed(fault),
-                outcome => return outcome,
+        let message = Message::new::<O>(request)?;
+        Ok(self.mutate_message(&message, patience).await?.decode::<O>()?.body)
+    }
+
+    fn query_message<'a>(
+        &'a self,
+        message: &'a Message,
+        patience: Patience,
+    ) -> BoxFuture<'a, Result<Reply<Bytes>, Fault>> {
+        Box::pin(async move {
+            let mut tries = Tries::new(self, patience);
+            loop {
+                let link = tries.admitted().await?;
+                let header = self.header(&link.session, 0);
+                match self.send_message(&link.connection, header, message, tries.remaining()?).await {
+                    Ok(reply) if self.session().id == link.session.id => return Ok(reply),
+                    // Its leases were given to a session that has ended.
+                    Ok(_) => {}
+                    Err(fault) => match master_fault(&fault, patience.is_hard()) {
+                        MasterFault::Final => return Err(fault),
+                        MasterFault::SessionLost => self.lose_session(link.session.id),
+                        MasterFault::Again | MasterFault::Later => tries.failed(fault),
+                    },
+                }
+                tries.pause(message.name).await?;
             }
-            drop(ticket);
-            tries.pause::<O>().await?;
-        }
+        })
+    }
+
+    fn mutate_message<'a>(
+        &'a self,
+        message: &'a Message,
+        patience: Patience,
+    ) -> BoxFuture<'a, Result<Reply<Bytes>, Fault>> {
+        Box::pin(async move {
+            let mut tries = Tries::new(self, patience);
+            loop {
+                let session = tries.admitted().await?.session;
+                let ticket = tries.ticket(&session).await?;
+                match self.execute(message, &mut tries, &ticket).await {
+                    Err(fault) if master_fault(&fault, true) == MasterFault::Later => tries.failed(fault),
+                    outcome => return outcome,
+                }
+                drop(ticket);
+                tries.pause(message.name).await?;
+            }
+        })
     }
 
     /// Sends one sequence until it is answered.
-    async fn execute<O: Operation>(
+    async fn execute(
         &self,
-        request: &O::Request,
+        message: &Message,
         tries: &mut Tries<'_>,
         ticket: &Ticket<'_>,
-    ) -> Result<O::Reply, Fault> {
+    ) -> Result<Reply<Bytes>, Fault> {
         let lost = || {
-            let detail = format!("the session ended before {} was answered; its outcome is unknown", O::NAME);
+            let name = message.name;
+            let detail = format!("the session ended before {name} was answered; its outcome is unknown");
             Fault::new(Code::SessionLost, detail)
         };
         loop {
@@ -222,8 +257,8 @@ impl Master {
             }
             let header = self.header(&link.session, ticket.sequence);
             tries.outcome_unknown = true;
-            match self.send::<O>(&link.connection, header, request, tries.remaining()?).await {
-                Ok(reply) if self.session().id == link.session.id => return Ok(reply.body),
+            match self.send_message(&link.connection, header, message, tries.remaining()?).await {
+                Ok(reply) if self.session().id == link.session.id => return Ok(reply),
                 Ok(_) => return Err(lost()),
                 Err(fault) => match master_fault(&fault, tries.patience.is_hard()) {
                     MasterFault::Again => tries.failed(fault),
@@ -238,7 +273,7 @@ impl Master {
                     MasterFault::Final => return Err(fault),
                 },
             }
-            tries.pause::<O>().await?;
+            tries.pause(message.name).await?;
         }
     }
 
@@ -308,7 +343,9 @@ pub async fn open_session(
     let header = RequestHeader { feature_level: FEATURE_LEVEL, ..header };
     let request = OpenSessionRequest { label: config.label.clone() };
     let sent = timing.now();
-    let reply = send::<OpenSession>(stats, connection, header, &request, config.timeouts.renewal).await?;
+    let message = Message::new::<OpenSession>(&request)?;
+    let reply = send(stats, connection, header, &message, config.timeouts.renewal).await?;
+    let reply = reply.decode::<OpenSession>()?;
     let opened = reply.body;
     let session = Arc::new(Session::new(opened.session, opened.timing, opened.parameters));
     timing.set_wall(opened.now, sent);
@@ -317,16 +354,16 @@ pub async fn open_session(
     Ok((session, reply.header))
 }
 
-async fn send<O: Operation>(
+async fn send(
     stats: &Stats,
     connection: &Connection,
     header: RequestHeader,
-    request: &O::Request,
+    message: &Message,
     deadline: Duration,
-) -> Result<Reply<O::Reply>, Fault> {
+) -> Result<Reply<Bytes>, Fault> {
     Stats::add(&stats.master_requests, 1);
-    stats.sent(&header, request, 0);
-    let reply = connection.call::<O>(header, request, &[], deadline).await?;
-    stats.received::<O>(&reply);
+    stats.sent(&header, message, 0);
+    let reply = connection.exchange(header, message, &[], deadline).await?;
+    stats.received(&reply);
     Ok(reply)
 }

@@ -101,18 +101,27 @@ impl Driver {
     /// Applies a delta to `layout.held` at every member. One at a time for each chunk. On success `layout.held` has
     /// advanced; after a failure the layout may have changed too, and the delta may have been applied or not.
     /// `WrongVersion`: acknowledged contents that were not stable were lost in a failure of all members.
-    pub async fn write(&self, layout: &mut Layout, delta: Delta) -> Result<Applied, Fault> {
-        self.writer.write(layout, delta).await
+    pub fn write<'a>(
+        &'a self,
+        layout: &'a mut Layout,
+        delta: Delta,
+    ) -> BoxFuture<'a, Result<Applied, Fault>> {
+        Box::pin(self.writer.write(layout, delta))
     }
 
     /// Makes `layout.held` stable at every member.
-    pub async fn sync(&self, layout: &mut Layout) -> Result<Applied, Fault> {
-        self.writer.sync(layout).await
+    pub fn sync<'a>(&'a self, layout: &'a mut Layout) -> BoxFuture<'a, Result<Applied, Fault>> {
+        Box::pin(self.writer.sync(layout))
     }
 
     /// Whole leaves of one chunk, verified: one entry per leaf, None for a hole. `layout` may be newer afterwards.
-    pub async fn read(&self, layout: &mut Layout, first_leaf: u32, leaves: u32) -> Result<Leaves, Fault> {
-        self.reader.read(layout, first_leaf, leaves).await
+    pub fn read<'a>(
+        &'a self,
+        layout: &'a mut Layout,
+        first_leaf: u32,
+        leaves: u32,
+    ) -> BoxFuture<'a, Result<Leaves, Fault>> {
+        Box::pin(self.reader.read(layout, first_leaf, leaves))
     }
 
     /// What went over the wire so far.

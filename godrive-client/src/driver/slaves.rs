@@ -5,7 +5,7 @@ use super::master::Master;
 use super::stats::Stats;
 use bytes::Bytes;
 use godrive_proto::data::Member;
-use godrive_proto::net::{Connection, Expect, Reply};
+use godrive_proto::net::{Connection, Expect, Message, Reply};
 use godrive_proto::{Code, Fault, NodeId, Operation, Role};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -50,16 +50,27 @@ impl Slaves {
         payload: &[Bytes],
         deadline: Duration,
     ) -> Result<Reply<O::Reply>, Fault> {
+        let message = Message::new::<O>(request)?;
+        self.exchange(member, &message, payload, deadline).await?.decode::<O>()
+    }
+
+    async fn exchange(
+        &self,
+        member: &Member,
+        message: &Message,
+        payload: &[Bytes],
+        deadline: Duration,
+    ) -> Result<Reply<Bytes>, Fault> {
         let _busy = Busy::new(self, member.node);
         let mut retried = false;
         loop {
             let (Cached { connection, stamp, .. }, cached) = self.connection(member).await?;
             let header = self.master.header(&self.master.session(), 0);
             Stats::add(&self.master.stats.slave_requests, 1);
-            self.master.stats.sent(&header, request, payload.iter().map(Bytes::len).sum());
-            match connection.call::<O>(header, request, payload, deadline).await {
+            self.master.stats.sent(&header, message, payload.iter().map(Bytes::len).sum());
+            match connection.exchange(header, message, payload, deadline).await {
                 Ok(reply) => {
-                    self.master.stats.received::<O>(&reply);
+                    self.master.stats.received(&reply);
                     self.health.lock().succeeded(member.node);
                     return Ok(reply);
                 }

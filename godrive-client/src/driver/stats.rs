@@ -1,7 +1,8 @@
 //! Counters of what went over the wire, for tests and metrics.
 
-use godrive_proto::Operation;
-use godrive_proto::net::Reply;
+use bytes::Bytes;
+use godrive_proto::frame::RequestHeader;
+use godrive_proto::net::{Message, Reply};
 use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -80,13 +81,13 @@ impl Stats {
         counter.fetch_add(amount, Ordering::Relaxed);
     }
 
-    pub(super) fn sent(&self, header: &impl Serialize, body: &impl Serialize, payload_bytes: usize) {
-        Self::add(&self.frame_bytes_sent, 4 + encoded_bytes(header) + encoded_bytes(body));
+    pub(super) fn sent(&self, header: &RequestHeader, message: &Message, payload_bytes: usize) {
+        Self::add(&self.frame_bytes_sent, 4 + encoded_bytes(header) + message.body.len() as u64);
         Self::add(&self.payload_bytes_sent, payload_bytes as u64);
     }
 
-    pub(super) fn received<O: Operation>(&self, reply: &Reply<O::Reply>) {
-        Self::add(&self.frame_bytes_received, 4 + encoded_bytes(&reply.header) + encoded_bytes(&reply.body));
+    pub(super) fn received(&self, reply: &Reply<Bytes>) {
+        Self::add(&self.frame_bytes_received, 4 + encoded_bytes(&reply.header) + reply.body.len() as u64);
         Self::add(&self.payload_bytes_received, reply.payload.iter().map(|piece| piece.len() as u64).sum());
     }
 }

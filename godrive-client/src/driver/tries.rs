@@ -4,7 +4,7 @@
 use super::master::{Gate, Link, Master, Session};
 use super::retry::{Backoff, Patience};
 use super::stats::Stats;
-use godrive_proto::{Code, Fault, Operation};
+use godrive_proto::{Code, Fault};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
@@ -91,12 +91,12 @@ impl<'a> Tries<'a> {
         }
     }
 
-    pub async fn pause<O: Operation>(&mut self) -> Result<(), Fault> {
+    pub async fn pause(&mut self, operation: &str) -> Result<(), Fault> {
         let wait = self.backoff.next(self.master.jitter());
         if self.remaining()? <= wait {
             return Err(self.expired());
         }
-        tracing::debug!(operation = O::NAME, fault = ?self.last, ?wait, "asking the master again");
+        tracing::debug!(operation, fault = ?self.last, ?wait, "asking the master again");
         Stats::add(&self.master.stats.retries, 1);
         sleep(wait).await;
         Ok(())

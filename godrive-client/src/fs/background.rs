@@ -29,9 +29,10 @@ pub(super) async fn run<B: Backend>(fs: Weak<Fs<B>>) {
         }
         strong.start_ready();
         strong.start_old();
+        strong.lower_idle();
         strong.report_orphans().await;
         let crowded = strong.evict();
-        let busy = crowded || !strong.dirty.lock().is_empty();
+        let busy = crowded || !strong.dirty.lock().is_empty() || !strong.idle_owners.lock().is_empty();
         let wake = async { strong.wake.notified().await };
         // The second case only lets this task end when the file system is dropped.
         let pause = if busy { TICK } else { Duration::from_secs(5) };

@@ -219,6 +219,8 @@ impl<B: Backend> Fs<B> {
         let taken = state.buffer.take(index)?;
         let layout = state.slots.get(&index)?.layout.clone();
         let mtime = state.attr.as_ref().map_or(Timestamp(0), |attr| attr.mtime);
+        // A sync makes stable what came before it too.
+        let sync = sync && taken.last;
         let delta = Delta { extents: taken.extents, sums: taken.sums, payload: taken.payload, mtime, sync };
         Some((layout, delta, state.poison))
     }
@@ -249,6 +251,9 @@ impl<B: Backend> Fs<B> {
     async fn commit(self: &Arc<Self>, inode: &Arc<Inode>, sync: bool, keeps: Mode, size: u64) -> Result<()> {
         let mut attempts = 0;
         loop {
+            // Lowering the lease is in order with requests for it. It never waits for one: that may wait for a recall.
+            let lowering = if keeps == Mode::Shared { inode.acquiring.try_lock().ok() } else { None };
+            let keeps = if lowering.is_some() { Mode::Shared } else { Mode::Exclusive };
             let Some((request, taken)) = self.take_commit(inode, sync, keeps, size)? else {
                 let unsynced = inode.state.lock().unsynced;
                 if sync && unsynced {

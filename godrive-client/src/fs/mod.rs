@@ -24,6 +24,7 @@ mod flush;
 mod inode;
 mod lease;
 mod listing;
+mod lower;
 mod mutate;
 mod names;
 mod open;
@@ -58,6 +59,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use table::{Handles, Table};
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 
 /// Deltas on their way at one time, over all files.
 const MAX_FLIGHTS: usize = 32;
@@ -92,6 +94,8 @@ pub struct Fs<B: Backend = Driver> {
     /// Inodes with something to flush or commit.
     dirty: Mutex<BTreeMap<Ino, Arc<Inode>>>,
     dirty_bytes: AtomicU64,
+    /// Inodes whose exclusive lease nobody writes under any longer, and since when.
+    idle_owners: Mutex<BTreeMap<Ino, (Instant, Arc<Inode>)>>,
     names: AtomicU64,
     /// Memory of the write buffer was freed, or a flush failed.
     freed: Notify,
@@ -144,6 +148,7 @@ impl<B: Backend> Fs<B> {
             kernel: Mutex::new(None),
             dirty: Mutex::default(),
             dirty_bytes: AtomicU64::new(0),
+            idle_owners: Mutex::default(),
             names: AtomicU64::new(0),
             freed: Notify::new(),
             flights: Arc::new(Semaphore::new(MAX_FLIGHTS)),

@@ -168,14 +168,18 @@ impl<B: Backend> Fs<B> {
             return;
         };
         let inode = &file.inode;
-        let (removed, told) = self.change(inode, |state| {
+        let (removed, told, idle) = self.change(inode, |state| {
             state.open -= 1;
             state.writers -= u32::from(file.writable);
+            let idle = state.writers == 0 && state.is_exclusive() && !state.removed;
             if state.open > 0 {
-                return (false, false);
+                return (false, false, idle);
             }
-            (state.removed, !state.removed && std::mem::take(&mut state.told_open))
+            (state.removed, !state.removed && std::mem::take(&mut state.told_open), idle)
         });
+        if idle {
+            self.lower_later(inode);
+        }
         if removed {
             self.let_go(inode);
         } else if told {

@@ -6,12 +6,13 @@
 //! committed, which is before any longer length can be.
 
 use super::inode::Inode;
-use super::lease::Step;
+use super::lease::{Claim, Step};
 use super::write::rotten;
 use super::{Backend, Fs};
 use crate::core::attrs::{touch_contents, without_privileges};
 use crate::core::gate::NO_PAGES;
 use crate::error::{FsError, Result};
+use godrive_proto::Code;
 use godrive_proto::lease::Mode;
 use godrive_proto::meta::{Kind, Truncate, TruncateRequest};
 use std::sync::Arc;
@@ -113,12 +114,18 @@ impl<B: Backend> Fs<B> {
         if !inode.state.lock().is_exclusive() {
             return Ok(false);
         }
+        let _claim = Claim::new(inode);
+        let generation = inode.state.lock().generation;
         let request = TruncateRequest { ino: inode.ino, size, kill_privileges: kill };
         let reply = match self.backend.mutate::<Truncate>(&request).await {
             Ok(reply) => reply,
+            Err(fault) if fault.code == Code::NoLease => {
+                // A recall came first; what was dirty it has flushed.
+                self.lease_denied(inode, generation);
+                return Ok(false);
+            }
             Err(fault) => {
-                let generation = inode.state.lock().generation;
-                if fault.code == godrive_proto::Code::NoLease || super::mutate::is_unknown(&fault) {
+                if super::mutate::is_unknown(&fault) {
                     self.lease_denied(inode, generation);
                 }
                 return Err(fault.into());

@@ -71,6 +71,32 @@ async fn a_small_file_costs_one_create_one_delta_one_commit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_exclusive_lease_that_nobody_writes_under_goes_back_by_itself() {
+    let cluster = Cluster::new(1);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, b"hello").await;
+    // Flushed and committed while it is open: the lease stays.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(cluster.world.lock().leases.is_exclusive(1, ino));
+    fs.flush(handle).await.unwrap();
+    fs.release(handle);
+    let again = fs.open(ino, libc::O_WRONLY).await.unwrap().value.handle;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(cluster.world.lock().leases.is_exclusive(1, ino), "it may be written again");
+    fs.flush(again).await.unwrap();
+    fs.release(again);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!cluster.world.lock().leases.is_exclusive(1, ino));
+    assert!(cluster.world.lock().leases.holds(1, ino));
+    let again = fs.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    write(&fs, again, 5, b" again").await;
+    fs.flush(again).await.unwrap();
+    assert_eq!(durable(&cluster, ino), b"hello again");
+    assert_eq!(fs.stats().recalls, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn under_a_lease_nothing_is_asked_twice() {
     let cluster = Cluster::new(2);
     let fs = cluster.mount(1);

@@ -188,6 +188,11 @@ pub fn execute(
         }
         OpenChunks::CODE => boxed(run.open_chunks(cast(request))?),
         Releases::CODE => {
+            for release in &cast::<ReleaseRequest>(request).leases {
+                if run.world.leases.released(client, release.id, release.keeps, release.ino) {
+                    run.world.close_chunks(client, release.ino);
+                }
+            }
             for ino in &cast::<ReleaseRequest>(request).closed_orphans {
                 if let Some(node) = run.world.master.nodes.get_mut(ino) {
                     node.holders.remove(&client);

@@ -10,6 +10,7 @@ use quinn::{ConnectionError, VarInt};
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -87,15 +88,33 @@ impl Connection {
         payload: &[Bytes],
         deadline: Duration,
     ) -> Result<Reply<O::Reply>, Fault> {
-        let exchange = async {
+        let message = Message::new::<O>(request)?;
+        let reply = self.exchange(header, &message, payload, deadline).await?;
+        reply.decode::<O>().inspect_err(|fault| self.offend(&fault.detail))
+    }
+
+    /// The same with bodies that are serialised: what is done here is the same for all operations, so that it is
+    /// compiled once and not for each of them.
+    pub fn exchange<'a>(
+        &'a self,
+        header: RequestHeader,
+        message: &'a Message,
+        payload: &'a [Bytes],
+        deadline: Duration,
+    ) -> Pin<Box<dyn Future<Output = Result<Reply<Bytes>, Fault>> + Send + 'a>> {
+        let name = message.name;
+        let exchange = async move {
             let payload_bytes = payload.iter().map(Bytes::len).sum::<usize>();
-            let frame = self.frame::<O>(header, request, payload_bytes, deadline)?;
-            let (send, receive) = self.shared.quinn.open_bi().await.map_err(|error| self.lost::<O>(error))?;
+            let frame = self.frame(header, message, payload_bytes, deadline)?;
+            let (send, receive) =
+                self.shared.quinn.open_bi().await.map_err(|error| self.lost(name, error))?;
             // If the peer wants no more of the payload it has answered: the reply says why.
-            Writer::new(send).message(frame, payload).await.map_err(|error| self.lost::<O>(error))?;
-            self.reply::<O>(Reader::new(receive)).await
+            Writer::new(send).message(frame, payload).await.map_err(|error| self.lost(name, error))?;
+            self.reply(name, Reader::new(receive)).await
         };
-        timeout(deadline, exchange).await.unwrap_or_else(|_| Err(self.late_answer::<O>(deadline)))
+        Box::pin(async move {
+            timeout(deadline, exchange).await.unwrap_or_else(|_| Err(self.late_answer(name, deadline)))
+        })
     }
 
     /// Starts a request whose payload is sent piece by piece (cut-through forwarding).
@@ -107,15 +126,18 @@ impl Connection {
         deadline: Duration,
     ) -> Result<Call<O>, Fault> {
         let expires = Instant::now() + deadline;
+        let message = Message::new::<O>(request)?;
         let opening = async {
-            let frame = self.frame::<O>(header, request, payload_bytes as usize, deadline)?;
-            let (send, receive) = self.shared.quinn.open_bi().await.map_err(|error| self.lost::<O>(error))?;
+            let frame = self.frame(header, &message, payload_bytes as usize, deadline)?;
+            let lost = |error| self.lost(O::NAME, error);
+            let (send, receive) = self.shared.quinn.open_bi().await.map_err(lost)?;
             let mut writer = Writer::new(send);
-            let wanted = writer.write(frame).await.map_err(|error| self.lost::<O>(error))?;
+            let wanted = writer.write(frame).await.map_err(lost)?;
             Ok((writer, receive, wanted))
         };
         let opened = timeout_at(expires, opening).await;
-        let (writer, receive, wanted) = opened.unwrap_or_else(|_| Err(self.late_answer::<O>(deadline)))?;
+        let (writer, receive, wanted) =
+            opened.unwrap_or_else(|_| Err(self.late_answer(O::NAME, deadline)))?;
         Ok(Call {
             connection: self.clone(),
             writer,
@@ -215,22 +237,22 @@ impl Connection {
         self.shared.quinn.close(MALFORMED, reason.as_bytes());
     }
 
-    fn frame<O: Operation>(
+    fn frame(
         &self,
         mut header: RequestHeader,
-        request: &O::Request,
+        message: &Message,
         payload_bytes: usize,
         deadline: Duration,
     ) -> Result<Bytes, Fault> {
-        header.code = O::CODE;
+        header.code = message.code;
         header.request = self.shared.requests.fetch_add(1, Ordering::Relaxed) + 1;
         header.payload_bytes = payload_length(payload_bytes)?;
         header.deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX).max(1);
-        encode(&header, request)
-            .map_err(|error| Fault::new(Code::Malformed, format!("{} request: {error}", O::NAME)))
+        encode(&header, &message.body)
+            .map_err(|error| Fault::new(Code::Malformed, format!("{} request: {error}", message.name)))
     }
 
-    async fn reply<O: Operation>(&self, mut reader: Reader) -> Result<Reply<O::Reply>, Fault> {
+    async fn reply(&self, name: &'static str, mut reader: Reader) -> Result<Reply<Bytes>, Fault> {
         let (header, body, payload) = async {
             let (header, body) = reader.frame::<ReplyHeader>().await?;
             let length = header.payload_bytes as usize;
@@ -241,43 +263,61 @@ impl Connection {
             Ok((header, body, payload))
         }
         .await
-        .map_err(|error| self.no_reply::<O>(error))?;
-        if let Some(fault) = header.fault {
-            return Err(fault);
+        .map_err(|error| self.no_reply(name, error))?;
+        match header.fault {
+            Some(fault) => Err(fault),
+            None => Ok(Reply { header, body, payload }),
         }
-        let body = frame::decode_body(&body).map_err(|error| self.no_reply::<O>(error.into()))?;
-        Ok(Reply { header, body, payload })
     }
 
-    fn no_reply<O: Operation>(&self, error: StreamError) -> Fault {
+    fn no_reply(&self, name: &str, error: StreamError) -> Fault {
+        let peer = &self.shared.peer;
         match error {
-            StreamError::Lost(error) => self.lost::<O>(error),
-            StreamError::Cancelled => Fault::new(
-                Code::Unreachable,
-                format!("{}: {} gave the request up", O::NAME, self.shared.peer),
-            ),
+            StreamError::Lost(error) => self.lost(name, error),
+            StreamError::Cancelled => {
+                Fault::new(Code::Unreachable, format!("{name}: {peer} gave the request up"))
+            }
             StreamError::Malformed(reason) => {
-                self.offend(&format!("reply to {}: {reason}", O::NAME));
-                Fault::new(
-                    Code::Malformed,
-                    format!("{}: the reply of {}: {reason}", O::NAME, self.shared.peer),
-                )
+                self.offend(&format!("reply to {name}: {reason}"));
+                Fault::new(Code::Malformed, format!("{name}: the reply of {peer}: {reason}"))
             }
         }
     }
 
-    fn lost<O: Operation>(&self, error: ConnectionError) -> Fault {
+    fn lost(&self, name: &str, error: ConnectionError) -> Fault {
         let mut fault = fault_of(&error);
-        fault.detail = format!("{}: {}: {}", O::NAME, self.shared.peer, fault.detail);
+        fault.detail = format!("{name}: {}: {}", self.shared.peer, fault.detail);
         fault
     }
 
-    fn late_answer<O: Operation>(&self, deadline: Duration) -> Fault {
+    fn late_answer(&self, name: &str, deadline: Duration) -> Fault {
         let waited_ms = deadline.as_millis();
-        Fault::new(
-            Code::Timeout,
-            format!("{}: no answer of {} within {waited_ms} ms", O::NAME, self.shared.peer),
-        )
+        let peer = &self.shared.peer;
+        Fault::new(Code::Timeout, format!("{name}: no answer of {peer} within {waited_ms} ms"))
+    }
+}
+
+/// A request whose body is serialised.
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub code: u16,
+    pub name: &'static str,
+    pub body: Vec<u8>,
+}
+
+impl Message {
+    pub fn new<O: Operation>(request: &O::Request) -> Result<Self, Fault> {
+        let body = frame::encode_body(request)
+            .map_err(|error| Fault::new(Code::Malformed, format!("{} request: {error}", O::NAME)))?;
+        Ok(Self { code: O::CODE, name: O::NAME, body })
+    }
+}
+
+impl Reply<Bytes> {
+    pub fn decode<O: Operation>(self) -> Result<Reply<O::Reply>, Fault> {
+        let body = frame::decode_body(&self.body)
+            .map_err(|error| Fault::new(Code::Malformed, format!("reply to {}: {error}", O::NAME)))?;
+        Ok(Reply { header: self.header, body, payload: self.payload })
     }
 }
 
@@ -303,8 +343,8 @@ impl<O: Operation> Call<O> {
         self.remaining = remaining;
         if self.wanted {
             let written = timeout_at(self.expires, self.writer.write(bytes)).await;
-            let written = written.map_err(|_| self.connection.late_answer::<O>(self.deadline))?;
-            self.wanted = written.map_err(|error| self.connection.lost::<O>(error))?;
+            let written = written.map_err(|_| self.connection.late_answer(O::NAME, self.deadline))?;
+            self.wanted = written.map_err(|error| self.connection.lost(O::NAME, error))?;
         }
         Ok(())
     }
@@ -315,10 +355,11 @@ impl<O: Operation> Call<O> {
             return Err(Fault::new(Code::Internal, format!("{}: less payload than announced", O::NAME)));
         }
         self.writer.finish();
-        let reply = self.connection.reply::<O>(self.reader);
-        timeout_at(self.expires, reply)
+        let reply = self.connection.reply(O::NAME, self.reader);
+        let reply = timeout_at(self.expires, reply)
             .await
-            .unwrap_or_else(|_| Err(self.connection.late_answer::<O>(self.deadline)))
+            .unwrap_or_else(|_| Err(self.connection.late_answer(O::NAME, self.deadline)))?;
+        reply.decode::<O>().inspect_err(|fault| self.connection.offend(&fault.detail))
     }
 }
 

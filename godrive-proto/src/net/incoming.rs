@@ -2,9 +2,10 @@
 
 use super::connection::{Connection, Peer, payload_length};
 use super::stream::{Reader, StreamError, Writer, encode, ends_early, now};
-use crate::frame::{self, ReplyHeader, RequestHeader};
+use crate::frame::{self, FrameError, ReplyHeader, RequestHeader};
 use crate::{Code, Fault, Operation};
 use bytes::Bytes;
+use std::pin::Pin;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -60,22 +61,37 @@ impl Incoming {
     /// Sends the reply. `payload_bytes` is filled in. An error means that the peer is gone.
     pub async fn reply<O: Operation>(
         self,
-        mut header: ReplyHeader,
+        header: ReplyHeader,
         reply: &O::Reply,
         payload: &[Bytes],
     ) -> Result<(), Fault> {
-        let filled = payload_length(payload.iter().map(Bytes::len).sum()).and_then(|length| {
-            header.payload_bytes = length;
-            encode(&header, reply).map_err(|error| Fault::new(Code::Internal, error.to_string()))
-        });
-        match filled {
-            Ok(frame) => self.send(frame, payload).await,
-            Err(fault) => {
-                tracing::error!(operation = O::NAME, %fault, "a reply does not fit its frame");
-                header.payload_bytes = 0;
-                self.fail(header, Fault::new(Code::Internal, format!("{}: {}", O::NAME, fault.detail))).await
+        let body = frame::encode_body(reply);
+        self.answer(O::NAME, header, body, payload).await
+    }
+
+    /// The same for all operations, so that it is compiled once and not for each of them.
+    fn answer<'a>(
+        self,
+        name: &'static str,
+        mut header: ReplyHeader,
+        body: Result<Vec<u8>, FrameError>,
+        payload: &'a [Bytes],
+    ) -> Pin<Box<dyn Future<Output = Result<(), Fault>> + Send + 'a>> {
+        Box::pin(async move {
+            let filled = payload_length(payload.iter().map(Bytes::len).sum()).and_then(|length| {
+                header.payload_bytes = length;
+                body.and_then(|body| encode(&header, &body))
+                    .map_err(|error| Fault::new(Code::Internal, error.to_string()))
+            });
+            match filled {
+                Ok(frame) => self.send(frame, payload).await,
+                Err(fault) => {
+                    tracing::error!(operation = name, %fault, "a reply does not fit its frame");
+                    header.payload_bytes = 0;
+                    self.fail(header, Fault::new(Code::Internal, format!("{name}: {}", fault.detail))).await
+                }
             }
-        }
+        })
     }
 
     pub async fn fail(self, mut header: ReplyHeader, mut fault: Fault) -> Result<(), Fault> {
@@ -85,7 +101,7 @@ impl Incoming {
         fault.detail.truncate(end.unwrap_or(0));
         header.fault = Some(fault);
         header.payload_bytes = 0;
-        let frame = encode(&header, &()).map_err(|error| Fault::new(Code::Internal, error.to_string()))?;
+        let frame = encode(&header, &[]).map_err(|error| Fault::new(Code::Internal, error.to_string()))?;
         self.send(frame, &[]).await
     }
 
@@ -116,7 +132,7 @@ impl Drop for Answer {
         let Some(mut writer) = self.writer.take() else { return };
         tracing::error!(code = format_args!("{:#06x}", self.code), "a request was dropped without an answer");
         let fault = Some(Fault::new(Code::Internal, "the request was dropped; the peer's log says more"));
-        if let Ok(frame) = encode(&ReplyHeader { fault, ..ReplyHeader::default() }, &()) {
+        if let Ok(frame) = encode(&ReplyHeader { fault, ..ReplyHeader::default() }, &[]) {
             // A frame this small fits what the stream may send without waiting; if not, the stream is reset.
             let mut sending = std::pin::pin!(now(writer.message(frame, &[])));
             let _ = sending.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
@@ -173,7 +189,7 @@ impl Payload {
     /// Everything that remains; refuses more than `limit` before it allocates.
     pub async fn collect(&mut self, limit: usize) -> Result<Vec<Bytes>, Fault> {
         if self.remaining as usize > limit {
-            let detail = frame::FrameError::PayloadTooLong(self.remaining as usize, limit).to_string();
+            let detail = FrameError::PayloadTooLong(self.remaining as usize, limit).to_string();
             return Err(Fault::new(Code::Malformed, detail));
         }
         let mut pieces = Vec::new();

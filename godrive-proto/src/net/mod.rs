@@ -17,6 +17,6 @@ mod stream;
 mod tls;
 pub mod token;
 
-pub use connection::{Call, Connection, Peer, Reply};
+pub use connection::{Call, Connection, Message, Peer, Reply};
 pub use endpoint::{Endpoint, Expect, Options, Sockets};
 pub use incoming::{Incoming, Payload};

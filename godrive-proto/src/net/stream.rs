@@ -161,8 +161,8 @@ impl Drop for Writer {
 }
 
 /// Encodes a frame whose header has been filled in.
-pub(super) fn encode<H: Serialize, B: Serialize>(header: &H, body: &B) -> Result<Bytes, FrameError> {
-    frame::encode(header, body).map(Bytes::from)
+pub(super) fn encode<H: Serialize>(header: &H, body: &[u8]) -> Result<Bytes, FrameError> {
+    frame::encode_around(header, body).map(Bytes::from)
 }
 
 /// Polls once: what is already there, without waiting.
