@@ -5,7 +5,7 @@ use clap::Parser;
 use godrive_fuse::config::{Config, DOCUMENTED_DEFAULT};
 use godrive_fuse::options::CommandLine;
 use godrive_fuse::{World, join};
-use godrive_proto::net::machine::{MachineClock, MachineSockets};
+use godrive_proto::net::machine::{MachineClock, MachineSockets, worker_threads};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use std::path::PathBuf;
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
 
 fn serve(line: &CommandLine) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(4)
+        .worker_threads(worker_threads())
         .thread_name("godrive-fuse")
         .enable_all()
         .build()
@@ -49,7 +49,7 @@ fn serve(line: &CommandLine) -> Result<()> {
             identity: join::load_identity(&config.identity)?,
             seed: OsRng.try_next_u64().context("the system's randomness")?,
         };
-        godrive_fuse::run(config, world, stopped()).await
+        godrive_fuse::run(config, world, Box::pin(stopped())).await
     });
     // Operations that still wait for a cluster that is gone must not keep the process.
     runtime.shutdown_background();

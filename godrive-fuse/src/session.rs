@@ -19,6 +19,7 @@ use godrive_proto::{Code, Fault};
 use nix::errno::Errno;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -31,8 +32,21 @@ const READ_AHEAD_KIB: u32 = 4096;
 /// How long the end waits for the kernel.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What ends a mount from inside.
+pub type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// Mounts and serves until `shutdown` ends or somebody unmounts. An error at the end names what could not be flushed.
-pub async fn run(config: Config, world: World, shutdown: impl Future<Output = ()>) -> Result<()> {
+///
+/// Boxed, so that the mount is compiled here once and not again in every program that starts one.
+pub fn run(
+    config: Config,
+    world: World,
+    shutdown: Shutdown,
+) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> {
+    Box::pin(serve(config, world, shutdown))
+}
+
+async fn serve(config: Config, world: World, shutdown: Shutdown) -> Result<()> {
     let path = blocking({
         let path = config.mountpoint.clone();
         move || mountpoint::prepare(&path)

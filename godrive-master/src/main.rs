@@ -11,7 +11,7 @@ use godrive_disk::RealDisk;
 use godrive_master::config::{Config, DOCUMENTED_DEFAULT};
 use godrive_master::{Master, World};
 use godrive_proto::net::identity::{Authority, Identity};
-use godrive_proto::net::machine::{MachineClock, MachineSockets};
+use godrive_proto::net::machine::{MachineClock, MachineSockets, worker_threads};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use std::fs::File;
@@ -70,7 +70,7 @@ fn serve(file: &Path) -> Result<()> {
         transport_seed: None,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(4)
+        .worker_threads(worker_threads())
         .thread_name("godrive-master")
         .enable_all()
         .build()

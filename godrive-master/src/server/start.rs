@@ -21,6 +21,7 @@ use godrive_proto::time::Clock;
 use godrive_proto::{Role, version};
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -39,6 +40,8 @@ pub struct World {
     pub transport_seed: Option<[u8; 32]>,
 }
 
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
 /// A running master.
 pub struct Master {
     shared: Arc<Shared>,
@@ -48,7 +51,13 @@ pub struct Master {
 
 impl Master {
     /// Recovers the state, binds and begins to serve.
-    pub async fn start(config: Config, world: World) -> anyhow::Result<Self> {
+    ///
+    /// Boxed, so that the server is compiled here once and not again in every program that starts one.
+    pub fn start(config: Config, world: World) -> BoxFuture<anyhow::Result<Self>> {
+        Box::pin(Self::begin(config, world))
+    }
+
+    async fn begin(config: Config, world: World) -> anyhow::Result<Self> {
         config.check().map_err(|(field, detail)| anyhow::anyhow!("{field}: {detail}"))?;
         let cluster = world.identity.cluster;
         anyhow::ensure!(
@@ -103,7 +112,11 @@ impl Master {
     }
 
     /// Closes all connections and writes a checkpoint, so that the next start is quick.
-    pub async fn stop(self) -> anyhow::Result<()> {
+    pub fn stop(self) -> BoxFuture<anyhow::Result<()>> {
+        Box::pin(self.end())
+    }
+
+    async fn end(self) -> anyhow::Result<()> {
         self.endpoint.close().await;
         for task in &self.tasks {
             task.abort();

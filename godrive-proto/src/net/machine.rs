@@ -153,6 +153,12 @@ fn read(clock: libc::clockid_t) -> libc::timespec {
     time
 }
 
+/// Threads for a daemon's runtime: half of the processors, at most four. A request passes through several tasks; the fewer
+/// threads they are spread over, the less time goes into waking them.
+pub fn worker_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |processors| (processors.get() / 2).clamp(1, 4))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -28,6 +28,7 @@ use godrive_proto::time::Clock;
 use shared::Shared;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
@@ -43,6 +44,8 @@ pub struct World {
     pub transport_seed: Option<[u8; 32]>,
 }
 
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
 /// A running slave. Dropped, it stops at once, as a crash would.
 pub struct Slave {
     shared: Arc<Shared>,
@@ -52,7 +55,13 @@ pub struct Slave {
 
 impl Slave {
     /// Recovers the disks, binds and begins to serve; does not wait for the master.
-    pub async fn start(config: Config, world: World) -> anyhow::Result<Self> {
+    ///
+    /// Boxed, so that the server is compiled here once and not again in every program that starts one.
+    pub fn start(config: Config, world: World) -> BoxFuture<anyhow::Result<Self>> {
+        Box::pin(Self::begin(config, world))
+    }
+
+    async fn begin(config: Config, world: World) -> anyhow::Result<Self> {
         let options = Transport { rng_seed: world.transport_seed, accept_joiners: false };
         let endpoint = Endpoint::new(&*world.sockets, config.listen, &world.identity, &options)
             .with_context(|| format!("cannot listen on {}", config.listen))?;
@@ -73,7 +82,11 @@ impl Slave {
     }
 
     /// Closes all connections, then makes everything durable.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
+    pub fn stop(self) -> BoxFuture<anyhow::Result<()>> {
+        Box::pin(self.end())
+    }
+
+    async fn end(mut self) -> anyhow::Result<()> {
         self.tasks.shutdown().await;
         self.endpoint.close().await;
         let mut failed = Vec::new();
