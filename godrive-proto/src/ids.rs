@@ -57,9 +57,23 @@ number! {
     ChunkId
 }
 number! {
-    /// The generation of a chunk's membership. Only the master raises it.
+    /// The generation of a chunk's membership. Only the master raises it. The upper half counts the elections before
+    /// which all members had restarted, so that what was held and not stable may be lost.
     Epoch
 }
+
+impl Epoch {
+    /// The epoch after a restart of all members.
+    pub fn after_restarts(self) -> Self {
+        Self(((self.0 >> 32) + 1) << 32)
+    }
+
+    /// How often all members had restarted.
+    pub fn restarts(self) -> u64 {
+        self.0 >> 32
+    }
+}
+
 number! {
     /// How many deltas a chunk has seen. Every applied delta raises it by one.
     Version

@@ -3,7 +3,7 @@
 
 use crate::clock::{EPOCH_S, SimulatedClock};
 use crate::lying::LyingDisk;
-use crate::oracle::{Safety, Tally};
+use crate::oracle::Tally;
 use crate::shared::Shared;
 use crate::trace::{Digest, Trace};
 use crate::workload::{Worker, Workload};
@@ -311,13 +311,13 @@ impl Parts {
                     if let Some(disk) = self.disks.get(node) {
                         disk.crash(&mut self.dice);
                     }
-                    self.tell_cut(*node, true);
+                    self.tell_dead(*node);
                 }
                 // Held means that every member has it: it takes the power of all slaves, or of the master that
                 // knows the length, to lose what was not synced.
                 let slaves = nodes.iter().filter(|node| matches!(node, Node::Slave(_))).count();
                 if slaves == usize::from(self.plan.slaves) || nodes.contains(&Node::Master) {
-                    self.shared.with(|notes| notes.oracle.loses(Safety::Stable, |_| true));
+                    self.shared.with(|notes| notes.oracle.power_fails());
                 }
             }
             Event::Kill(nodes) => {
@@ -326,7 +326,7 @@ impl Parts {
                     if let Some(disk) = self.disks.get(node) {
                         disk.kill();
                     }
-                    self.tell_cut(*node, true);
+                    self.tell_dead(*node);
                 }
             }
             Event::Start(nodes) => {
@@ -361,6 +361,12 @@ impl Parts {
 
     fn slave_disks(&self) -> impl Iterator<Item = &SimulatedDisk> {
         self.disks.iter().filter(|(node, _)| matches!(node, Node::Slave(_))).map(|(_, disk)| disk)
+    }
+
+    fn tell_dead(&self, node: Node) {
+        if let Node::Client(number) = node {
+            self.shared.with(|notes| notes.oracle.dies(number));
+        }
     }
 
     fn tell_cut(&self, node: Node, cut: bool) {

@@ -35,6 +35,9 @@ struct Write {
     ended: Option<u64>,
     safety: Safety,
     fate: Fate,
+    /// It was not stable in a power loss. Until an fsync returns 0 its writer may be told that it is lost: a `close`
+    /// that came before anybody knew says nothing.
+    unpowered: bool,
 }
 
 /// What the contract owes of a finished write.
@@ -92,7 +95,8 @@ impl Oracle {
 
     pub fn write_begins(&mut self, place: Place, stamp: Stamp) {
         let begun = self.tick();
-        let write = Write { stamp, begun, ended: None, safety: Safety::Written, fate: Fate::Kept };
+        let write =
+            Write { stamp, begun, ended: None, safety: Safety::Written, fate: Fate::Kept, unpowered: false };
         self.registers.entry(place).or_default().writes.push(write);
     }
 
@@ -118,6 +122,7 @@ impl Oracle {
         for write in self.of_client(client, file) {
             if write.stamp.sequence < below && write.ended.is_some() {
                 write.safety = write.safety.max(safety);
+                write.unpowered &= safety < Safety::Stable;
                 if write.fate == Fate::InDoubt {
                     write.fate = Fate::Kept;
                 }
@@ -131,7 +136,7 @@ impl Oracle {
         self.tally.errors += 1;
         let mut lost = 0;
         for write in self.of_client(client, file) {
-            let lossy = write.safety == Safety::Written || write.fate == Fate::InDoubt;
+            let lossy = write.safety == Safety::Written || write.fate == Fate::InDoubt || write.unpowered;
             if lossy && write.fate != Fate::GivenUp {
                 lost += u64::from(write.fate == Fate::Kept);
                 write.fate = Fate::GivenUp;
@@ -148,8 +153,25 @@ impl Oracle {
         }
     }
 
+    /// The client's process is dead: what it had not flushed may be there or not, and no later process vouches for it.
+    pub fn dies(&mut self, client: u16) {
+        self.cut(client, true);
+        for register in self.registers.values_mut() {
+            let in_doubt = register.writes.iter_mut().filter(|write| write.stamp.client == client);
+            in_doubt.filter(|write| write.fate == Fate::InDoubt).for_each(|write| write.fate = Fate::GivenUp);
+        }
+    }
+
+    /// Everything that held it lost its power: what was not fsynced may be gone.
+    pub fn power_fails(&mut self) {
+        self.loses(Safety::Stable, |_| true);
+        for write in self.registers.values_mut().flat_map(|register| register.writes.iter_mut()) {
+            write.unpowered |= write.safety < Safety::Stable;
+        }
+    }
+
     /// The contract lets go of every write below this safety that `which` picks.
-    pub fn loses(&mut self, below: Safety, which: impl Fn(Stamp) -> bool) {
+    fn loses(&mut self, below: Safety, which: impl Fn(Stamp) -> bool) {
         for register in self.registers.values_mut() {
             for write in &mut register.writes {
                 if write.safety < below && write.fate == Fate::Kept && which(write.stamp) {
@@ -325,7 +347,20 @@ mod tests {
         write(&mut oracle, stamp(1, 2));
         oracle.safe(1, 1, 3, Safety::Held);
         assert_eq!(read(&mut oracle, Found::Written(stamp(1, 2))), 0);
-        oracle.loses(Safety::Stable, |_| true);
+        oracle.power_fails();
+        assert_eq!(read(&mut oracle, Found::Written(stamp(1, 1))), 0);
+        assert_eq!(read(&mut oracle, Found::Nothing), 1);
+    }
+
+    #[test]
+    fn nobody_vouches_for_what_a_dead_process_had_not_flushed() {
+        let mut oracle = Oracle::default();
+        write(&mut oracle, stamp(1, 1));
+        oracle.safe(1, 1, 2, Safety::Held);
+        write(&mut oracle, stamp(1, 2));
+        oracle.dies(1);
+        oracle.cut(1, false);
+        oracle.safe(1, 1, 9, Safety::Stable);
         assert_eq!(read(&mut oracle, Found::Written(stamp(1, 1))), 0);
         assert_eq!(read(&mut oracle, Found::Nothing), 1);
     }

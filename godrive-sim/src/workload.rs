@@ -198,12 +198,26 @@ impl Worker {
             Ok(()) => {
                 self.shared.with(|notes| {
                     notes.oracle.write_ends(place, stamp);
-                    notes.oracle.safe(self.id, place.0, stamp.sequence + 1, Safety::Stable);
+                    notes.oracle.safe(self.id, place.0, stamp.sequence + 1, Safety::Held);
                 });
                 self.shared.acknowledged(self.id);
+                self.shared.doing(self.id, "fsync of the directory");
+                match self.sync_root().await {
+                    Ok(()) => self.shared.with(|notes| {
+                        notes.oracle.safe(self.id, place.0, stamp.sequence + 1, Safety::Stable);
+                    }),
+                    Err(error) => self.shared.error("fsync of the directory", &error),
+                }
             }
             Err(error) => self.shared.error("rename", &error),
         }
+    }
+
+    async fn sync_root(&self) -> Outcome<()> {
+        let root = self.fs.opendir(ROOT)?.handle;
+        let synced = self.fs.fsyncdir(root).await;
+        self.fs.releasedir(root);
+        synced
     }
 
     async fn prepare(&self, name: &[u8], stamp: Stamp) -> Outcome<()> {

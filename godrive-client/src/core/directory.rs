@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub struct Directory {
     names: BTreeMap<Name, Option<Ino>>,
+    /// There are no other names than those.
+    all_names: bool,
     listing: Listing,
     /// The inode of `..`, once a page of the listing told it.
     pub parent: Option<Ino>,
@@ -24,7 +26,23 @@ struct Listing {
 impl Directory {
     /// Some(None): it is known that the name is missing.
     pub fn look_up(&self, name: &Name) -> Option<Option<Ino>> {
-        self.names.get(name).copied()
+        self.names.get(name).copied().or(self.all_names.then_some(None))
+    }
+
+    /// The directory was made just now, under the lease that is held: it is empty.
+    pub fn born(&mut self) {
+        self.all_names = true;
+    }
+
+    /// After pages whose names were all learned.
+    pub fn learned_all(&mut self) {
+        let listing = &self.listing;
+        self.all_names |= listing.complete
+            && listing.entries.values().all(|(name, ..)| matches!(self.names.get(name), Some(Some(_))));
+    }
+
+    pub fn knows_all(&self) -> bool {
+        self.all_names
     }
 
     /// True if the name is new here, for the account of names.
@@ -105,6 +123,25 @@ mod tests {
         assert_eq!(directory.look_up(&name("a")), Some(None));
         assert!(!directory.change(name("a"), Some(Ino(3))));
         assert_eq!(directory.look_up(&name("a")), Some(Some(Ino(3))));
+    }
+
+    #[test]
+    fn where_all_names_are_known_the_others_are_missing() {
+        let mut directory = Directory::default();
+        directory.born();
+        assert_eq!(directory.look_up(&name("a")), Some(None));
+        directory.change(name("a"), Some(Ino(3)));
+        assert_eq!(directory.look_up(&name("a")), Some(Some(Ino(3))));
+        assert_eq!(directory.look_up(&name("b")), Some(None));
+        directory.clear();
+        assert_eq!(directory.look_up(&name("b")), None);
+        directory.learn_page(0, &[entry(1), entry(4)], true);
+        directory.learn(name("n1"), Some(Ino(101)));
+        directory.learned_all();
+        assert_eq!(directory.look_up(&name("b")), None, "one of the listed names was not learned");
+        directory.learn(name("n4"), Some(Ino(104)));
+        directory.learned_all();
+        assert_eq!(directory.look_up(&name("b")), Some(None));
     }
 
     #[test]

@@ -54,6 +54,7 @@ impl<B: Backend> Fs<B> {
         let changes = changes(&set, &attr);
         if changes != AttrChanges::default() && !self.set_locally(&inode, &changes) {
             let view = self.backend.mutate::<SetAttrOperation>(&SetAttrRequest { ino, changes }).await?;
+            self.not_durable_yet(&view);
             self.take_view(&view);
         }
         self.attr_reply(&inode).await

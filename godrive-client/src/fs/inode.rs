@@ -68,6 +68,8 @@ pub struct State {
     /// Leaf runs that are being fetched: (index, first leaf) to the end.
     pub fetching: BTreeMap<(u32, u32), u32>,
     pub directory: Directory,
+    /// Names asked of the master under this lease.
+    pub unknown_names: u32,
     /// Operations in this directory that the master has not answered.
     pub busy: u32,
     /// Until then the directory is contended: its names are given to the kernel with no time to live.
@@ -220,6 +222,7 @@ impl State {
         self.target = None;
         self.xattrs = None;
         self.names_given = false;
+        self.unknown_names = 0;
         self.directory.clear()
     }
 
@@ -288,10 +291,9 @@ impl State {
     }
 }
 
-/// What was held, and is no longer: only a power loss of all members takes it, and only if it was not stable.
+/// What was held may be so no longer: only a power loss of all members takes it, and only if it was not stable. Where
+/// others have written since, nobody can tell any more, and it is taken for lost.
 fn is_regression(known: &Layout, now: &Layout) -> bool {
-    let same = known.chunk.id == now.chunk.id && known.epoch < now.epoch;
-    let older = now.held.version < known.held.version
-        || (now.held.version == known.held.version && now.held.digest != known.held.digest);
-    same && older && known.held != known.stable
+    let restarted = known.chunk.id == now.chunk.id && known.epoch.restarts() < now.epoch.restarts();
+    restarted && known.held != known.stable && known.held != now.held
 }

@@ -113,6 +113,17 @@ impl<B: Backend> Fs<B> {
         Ok(self.take_page(&directory, page, offset, max, plus))
     }
 
+    /// Learns the names of a directory in which one after the other is looked up: one page tells more than as many
+    /// lookups.
+    pub(super) async fn learn_names(self: &Arc<Self>, directory: &Arc<Inode>) -> Result<()> {
+        let max = MAX_ENTRIES;
+        let request =
+            ReadDirectoryRequest { directory: directory.ino, after: 0, max_entries: max as u32, views: true };
+        let page = self.backend.query::<ReadDirectory>(&request).await?;
+        self.take_page(directory, page, 0, max, true);
+        Ok(())
+    }
+
     fn take_page(
         &self,
         directory: &Arc<Inode>,
@@ -132,6 +143,9 @@ impl<B: Backend> Fs<B> {
                     if state.directory.learn(entry.name.clone(), Some(entry.ino)) {
                         self.names.fetch_add(1, Ordering::Relaxed);
                     }
+                }
+                if page.end && plus {
+                    state.directory.learned_all();
                 }
                 self.name_ttl(directory, &mut state)
             } else {

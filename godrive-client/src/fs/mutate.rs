@@ -46,7 +46,15 @@ impl<B: Backend> Fs<B> {
         let request =
             MakeNodeRequest { parent, name: name.clone(), node, mode, uid: caller.uid, gid: caller.gid };
         let reply = self.mutate_in::<MakeNode>(&[&directory], &request).await?;
-        self.made(&directory, name, &reply.parent, &reply.entry)
+        let made = self.made(&directory, name, &reply.parent, &reply.entry)?;
+        if reply.entry.attr.kind == Kind::Directory {
+            let inode = self.table.get(reply.entry.attr.ino);
+            let mut state = inode.state.lock();
+            if state.is_fresh(&reply.entry) && self.is_valid(&state) {
+                state.directory.born();
+            }
+        }
+        Ok(made)
     }
 
     pub async fn link(self: &Arc<Self>, ino: Ino, parent: Ino, name: &[u8]) -> Result<Served<Entry>> {
@@ -64,6 +72,7 @@ impl<B: Backend> Fs<B> {
         parent: &InodeView,
         entry: &InodeView,
     ) -> Result<Served<Entry>> {
+        self.not_durable_yet(entry);
         self.renamed(directory, &name, parent, Some(entry.attr.ino));
         let Served { value, pass } = self.take_entry(directory, name, parent, Some(entry));
         match value {
@@ -119,11 +128,17 @@ impl<B: Backend> Fs<B> {
         let left = reply.other.as_ref().filter(|_| mode == RenameMode::Exchange).map(|other| other.attr.ino);
         self.renamed(&from, &name, &reply.parent, left);
         self.renamed(&to, &new_name, &reply.new_parent, Some(reply.entry.attr.ino));
+        self.not_durable_yet(&reply.entry);
         self.take_view(&reply.entry);
         if let Some(other) = &reply.other {
             self.unlinked(other);
         }
         Ok(())
+    }
+
+    /// The master answered a change of this inode before it was on stable storage: an fsync has to wait for that.
+    pub(super) fn not_durable_yet(&self, view: &InodeView) {
+        self.table.get(view.attr.ino).state.lock().unsynced = true;
     }
 
     async fn settle_before_rename(self: &Arc<Self>, from: (Ino, &Name), to: (Ino, &Name)) -> Result<()> {

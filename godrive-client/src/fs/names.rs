@@ -12,6 +12,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// Names looked up in a directory after which the others are likely to follow.
+const MANY_NAMES: u32 = 4;
+
 /// An operation in a directory that waits for the master. The kernel holds the directory's lock meanwhile, and would
 /// not let an invalidation of its names pass.
 pub(super) struct Busy(Arc<Inode>);
@@ -69,8 +72,28 @@ impl<B: Backend> Fs<B> {
         self.stats.meta_misses.add(1);
         let directory = self.table.get(parent);
         let _busy = Busy::new(&directory);
+        if self.looks_for_many(&directory) {
+            match self.learn_names(&directory).await {
+                Ok(()) => {
+                    if let Some(found) = self.try_lookup(parent, &name.0) {
+                        return found;
+                    }
+                }
+                Err(error) => tracing::debug!(ino = %parent, %error, "a directory was not read ahead"),
+            }
+        }
         let reply = self.backend.query::<Lookup>(&LookupRequest { parent, name: name.clone() }).await?;
         Ok(self.take_entry(&directory, name, &reply.parent, reply.entry.as_ref()))
+    }
+
+    /// True once under each lease: after some names that were not known.
+    fn looks_for_many(&self, directory: &Arc<Inode>) -> bool {
+        let mut state = directory.state.lock();
+        if !self.is_valid(&state) {
+            return false;
+        }
+        state.unknown_names = state.unknown_names.saturating_add(1);
+        state.unknown_names == MANY_NAMES
     }
 
     /// Takes a directory's view in with what it says of a name, and makes the answer.

@@ -62,6 +62,7 @@ impl<B: Backend> Fs<B> {
     }
 
     fn xattrs_changed(&self, view: &InodeView) {
+        self.not_durable_yet(view);
         let inode = self.table.get(view.attr.ino);
         let mut state = inode.state.lock();
         state.see(view);

@@ -233,10 +233,14 @@ impl Record {
     }
 
     /// False: the answer may leave once the record was written, before it is on stable storage.
-    /// Losing such a record with the machine's power breaks no promise.
+    /// Losing such a record with the machine's power breaks no promise: fsync makes sure of it first.
     pub fn needs_sync(&self) -> bool {
         match &self.body {
             Body::Mutation(Mutation::Commit(commit)) => commit.sync,
+            // The slaves drop bytes on the strength of the answer.
+            Body::Mutation(Mutation::Truncate(_)) => true,
+            // Only the mount that asked sees them before they are: see `docs/adr/0005-early-answers.md`.
+            Body::Mutation(_) => false,
             Body::ChunksClosed { .. } | Body::OrphansClosed { .. } | Body::ChunksStable { .. } => false,
             _ => true,
         }

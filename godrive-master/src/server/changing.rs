@@ -29,7 +29,7 @@ impl Job for Change {
         match self.try_now(hub, now, id) {
             Ok(Some((reply, durable))) => over(Ok(reply), durable),
             Ok(None) => None,
-            Err(fault) => over(Err(fault), hub.must_be_durable),
+            Err(fault) => over(Err(fault), hub.must_be_durable(self.session)),
         }
     }
 }
@@ -43,7 +43,7 @@ impl Change {
     ) -> Result<Option<(Reply, LogIndex)>, Fault> {
         let owns = matches!(&self.mutation, Mutation::Create { request, .. } if request.for_writing);
         if let Some(reply) = repeated(hub, now, self.origin, owns)? {
-            return Ok(Some((reply, hub.must_be_durable)));
+            return Ok(Some((reply, hub.must_be_durable(self.session))));
         }
         let touched = hub.state.check(self.session, hub.wall(), &self.mutation)?;
         let changed: BTreeSet<Ino> =
@@ -186,7 +186,9 @@ fn repeated(hub: &mut Hub, now: Instant, origin: Origin, owns: bool) -> Result<O
 
 async fn change(context: &Context, mutation: Mutation) -> Result<Reply, Fault> {
     let session = context.session()?;
-    context.run(Change { session, origin: context.origin, mutation }).await
+    let reply = context.run(Change { session, origin: context.origin, mutation }).await;
+    context.shared.sync_soon.notify_one();
+    reply
 }
 
 /// The requests that only turn into a [`Mutation`], and what they answer.
@@ -222,7 +224,7 @@ async fn as_owner(
     let (session, origin) = (context.session()?, context.origin);
     let step = |hub: &mut Hub, now: Instant| {
         if let Some(reply) = repeated(hub, now, origin, false)? {
-            return Ok((reply, hub.must_be_durable));
+            return Ok((reply, hub.must_be_durable(session)));
         }
         if hub.leases.mode(session, ino) != Some(Mode::Exclusive) {
             return Err(no_lease(ino, "the exclusive"));
@@ -258,7 +260,9 @@ pub async fn commit(context: &Context, request: CommitRequest) -> Result<Committ
             hub.leases.downgrade(now, session, ino, &mut hub.effects);
         }
     };
-    match as_owner(context, ino, body, then).await? {
+    let reply = as_owner(context, ino, body, then).await;
+    context.shared.sync_soon.notify_one();
+    match reply? {
         Reply::Committed(committed) => Ok(committed),
         other => Err(unexpected(&other)),
     }

@@ -72,8 +72,8 @@ pub struct Hub {
     pub outbox: Vec<Command>,
     parked: BTreeMap<WaiterId, (SessionId, Box<dyn Parked>)>,
     next_waiter: u64,
-    /// Reads of what is not durable yet wait for this.
-    pub must_be_durable: LogIndex,
+    /// Each session's last change, and that of the master itself: other sessions see it when it is durable.
+    changed_at: BTreeMap<SessionId, LogIndex>,
     /// Why nothing is served any more.
     pub refused: Option<String>,
     pub clock: Arc<dyn Clock>,
@@ -119,7 +119,7 @@ impl Hub {
             outbox: Vec::new(),
             parked: BTreeMap::new(),
             next_waiter: 0,
-            must_be_durable: LogIndex(0),
+            changed_at: BTreeMap::new(),
             refused: None,
             clock: parts.clock,
         }
@@ -166,11 +166,13 @@ impl Hub {
                 return Err(error.into());
             }
         };
-        if outcome.sync_required {
-            self.must_be_durable = index;
+        if outcome.sync_required || matches!(record.body, Body::Mutation(_)) {
+            self.changed_at.insert(origin.session, index);
         }
-        let durable =
-            if outcome.sync_required || outcome.repeated { self.must_be_durable } else { LogIndex(0) };
+        let durable = match outcome.sync_required {
+            true => index,
+            false => LogIndex(0),
+        };
         for ino in &outcome.effects.removed {
             self.leases.removed(*ino);
         }
@@ -182,6 +184,13 @@ impl Hub {
             self.fence(*chunk);
         }
         Ok((outcome.answer, durable))
+    }
+
+    /// What must be on stable storage before this session may see the state. Its own changes need not: they may be
+    /// lost with the master's power until it asks for an fsync.
+    pub fn must_be_durable(&self, session: SessionId) -> LogIndex {
+        let others = self.changed_at.iter().filter(|(of, _)| **of != session || session == SessionId(0));
+        others.map(|(_, index)| *index).max().unwrap_or_default()
     }
 
     /// A decision of the master itself.
@@ -226,6 +235,10 @@ impl Hub {
         // Dropped, they tell their requests that the session ended.
         self.parked.retain(|_, (waiting, _)| *waiting != session);
         self.leases.ended(now, session, &mut self.effects);
+        if let Some(index) = self.changed_at.remove(&session) {
+            let own = self.changed_at.entry(SessionId(0)).or_default();
+            *own = index.max(*own);
+        }
         self.owners.remove(&session);
         self.clients.remove(&session);
         self.renewals.remove(&session);

@@ -10,6 +10,7 @@ use crate::log::{Log, LogError, SyncPoint};
 use godrive_proto::{Code, Fault, LogIndex, Term};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::sync::watch;
 
 pub struct Journal {
@@ -61,6 +62,20 @@ impl Durability {
     /// Runs something that may block, without holding up other tasks.
     pub fn blocking<T>(&self, work: impl FnOnce() -> T) -> T {
         godrive_disk::blocking(self.instant, work)
+    }
+}
+
+/// What was answered before it was on stable storage comes there within this and the time of one or two syncs.
+const SOON: Duration = Duration::from_millis(5);
+
+/// Syncs what nobody waits for.
+pub async fn sync_soon(shared: Arc<Shared>) {
+    loop {
+        shared.sync_soon.notified().await;
+        tokio::time::sleep(SOON).await;
+        let last = shared.with(|hub, _| hub.journal.last());
+        // A failure has been logged, and the hub refuses to serve.
+        let _ = shared.durable(last).await;
     }
 }
 

@@ -35,13 +35,13 @@ where
     fn attempt(&mut self, hub: &mut Hub, now: Instant, id: WaiterId) -> Attempt<T> {
         let wants = match (self.wants)(hub, &self.request) {
             Ok(wants) => wants,
-            Err(fault) => return over(Err(fault), hub.must_be_durable),
+            Err(fault) => return over(Err(fault), hub.must_be_durable(self.session)),
         };
         match hub.leases.ask(now, id, self.session, &wants, &mut hub.effects) {
             Turn::Wait => None,
             Turn::Go { without_grant } => {
                 let answer = (self.answer)(hub, now, self.session, &self.request, &without_grant);
-                over(answer, hub.must_be_durable)
+                over(answer, hub.must_be_durable(self.session))
             }
         }
     }
@@ -180,7 +180,8 @@ pub async fn layout(context: &Context, request: LayoutRequest) -> Result<Vec<Lay
         if hub.leases.mode(session, request.ino).is_none() {
             return Err(no_lease(request.ino, "any"));
         }
-        Ok((localized(hub, now, hub.state.layout(request.ino, request.range)?), hub.must_be_durable))
+        let layouts = localized(hub, now, hub.state.layout(request.ino, request.range)?);
+        Ok((layouts, hub.must_be_durable(session)))
     };
     context.step(step).await
 }

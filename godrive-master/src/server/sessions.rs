@@ -68,7 +68,7 @@ pub async fn resume(context: &Context, request: ResumeRequest) -> Result<Resumed
         }
         let Hub { leases, effects, .. } = hub;
         lost.extend(leases.resumed(now, session, &exclusive, &request.open, request.last, effects));
-        Ok((Resumed { lost }, hub.must_be_durable))
+        Ok((Resumed { lost }, hub.must_be_durable(session)))
     };
     let resumed = context.step(step).await?;
     tracing::info!(%session, lost = resumed.lost.len(), "session resumed");

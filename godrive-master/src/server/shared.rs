@@ -29,6 +29,8 @@ pub struct Shared {
     next_tick: AtomicU64,
     /// There is something to repair or to reclaim.
     pub repair: Notify,
+    /// Something was answered before it was on stable storage.
+    pub sync_soon: Notify,
 }
 
 impl Shared {
@@ -52,6 +54,7 @@ impl Shared {
             tick_sooner: Notify::new(),
             next_tick: AtomicU64::new(u64::MAX),
             repair: Notify::new(),
+            sync_soon: Notify::new(),
             hub: Mutex::new(hub),
         })
     }

@@ -99,6 +99,7 @@ impl Master {
             tokio::spawn(shared.clone().tick()),
             tokio::spawn(sessions::forget_silent(shared.clone())),
             tokio::spawn(epoch::retry_unfinished(shared.clone())),
+            tokio::spawn(super::journal::sync_soon(shared.clone())),
             tokio::spawn(repair::run(shared.clone())),
             tokio::spawn(checkpoint::run(shared.clone())),
             tokio::spawn(accept(shared.clone(), endpoint.clone())),

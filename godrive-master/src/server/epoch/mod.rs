@@ -14,7 +14,7 @@ use godrive_proto::data::Layout;
 use godrive_proto::frame::{Class, RequestHeader};
 use godrive_proto::lease::{Problem, ReportRequest};
 use godrive_proto::net::Connection;
-use godrive_proto::{ChunkId, Code, Fault, Operation, Role};
+use godrive_proto::{ChunkId, Code, Fault, Operation, Role, SessionId};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -64,7 +64,7 @@ pub async fn report(context: &Context, request: ReportRequest) -> Result<Layout,
         }
         let mut layout = hub.state.chunk_layout(chunk)?;
         hub.localize(now, &mut layout);
-        Ok((layout, hub.must_be_durable))
+        Ok((layout, hub.must_be_durable(SessionId(0))))
     });
     let (layout, durable) = layout?;
     context.shared.durable(durable).await?;

@@ -116,7 +116,13 @@ fn begin(hub: &mut Hub, now: Instant, chunk: ChunkId, cause: &Cause) -> Result<(
         );
         return Err(Fault::new(Code::Unavailable, detail));
     }
-    let epoch = known.pending.unwrap_or(known.epoch).max(known.epoch).next();
+    let last = known.pending.unwrap_or(known.epoch).max(known.epoch);
+    let restarted = |member: &Member| {
+        let node = hub.state.node(member.node);
+        node.is_ok_and(|node| node.is_some_and(|node| node.booted_at > known.held_at))
+    };
+    let all_restarted = known.held.version.0 > 0 && known.members.iter().all(restarted);
+    let epoch = if all_restarted { last.after_restarts() } else { last.next() };
     let (answer, durable) = hub.decide(Body::EpochPending { chunk, epoch })?;
     answer?;
     let seal_deadline = Duration::from_millis(hub.config.nodes.seal_deadline_ms.into());
