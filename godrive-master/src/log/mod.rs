@@ -21,9 +21,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Zeros are written ahead in steps of this size.
-const AHEAD: &[u8] = &[0; 256 << 10];
-
 #[derive(Clone, Copy, Debug)]
 pub struct LogOptions {
     /// A segment that has reached this size is followed by a new one.
@@ -154,7 +151,6 @@ impl Log {
                     "the log ends in a write that was interrupted; it was never acknowledged and is cut off"
                 );
                 segment.file.set_len(scan.end).map_err(io)?;
-                segment.len = scan.end;
             }
             // A segment is synced before the next is begun, so its own end cannot be torn.
             Verdict::Torn => {
@@ -212,18 +208,14 @@ impl Log {
         self.make_room()?;
         let failed = self.shared.clone();
         let Some(segment) = self.segments.last_mut() else { return Err(LogError::Failed) };
-        let end = segment.end + bytes.len() as u64;
-        let ahead = if end > segment.len { AHEAD } else { &[] };
-        if let Err(error) = segment.file.write_at(&[&bytes, ahead], segment.end) {
+        if let Err(error) = segment.file.write_at(&[&bytes], segment.end) {
             // A full disk leaves the log usable if what was half written can be taken back.
-            match segment.file.set_len(segment.end) {
-                Ok(()) => segment.len = segment.end,
-                Err(_) => failed.failed.store(true, Ordering::SeqCst),
+            if segment.file.set_len(segment.end).is_err() {
+                failed.failed.store(true, Ordering::SeqCst);
             }
             return Err(LogError::io(&segment.path, error));
         }
-        segment.end = end;
-        segment.len = segment.len.max(end + ahead.len() as u64);
+        segment.end += bytes.len() as u64;
         self.next = LogIndex(self.next.0 + records.len() as u64);
         Ok(self.last())
     }
@@ -243,8 +235,7 @@ impl Log {
         let path = format!("{}/{}", self.directory, segment::name(self.next));
         let made = self.make_segment(&path);
         let file = made.map_err(|error| LogError::io(&path, error))?;
-        let end = SEGMENT_HEADER_BYTES as u64;
-        self.segments.push(Segment { path, file, first: self.next, end, len: end });
+        self.segments.push(Segment { path, file, first: self.next, end: SEGMENT_HEADER_BYTES as u64 });
         Ok(())
     }
 

@@ -16,9 +16,6 @@ pub struct Segment {
     pub first: LogIndex,
     /// Where the next record goes.
     pub end: u64,
-    /// The file's length. What lies behind the end are zeros, written ahead: a sync of a record that overwrites them
-    /// need not make a new length and new blocks stable too, which takes several times as long.
-    pub len: u64,
 }
 
 /// What a scan of a segment's bytes found.
@@ -32,7 +29,7 @@ pub struct Scan {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing follows the records but zeros.
+    /// The records fill the file.
     Whole,
     /// Bytes follow that were never known to be on stable storage: a write that a crash interrupted.
     Torn,
@@ -64,7 +61,7 @@ impl Segment {
         file.read_at(&mut header, 0).map_err(io)?;
         match read_segment_header(&header, cluster) {
             Ok(found) if found == first => {
-                Ok(Some(Self { path, file, first, end: SEGMENT_HEADER_BYTES as u64, len }))
+                Ok(Some(Self { path, file, first, end: SEGMENT_HEADER_BYTES as u64 }))
             }
             Err(HeaderError::Damaged) if len <= SEGMENT_HEADER_BYTES as u64 => Ok(None),
             Ok(_) | Err(HeaderError::Damaged) => Err(LogError::Header { path }),
@@ -92,9 +89,7 @@ impl Segment {
             next = next.next();
             at += record_bytes(body.len());
         }
-        let rest = &bytes[at..];
-        let whole = rest.iter().all(|byte| *byte == 0);
-        let verdict = if whole { Verdict::Whole } else { judge(rest, next, cluster) };
+        let verdict = if at == bytes.len() { Verdict::Whole } else { judge(&bytes[at..], next, cluster) };
         Scan { next, end: at as u64, verdict }
     }
 

@@ -20,12 +20,6 @@ const MAGIC: &[u8; 8] = b"GDSEGMNT";
 const MAX_OPEN: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 /// Writing back begins after so many new bytes, so that a sync after a long stream is short.
 const WRITEBACK_BYTES: u64 = 8 << 20;
-/// While little is written between two syncs, zeros are written ahead in steps of this size: a sync of what overwrites
-/// them need not make a new length and new blocks stable too, which takes several times as long.
-const AHEAD_BLOCKS: u32 = 128;
-const AHEAD: &[u8] = &[0; AHEAD_BLOCKS as usize * BLOCK];
-/// So much is little.
-const SMALL_BLOCKS: u32 = 32;
 
 pub fn path(segment: u32) -> String {
     format!("{DIRECTORY}/{segment:08x}.seg")
@@ -86,23 +80,6 @@ struct Tail {
     file: Arc<dyn DiskFile>,
     next_sequence: u64,
     written_back: u32,
-    /// The file's length.
-    len_blocks: u32,
-    /// Where the last sync found the end.
-    synced_blocks: u32,
-}
-
-impl Tail {
-    fn begin(segment: u32, file: Arc<dyn DiskFile>, next_sequence: u64) -> Self {
-        Self { segment, block: 1, file, next_sequence, written_back: 1, len_blocks: 1, synced_blocks: 0 }
-    }
-
-    /// Zeros to be written behind a record that ends at this block.
-    fn ahead(&self, end: u32, segment_blocks: u32) -> &'static [u8] {
-        let small = self.synced_blocks > 0 && end - self.synced_blocks <= SMALL_BLOCKS;
-        let room = if small && end > self.len_blocks { segment_blocks.saturating_sub(end) } else { 0 };
-        &AHEAD[..room.min(AHEAD_BLOCKS) as usize * BLOCK]
-    }
 }
 
 impl Log {
@@ -115,7 +92,7 @@ impl Log {
         segment_bytes: u64,
     ) -> io::Result<Self> {
         let file = create_segment(&*disk, id, segment, next_sequence)?;
-        let tail = Tail::begin(segment, file, next_sequence);
+        let tail = Tail { segment, block: 1, file, next_sequence, written_back: 1 };
         let instant = disk.is_instant();
         let shared = Arc::new(Shared {
             disk,
@@ -141,27 +118,20 @@ impl Log {
         record.synced = self.synced();
         (record.segment, record.block) = (tail.segment, tail.block);
         let header = record.encode();
-        let end = tail.block + blocks;
-        let ahead = tail.ahead(end, self.shared.segment_blocks);
-        let mut pieces: Vec<&[u8]> = Vec::with_capacity(2 + data.len());
+        let mut pieces: Vec<&[u8]> = Vec::with_capacity(1 + data.len());
         pieces.push(&header);
         pieces.extend_from_slice(data);
-        pieces.push(ahead);
         let offset = u64::from(tail.block) * BLOCK as u64;
         if let Err(error) = tail.file.write_at(&pieces, offset) {
             // What was written in part is given back; it could never verify as a record.
-            match tail.file.set_len(offset) {
-                Ok(()) => tail.len_blocks = tail.block,
-                Err(second) => {
-                    tracing::warn!(%second, segment = tail.segment, "cannot cut a segment after a failed write");
-                }
+            if let Err(second) = tail.file.set_len(offset) {
+                tracing::warn!(%second, segment = tail.segment, "cannot cut a segment after a failed write");
             }
             return Err(error);
         }
         let header = Location { segment: tail.segment, block: tail.block };
         let data = Location { segment: tail.segment, block: tail.block + record.header_blocks() };
-        tail.block = end;
-        tail.len_blocks = tail.len_blocks.max(end + (ahead.len() / BLOCK) as u32);
+        tail.block += blocks;
         tail.next_sequence += 1;
         self.shared.write_back(tail);
         Ok(Place { header, data, sequence: record.sequence })
@@ -210,8 +180,7 @@ impl Log {
 impl Shared {
     fn sync(&self) -> io::Result<()> {
         let (file, last) = {
-            let mut tail = self.tail.lock();
-            tail.synced_blocks = tail.block;
+            let tail = self.tail.lock();
             (tail.file.clone(), tail.next_sequence - 1)
         };
         if last > self.synced.load(Ordering::Acquire) {
@@ -222,16 +191,12 @@ impl Shared {
     }
 
     fn rotate(&self, tail: &mut Tail) -> io::Result<()> {
-        if tail.len_blocks > tail.block {
-            tail.file.set_len(u64::from(tail.block) * BLOCK as u64)?;
-            tail.len_blocks = tail.block;
-        }
         tail.file.sync()?;
         self.synced.fetch_max(tail.next_sequence - 1, Ordering::AcqRel);
         let segment =
             tail.segment.checked_add(1).ok_or_else(|| io::Error::other("segment numbers are used up"))?;
         let file = create_segment(&*self.disk, self.id, segment, tail.next_sequence)?;
-        *tail = Tail::begin(segment, file, tail.next_sequence);
+        *tail = Tail { segment, block: 1, file, next_sequence: tail.next_sequence, written_back: 1 };
         Ok(())
     }
 
