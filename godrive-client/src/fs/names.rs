@@ -46,7 +46,13 @@ impl<B: Backend> Fs<B> {
         let child = state.directory.look_up(&name)?;
         let child = match child {
             Some(ino) => Some(self.table.find(ino)?),
-            None => None,
+            None => {
+                // The kernel may keep it: a recall must find the name here to take it back.
+                if state.directory.learn(name, None) {
+                    self.names.fetch_add(1, Ordering::Relaxed);
+                }
+                None
+            }
         };
         let (entry_ttl, pass) = self.name_ttl(&directory, &mut state);
         drop(state);
