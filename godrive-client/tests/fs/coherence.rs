@@ -193,3 +193,19 @@ async fn names_are_seen_everywhere() {
         assert_eq!(cluster.world.lock().violations, Vec::<String>::new());
     }
 }
+
+/// A name that is missing because all names of the directory are known: the kernel keeps that answer, too, until a
+/// recall takes it back.
+#[tokio::test(start_paused = true)]
+async fn a_missing_name_of_a_wholly_known_directory_is_taken_back() {
+    let cluster = Cluster::new(7);
+    let (maker, other) = (Kernel::mount(&cluster, 1), Kernel::mount(&cluster, 2));
+    let directory = maker.fs.make(ROOT, b"d", NewNode::Directory, 0o755, OWNER).await.unwrap().attr.ino;
+    for round in 0..20u8 {
+        let name = [b'a' + round];
+        assert_eq!(maker.lookup(directory, &name).await.unwrap(), None);
+        let made = other.fs.create(directory, &name, 0o644, libc::O_RDWR, OWNER).await.unwrap();
+        other.fs.release(made.opened.handle);
+        assert_eq!(maker.lookup(directory, &name).await.unwrap(), Some(made.entry.attr.ino), "{round}");
+    }
+}
