@@ -114,6 +114,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
             Body::TokenMade { role: Role::Slave, secret_hash: [9; 32], expires: Timestamp(8), uses: 2 },
         ),
         ("TokenUsed", Body::TokenUsed { token: 1, node }),
+        ("IdsSkipped", Body::IdsSkipped { count: 1 << 20 }),
     ]
 }
 

@@ -180,6 +180,7 @@ impl<B: Backend> Fs<B> {
     fn unlinked(self: &Arc<Self>, view: &InodeView) {
         let (_, _, pass) = self.take_view(view);
         drop(pass);
+        self.not_durable_yet(view);
         if view.attr.nlink == 0 || (view.attr.kind == Kind::Directory && view.attr.nlink < 2) {
             self.removed(&self.table.get(view.attr.ino));
         }

@@ -95,7 +95,8 @@ impl<B: Backend> Fs<B> {
     /// True once under each lease: after some names that were not known.
     fn looks_for_many(&self, directory: &Arc<Inode>) -> bool {
         let mut state = directory.state.lock();
-        if !self.is_valid(&state) {
+        let contended = state.hot_until.is_some_and(|until| until > Instant::now());
+        if contended || !self.is_valid(&state) {
             return false;
         }
         state.unknown_names = state.unknown_names.saturating_add(1);

@@ -136,6 +136,11 @@ pub enum Body {
         token: u64,
         node: NodeId,
     },
+    /// A new term leaves so many inode and chunk ids out: a power loss may have taken records that gave them out, and slaves
+    /// and mounts may know them.
+    IdsSkipped {
+        count: u64,
+    },
 }
 
 /// The namespace operations of a client. [`crate::core::state::State::check`] tells beforehand what one would change.

@@ -40,6 +40,9 @@ pub struct World {
     pub transport_seed: Option<[u8; 32]>,
 }
 
+/// More ids than are given out between two syncs of the log.
+const IDS_SKIPPED: u64 = 1 << 20;
+
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// A running master.
@@ -88,6 +91,9 @@ impl Master {
             tracing::info!(%cluster, ?parameters, "a new cluster begins");
         }
         log_own(&mut state, &mut log, term, &*world.clock, Body::TermStarted { term })?;
+        if term.0 > 1 {
+            log_own(&mut state, &mut log, term, &*world.clock, Body::IdsSkipped { count: IDS_SKIPPED })?;
+        }
         log.sync_point().run().context("the log")?;
         let durability = Durability::new(log.last(), world.disk.is_instant());
         let hub = assemble(&config, &world, state, Journal::new(log, term), term, began_at)?;

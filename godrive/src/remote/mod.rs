@@ -194,7 +194,10 @@ impl Remote {
         let (parent, name) = self.parent(path).await?;
         match self.child(parent, name).await? {
             None => Err(FsError::new(libc::ENOENT, format!("{path} does not exist"))),
-            Some(attr) => self.remove_entry(parent, name, attr.kind).await,
+            Some(attr) => {
+                self.remove_entry(parent, name, attr.kind).await?;
+                self.settle(parent).await
+            }
         }
     }
 
@@ -233,7 +236,7 @@ impl Remote {
             self.remove_entry(parent, &name, attr.kind).await?;
             stack.pop();
         }
-        Ok(())
+        self.settle(parent).await
     }
 
     /// Up to `most` entries of a directory after a position, without `.` and `..`.

@@ -84,7 +84,16 @@ impl Remote {
             self.discard(&temporary).await;
             return Err(error.into());
         }
+        self.settle(folder).await?;
         Ok((self.attr(temporary.ino).await?, before.is_some()))
+    }
+
+    /// The names in the folder are on the master's stable storage.
+    pub(super) async fn settle(&self, folder: Ino) -> FsResult<()> {
+        let handle = self.fs.opendir(folder)?.handle;
+        let settled = self.fs.fsyncdir(handle).await;
+        self.fs.releasedir(handle);
+        settled
     }
 
     async fn temporary(&self, folder: Ino, name: &[u8], mode: u16) -> FsResult<Temporary> {

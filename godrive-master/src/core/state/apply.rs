@@ -58,6 +58,7 @@ fn execute(transaction: &mut Transaction<'_>, body: &Body, origin: Origin) -> Do
             transaction.bootstrap(*cluster, *parameters, *feature_level).map(done)
         }
         Body::TermStarted { term } => transaction.start_term(*term).map(done),
+        Body::IdsSkipped { count } => transaction.skip_ids(*count).map(done),
         Body::OpenSession { client, label } => transaction.open_session(*client, label).map(Reply::Session),
         Body::CloseSession => transaction.end_session(origin.session).map(done),
         Body::SessionRevoked { session } => transaction.end_session(*session).map(done),

@@ -13,9 +13,6 @@ use std::net::SocketAddr;
 /// Position 1 and 2 are left to `.` and `..`, so that clients can use positions as they are.
 pub const FIRST_POSITION: u64 = 3;
 
-/// More ids than are given out between two syncs of the log.
-const IDS_PER_TERM: u64 = 1 << 20;
-
 impl Transaction<'_> {
     pub fn bootstrap(
         &mut self,
@@ -75,12 +72,17 @@ impl Transaction<'_> {
         if term <= self.meta.term {
             return refuse(Code::WrongTerm, format!("term {term} does not follow term {}", self.meta.term));
         }
-        if self.meta.term > Term(0) {
-            // Ids given out by records that a power loss took are not given out again: slaves and mounts may know them.
-            self.meta.last_ino.0 += IDS_PER_TERM;
-            self.meta.last_chunk.0 += IDS_PER_TERM;
-        }
         self.meta.term = term;
+        Ok(())
+    }
+
+    pub fn skip_ids(&mut self, count: u64) -> Result<()> {
+        let ino = self.meta.last_ino.0.checked_add(count);
+        let chunk = self.meta.last_chunk.0.checked_add(count);
+        let (Some(ino), Some(chunk)) = (ino, chunk) else {
+            return refuse(Code::NoSpace, format!("{count} more ids do not exist"));
+        };
+        (self.meta.last_ino.0, self.meta.last_chunk.0) = (ino, chunk);
         Ok(())
     }
 

@@ -141,6 +141,21 @@ fn terms_rise() {
 }
 
 #[test]
+fn skipped_ids_are_not_given_out() {
+    let mut bench = Bench::new();
+    let before = bench.create(godrive_proto::ROOT, "a").unwrap();
+    bench.own(Body::IdsSkipped { count: 1000 }).unwrap();
+    let after = bench.create(godrive_proto::ROOT, "b").unwrap();
+    assert_eq!(after.0, before.0 + 1001);
+    assert_eq!(bench.own(Body::IdsSkipped { count: u64::MAX }).unwrap_err().code, Code::NoSpace);
+    assert_eq!(
+        bench.create(godrive_proto::ROOT, "c").unwrap().0,
+        after.0 + 1,
+        "a refused skip changes nothing"
+    );
+}
+
+#[test]
 fn nothing_happens_before_the_bootstrap_and_it_happens_once() {
     let mut state = State::open(Box::new(MemoryKv::default())).unwrap();
     let early = Record::own(Timestamp(1), Body::TermStarted { term: godrive_proto::Term(1) });
