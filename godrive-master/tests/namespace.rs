@@ -252,6 +252,17 @@ async fn a_master_that_lost_history_serves_nothing_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_lost_its_newest_terms_serves_nothing_either() {
+    let cluster = Cluster::start(quick(1)).await;
+    let client = cluster.client("a").await;
+    let header = RequestHeader { term: godrive_proto::Term(7), ..client.header() };
+    let request = LookupRequest { parent: ROOT, name: name("f") };
+    let fault = client.call_with::<Lookup>(header, &request).await.err().unwrap();
+    assert!(fault.code == Code::NotReady && fault.detail.contains("history is missing"), "{fault}");
+    assert_eq!(client.lookup("f").await.unwrap_err().code, Code::NotReady);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cut_log_is_noticed_by_those_who_saw_more() {
     let mut cluster = Cluster::start(quick(1)).await;
     let before = cluster.path().join("before");

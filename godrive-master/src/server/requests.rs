@@ -247,19 +247,17 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
 fn admit(hub: &mut Hub, _now: Instant, context: &Context, header: &RequestHeader) -> Result<(), Fault> {
     use godrive_proto::{admin, lease};
     let last = hub.journal.last();
-    let lost =
-        header.seen > last || (0 < header.term.0 && header.term < hub.term && header.seen > hub.began_at);
+    // A term is on stable storage before it serves, and so is every index that an answer names.
+    let lost = header.term > hub.term
+        || header.seen > last
+        || (0 < header.term.0 && header.term < hub.term && header.seen > hub.began_at);
     if lost && context.peer.role != Role::Joiner {
         hub.refuse(format!(
-            "{} {} has seen record {} of term {}, but this master's log ended at {} when it started: history is \
+            "{} {} has seen record {} of term {}, but this master's log ended at {} when it started term {}: history is \
              missing. Restore its directory to the newest copy there is and restart it; to go on without the missing \
              history, start a new cluster and copy the files",
-            context.peer.role, context.peer.node, header.seen, header.term, hub.began_at.min(last)
+            context.peer.role, context.peer.node, header.seen, header.term, hub.began_at.min(last), hub.term
         ));
-    }
-    if header.term > hub.term {
-        let detail = format!("a master of term {} was seen, this one has term {}", header.term, hub.term);
-        return Err(Fault::new(Code::WrongTerm, detail));
     }
     if !matches!(header.code, admin::GetStatus::CODE | admin::Ping::CODE) {
         hub.serving()?;
