@@ -5,7 +5,7 @@ use clap::Parser;
 use godrive_fuse::config::{Config, DOCUMENTED_DEFAULT};
 use godrive_fuse::options::CommandLine;
 use godrive_fuse::{World, join};
-use godrive_proto::net::machine::{MachineClock, MachineSockets, worker_threads};
+use godrive_proto::net::machine::{MachineClock, MachineSockets, daemon_runtime};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use std::path::PathBuf;
@@ -30,12 +30,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(line: &CommandLine) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(worker_threads())
-        .thread_name("godrive-fuse")
-        .enable_all()
-        .build()
-        .context("starting the runtime")?;
+    let runtime = daemon_runtime("godrive-fuse").context("starting the runtime")?;
     let result = runtime.block_on(async {
         let sockets = Arc::new(MachineSockets);
         let (file, config) = configuration(line, &sockets).await?;

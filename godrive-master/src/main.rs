@@ -11,7 +11,7 @@ use godrive_disk::RealDisk;
 use godrive_master::config::{Config, DOCUMENTED_DEFAULT};
 use godrive_master::{Master, World};
 use godrive_proto::net::identity::{Authority, Identity};
-use godrive_proto::net::machine::{MachineClock, MachineSockets, worker_threads};
+use godrive_proto::net::machine::{MachineClock, MachineSockets, daemon_runtime};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use std::fs::File;
@@ -69,12 +69,7 @@ fn serve(file: &Path) -> Result<()> {
         authority: authority(&config.authority)?,
         transport_seed: None,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(worker_threads())
-        .thread_name("godrive-master")
-        .enable_all()
-        .build()
-        .context("starting the runtime")?;
+    let runtime = daemon_runtime("godrive-master").context("starting the runtime")?;
     runtime.block_on(async {
         let stop = stop_signal()?;
         let master = Master::start(config, world).await?;

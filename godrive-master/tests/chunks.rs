@@ -416,4 +416,9 @@ async fn a_retried_create_gets_its_layout_again() {
     let range = LayoutRange { first: 0, count: 4 };
     let layout = client.call::<GetLayout>(&LayoutRequest { ino: first.entry.attr.ino, range }).await.unwrap();
     assert_eq!(layout.len(), 1);
+    // The same for many; of another client's file, which this one holds no lease on, nothing is told.
+    let other = cluster.client("b").await.call::<Create>(&create("g")).await.unwrap().entry.attr.ino;
+    let own = first.entry.attr.ino;
+    let request = LayoutsRequest { inodes: vec![other, own, Ino(u64::MAX)], range };
+    assert_eq!(client.call::<GetLayouts>(&request).await.unwrap(), [(own, layout)]);
 }

@@ -216,6 +216,10 @@ async fn hostile_requests_are_refused_and_hurt_nobody() {
     }
     let range = LayoutRange { first: 0, count: 1 << 30 };
     assert_eq!(code(two.call::<GetLayout>(&LayoutRequest { ino, range }).await.map(|_| ())), Code::Malformed);
+    for inodes in [vec![], vec![ino; 1025]] {
+        let request = LayoutsRequest { inodes, range: LayoutRange { first: 0, count: 1 } };
+        assert_eq!(code(two.call::<GetLayouts>(&request).await.map(|_| ())), Code::Malformed);
+    }
     let commit = CommitRequest {
         ino,
         size: Some(1),

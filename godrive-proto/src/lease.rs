@@ -140,6 +140,14 @@ pub struct LayoutRequest {
     pub range: LayoutRange,
 }
 
+/// The layouts of many files at once, before they are read one after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayoutsRequest {
+    /// 1 to 1024.
+    pub inodes: Vec<Ino>,
+    pub range: LayoutRange,
+}
+
 /// Opens chunks for writing, placing those that do not exist yet. Needs the exclusive lease.
 /// Logs that this session has them open, so that its death leads to an epoch change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -212,6 +220,9 @@ operations! {
     0x0113 Releases(ReleaseRequest) -> () [Client];
     /// Answered when the chunk is usable again (a new epoch where needed), with its layout.
     0x0114 Report(ReportRequest) -> crate::data::Layout [Client, Slave];
+    /// As GetLayout for each of the files on which the session holds a lease; the others are left out, and so are the
+    /// last ones where there are more than 1024 layouts in all.
+    0x0115 GetLayouts(LayoutsRequest) -> Vec<(Ino, Vec<crate::data::Layout>)> [Client];
     /// From the master to a client, on the client's own connection.
     0x0180 Recall(RecallRequest) -> Release [Master];
 }

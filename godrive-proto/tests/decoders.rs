@@ -34,7 +34,8 @@ fn decode_as_everything(bytes: &[u8]) {
     scoped! {
         meta: Lookup ReadDirectory ReadSymlink ReadXattrs StatFs Create MakeNode Link Unlink Rename SetAttr
             Truncate Commit SetXattr RemoveXattr Barrier;
-        lease: OpenSession Renew Resume CloseSession Acquire GetLayout OpenChunks Releases Report Recall;
+        lease: OpenSession Renew Resume CloseSession Acquire GetLayout OpenChunks Releases Report GetLayouts
+            Recall;
         data: Delta Sync Read GetSums Fetch;
         cluster: Register Inventory Heartbeat Seal Install Copy Delete Quarantine;
         admin: Join MakeToken GetStatus Ping;

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use godrive_disk::{Disk, RealDisk};
 use godrive_proto::Role;
 use godrive_proto::net::identity::Identity;
-use godrive_proto::net::machine::{MachineClock, MachineSockets, worker_threads};
+use godrive_proto::net::machine::{MachineClock, MachineSockets, daemon_runtime};
 use godrive_proto::net::token::{JoinToken, join};
 use godrive_proto::time::Clock;
 use godrive_slave::config::{COMMENTED, Config};
@@ -120,12 +120,7 @@ fn serve(file: &Path) -> Result<()> {
 }
 
 fn runtime() -> Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(worker_threads())
-        .thread_name("godrive-slave")
-        .enable_all()
-        .build()
-        .context("starting the runtime")
+    daemon_runtime("godrive-slave").context("starting the runtime")
 }
 
 /// Writes identity, configuration and disk directory of a new slave; the path of the configuration.

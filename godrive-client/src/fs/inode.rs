@@ -3,6 +3,7 @@
 //! [`State`] is behind a short mutex that is never held over an await. What must be in order over awaits has locks
 //! of its own, always taken in this order: `content`, `order`, a chunk's `io`, then `state`.
 
+use super::layouts::Neighbours;
 use crate::core::attrs::{self, Pending};
 use crate::core::directory::Directory;
 use crate::core::gate::Gate;
@@ -65,6 +66,8 @@ pub struct State {
     pub slots: BTreeMap<u32, Slot>,
     /// Windows whose layouts are known: in them, an index without a slot is a hole.
     pub windows: BTreeSet<u32>,
+    /// Files that were listed together with this one.
+    pub neighbours: Option<Arc<Neighbours>>,
     /// Leaf runs that are being fetched: (index, first leaf) to the end.
     pub fetching: BTreeMap<(u32, u32), u32>,
     pub directory: Directory,

@@ -9,9 +9,7 @@ use super::types::Invalidation;
 use super::{Backend, Fs};
 use crate::error::{FsError, Result};
 use godrive_proto::Code;
-use godrive_proto::lease::{
-    Acquire, AcquireRequest, GetLayout, LayoutRange, LayoutRequest, Mode, OpenChunks, OpenChunksRequest,
-};
+use godrive_proto::lease::{Acquire, AcquireRequest, LayoutRange, Mode, OpenChunks, OpenChunksRequest};
 use godrive_proto::meta::Kind;
 use std::ops::Range;
 use std::sync::Arc;
@@ -212,33 +210,6 @@ impl<B: Backend> Fs<B> {
         state.see(view);
         if state.is_fresh(view) && view.attr.kind == Kind::File && is_file {
             state.place_window(0, reply.layout, || self.new_tag());
-        }
-        Ok(())
-    }
-
-    /// Asks for the layouts of one window.
-    pub(super) async fn load_window(&self, inode: &Arc<Inode>, window: u32) -> Result<()> {
-        let _one = inode.acquiring.lock().await;
-        let generation = {
-            let state = inode.state.lock();
-            if state.windows.contains(&window) || !self.is_valid(&state) {
-                return Ok(());
-            }
-            state.generation
-        };
-        let range = LayoutRange { first: window * WINDOW_CHUNKS, count: WINDOW_CHUNKS };
-        let reply = self.backend.query::<GetLayout>(&LayoutRequest { ino: inode.ino, range }).await;
-        let layouts = match reply {
-            Ok(layouts) => layouts,
-            Err(fault) if fault.code == Code::NoLease => {
-                self.lease_denied(inode, generation);
-                return Ok(());
-            }
-            Err(fault) => return Err(fault.into()),
-        };
-        let mut state = inode.state.lock();
-        if state.generation == generation && state.mode().is_some() {
-            state.place_window(window, layouts, || self.new_tag());
         }
         Ok(())
     }

@@ -153,6 +153,7 @@ impl<B: Backend> Fs<B> {
             }
         };
         let mut entries = dots(directory.ino, page.parent, offset);
+        let mut files = Vec::new();
         for from in page.entries {
             if entries.len() >= max {
                 break;
@@ -161,10 +162,14 @@ impl<B: Backend> Fs<B> {
             if plus && let Some(view) = &from.view {
                 let (attr, attr_ttl, child_pass) = self.take_view(view);
                 pass = pass.and(child_pass);
+                if attr.kind == Kind::File && attr.size > 0 {
+                    files.push(from.ino);
+                }
                 entry.entry = Some(Entry { attr, attr_ttl, entry_ttl });
             }
             entries.push(entry);
         }
+        self.note_neighbours(files);
         Served { value: entries, pass }
     }
 

@@ -22,6 +22,7 @@ mod background;
 pub mod config;
 mod flush;
 mod inode;
+mod layouts;
 mod lease;
 mod listing;
 mod lower;

@@ -7,7 +7,7 @@ use godrive_client::CloseMode;
 use godrive_client::driver::Config as DriverConfig;
 use godrive_client::fs::config::Config;
 use godrive_client::fs::{Backend, Caller, Fs, Handle, SetAttr, Whence};
-use godrive_proto::lease::{OpenChunks, RecallRequest};
+use godrive_proto::lease::{GetLayout, GetLayouts, OpenChunks, RecallRequest};
 use godrive_proto::meta::{Commit, Create, Lookup, NewNode, RenameMode};
 use godrive_proto::{Ino, LeaseId, Operation, ROOT};
 use std::sync::Arc;
@@ -414,6 +414,39 @@ async fn a_directory_is_listed_in_pages_and_from_memory() {
     let lookups = requests(&cluster, Lookup::CODE);
     assert!(fs.try_lookup(ROOT, b"f07").is_some());
     assert_eq!(requests(&cluster, Lookup::CODE), lookups);
+}
+
+/// Also where another mount changes one of them in between.
+#[tokio::test(start_paused = true)]
+async fn layouts_of_files_that_were_listed_together_are_asked_for_together() {
+    let cluster = Cluster::new(23);
+    let (fs, other) = (cluster.mount(1), cluster.mount(2));
+    let mut files = Vec::new();
+    for i in 0..10u8 {
+        let (ino, handle) = create(&fs, &[b'a' + i]).await;
+        write(&fs, handle, 0, &[i; 5000]).await;
+        fs.flush(handle).await.unwrap();
+        fs.release(handle);
+        files.push(ino);
+    }
+    let directory = other.opendir(ROOT).unwrap().handle;
+    while other.readdir(directory, 0, 100, true).await.unwrap().value.len() < 12 {}
+    for (i, ino) in files.iter().enumerate() {
+        let handle = other.open(*ino, libc::O_RDONLY).await.unwrap().value.handle;
+        let mut expected = vec![i as u8; 5000];
+        if i == 7 {
+            expected[4990..].fill(77);
+        }
+        assert_eq!(read(&other, handle, 0, 8192).await, expected, "file {i}");
+        other.release(handle);
+        if i == 4 {
+            let handle = fs.open(files[7], libc::O_WRONLY).await.unwrap().value.handle;
+            write(&fs, handle, 4990, &[77; 10]).await;
+            fs.flush(handle).await.unwrap();
+            fs.release(handle);
+        }
+    }
+    assert_eq!((requests(&cluster, GetLayouts::CODE), requests(&cluster, GetLayout::CODE)), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -186,6 +186,16 @@ pub fn execute(
             }
             boxed(run.layouts(request.ino, request.range)?)
         }
+        GetLayouts::CODE => {
+            let LayoutsRequest { inodes, range } = cast::<LayoutsRequest>(request);
+            let mut all = Vec::new();
+            for ino in
+                inodes.iter().filter(|ino| run.world.leases.holds(client, **ino)).copied().collect::<Vec<_>>()
+            {
+                all.push((ino, run.layouts(ino, *range)?));
+            }
+            boxed(all)
+        }
         OpenChunks::CODE => boxed(run.open_chunks(cast(request))?),
         Releases::CODE => {
             for release in &cast::<ReleaseRequest>(request).leases {

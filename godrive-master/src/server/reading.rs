@@ -186,6 +186,31 @@ pub async fn layout(context: &Context, request: LayoutRequest) -> Result<Vec<Lay
     context.step(step).await
 }
 
+pub async fn layouts(context: &Context, request: LayoutsRequest) -> Result<Vec<(Ino, Vec<Layout>)>, Fault> {
+    check_range(request.range)?;
+    if request.inodes.is_empty() || request.inodes.len() > MAX_LIST {
+        return Err(Fault::new(
+            Code::Malformed,
+            format!("layouts of 1 to {MAX_LIST} inodes can be asked at once"),
+        ));
+    }
+    let session = context.session()?;
+    let step = |hub: &mut Hub, now: Instant| {
+        let (mut all, mut room) = (Vec::new(), MAX_LIST);
+        for ino in request.inodes {
+            if hub.leases.mode(session, ino).is_none() {
+                continue;
+            }
+            let layouts = localized(hub, now, hub.state.layout(ino, request.range)?);
+            let Some(left) = room.checked_sub(layouts.len()) else { break };
+            room = left;
+            all.push((ino, layouts));
+        }
+        Ok((all, hub.must_be_durable(session)))
+    };
+    context.step(step).await
+}
+
 pub async fn stat_fs(context: &Context, (): ()) -> Result<FsStat, Fault> {
     let step = |hub: &mut Hub, now: Instant| {
         let replicas = u64::from(hub.parameters()?.replicas);

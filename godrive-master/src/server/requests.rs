@@ -211,6 +211,7 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
         l::Releases::CODE => answer!(context, incoming, l::Releases, sessions::release),
         l::Acquire::CODE => answer!(context, incoming, l::Acquire, reading::acquire),
         l::GetLayout::CODE => answer!(context, incoming, l::GetLayout, reading::layout),
+        l::GetLayouts::CODE => answer!(context, incoming, l::GetLayouts, reading::layouts),
         l::OpenChunks::CODE => answer!(context, incoming, l::OpenChunks, changing::open_chunks),
         l::Report::CODE => answer!(context, incoming, l::Report, epoch::report),
         m::Lookup::CODE => answer!(context, incoming, m::Lookup, reading::lookup),

@@ -153,10 +153,28 @@ fn read(clock: libc::clockid_t) -> libc::timespec {
     time
 }
 
-/// Threads for a daemon's runtime: half of the processors, at most four. A request passes through several tasks; the fewer
-/// threads they are spread over, the less time goes into waking them.
-pub fn worker_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |processors| (processors.get() / 2).clamp(1, 4))
+/// A daemon's runtime. Its threads: half of the processors, at most four. A request passes through several tasks; the
+/// fewer threads they are spread over, the less time goes into waking them.
+pub fn daemon_runtime(name: &str) -> std::io::Result<tokio::runtime::Runtime> {
+    keep_freed_memory();
+    let threads =
+        std::thread::available_parallelism().map_or(1, |processors| (processors.get() / 2).clamp(1, 4));
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build()
+}
+
+/// Payloads of up to 4 MiB come and go all the time. By default glibc maps each anew and unmaps it again, and the page
+/// faults cost more than the copies.
+fn keep_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        const LARGEST_REUSED: libc::c_int = 32 << 20;
+        const KEPT: libc::c_int = 64 << 20;
+        // SAFETY: sets two numbers of the allocator, before there are other threads. What it refuses stays as it was.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_REUSED);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -268,6 +268,10 @@ fn lease() -> Vec<Sample> {
         sample::<OpenChunks>(OpenChunksRequest { ino: Ino(1), indexes: vec![2, 300] }, vec![layout()]),
         sample::<Releases>(ReleaseRequest { leases: vec![release], closed_orphans: vec![Ino(9)] }, ()),
         sample::<Report>(report, layout()),
+        sample::<GetLayouts>(
+            LayoutsRequest { inodes: vec![Ino(1), Ino(300)], range },
+            vec![(Ino(1), vec![layout()]), (Ino(300), vec![])],
+        ),
         sample::<Recall>(
             RecallRequest { ino: Ino(1), id: LeaseId(2), may_keep: Some(Mode::Shared) },
             release,
