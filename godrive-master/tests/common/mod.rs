@@ -2,9 +2,10 @@
 #![allow(dead_code, clippy::unwrap_used)]
 #![allow(clippy::disallowed_methods, reason = "tests on the real machine take its time")]
 
+pub mod gate;
 pub mod slave;
 
-use godrive_disk::RealDisk;
+use gate::{Gate, GatedDisk};
 use godrive_master::{Config, Master, World, config};
 use godrive_proto::admin::{GetStatus, Status};
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
@@ -59,6 +60,8 @@ pub struct Cluster {
     directory: tempfile::TempDir,
     master: Option<Master>,
     pub address: SocketAddr,
+    /// Closed, no sync of the master ends.
+    pub gate: Arc<Gate>,
     next_node: AtomicU64,
 }
 
@@ -76,6 +79,7 @@ impl Cluster {
             directory: tempfile::tempdir().unwrap(),
             master: None,
             address: SocketAddr::from(LOOPBACK),
+            gate: Arc::default(),
             next_node: AtomicU64::new(100),
         };
         cluster.boot().await.unwrap();
@@ -108,7 +112,7 @@ impl Cluster {
 
     fn world(&self) -> World {
         World {
-            disk: Arc::new(RealDisk::open(self.directory.path()).unwrap()),
+            disk: Arc::new(GatedDisk::open(self.directory.path(), self.gate.clone())),
             sockets: Arc::new(MachineSockets),
             clock: Arc::new(MachineClock),
             seed: 7,
