@@ -6,6 +6,7 @@ pub mod attrs;
 pub mod directory;
 pub mod gate;
 pub mod lease;
+pub mod neighbours;
 pub mod page_cache;
 pub mod read_plan;
 pub mod write_buffer;

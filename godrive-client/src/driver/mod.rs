@@ -25,7 +25,7 @@ mod upcalls;
 
 pub use config::{Config, Timeouts, World};
 pub use delta::Delta;
-pub use reading::Leaves;
+pub use proof::Run;
 pub use stats::{Counts, Stats};
 pub use upcalls::{BoxFuture, Declared, Upcalls};
 
@@ -47,6 +47,7 @@ const FAREWELL: Duration = Duration::from_secs(3);
 /// A mount's connections to its cluster.
 pub struct Driver {
     master: Arc<Master>,
+    slaves: Arc<Slaves>,
     writer: Writer,
     reader: Reader,
 }
@@ -59,8 +60,8 @@ impl Driver {
         let slaves = Arc::new(Slaves::new(master.clone()));
         let reports = Arc::new(Reports::new(master.clone()));
         let writer = Writer::new(master.clone(), slaves.clone(), reports.clone());
-        let reader = Reader::new(master.clone(), slaves, reports, seed);
-        Ok(Arc::new(Self { master, writer, reader }))
+        let reader = Reader::new(master.clone(), slaves.clone(), reports, seed);
+        Ok(Arc::new(Self { master, slaves, writer, reader }))
     }
 
     /// Starts renewals, recalls and reconnects. Once.
@@ -114,14 +115,20 @@ impl Driver {
         Box::pin(self.writer.sync(layout))
     }
 
-    /// Whole leaves of one chunk, verified: one entry per leaf, None for a hole. `layout` may be newer afterwards.
+    /// Whole leaves of one chunk, verified and ascending. `layout` may be newer afterwards.
     pub fn read<'a>(
         &'a self,
         layout: &'a mut Layout,
         first_leaf: u32,
         leaves: u32,
-    ) -> BoxFuture<'a, Result<Leaves, Fault>> {
+    ) -> BoxFuture<'a, Result<Vec<Run>, Fault>> {
         Box::pin(self.reader.read(layout, first_leaf, leaves))
+    }
+
+    /// These chunks may be read or written soon: connects to their members in the background. A connection is slow until
+    /// it knows how large the datagrams on its path may be.
+    pub fn meet(&self, layouts: &[Layout]) {
+        self.slaves.meet(layouts);
     }
 
     /// What went over the wire so far.

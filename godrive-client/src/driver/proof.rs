@@ -10,8 +10,19 @@ use godrive_proto::{ChunkId, Digest, sums};
 
 const LEAF: usize = LEAF_BYTES as usize;
 
-/// Leaves that share one buffer: few enough that a cached leaf does not keep much else alive.
-const BUFFER_LEAVES: usize = 16;
+/// Leaves that share one buffer start at a multiple of this: few enough that a cached leaf does not keep much else
+/// alive, and as many as the page cache keeps together.
+const BUFFER_LEAVES: u32 = 16;
+
+/// Leaves that follow each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub first: u32,
+    /// At least 1.
+    pub leaves: u32,
+    /// Their bytes; None where they are holes.
+    pub bytes: Option<Bytes>,
+}
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug)]
@@ -38,28 +49,39 @@ pub enum ProofError {
     Leaf(u32),
 }
 
-/// One entry per wanted leaf, None for a hole. `payload` may be cut anywhere.
-pub fn verify(wanted: &Wanted, proof: &Proof, payload: &[Bytes]) -> Result<Vec<Option<Bytes>>, ProofError> {
+/// All wanted leaves, ascending. `payload` may be cut anywhere.
+pub fn verify(wanted: &Wanted, proof: &Proof, payload: &[Bytes]) -> Result<Vec<Run>, ProofError> {
     let leaf_sums = verified_sums(wanted, proof)?;
     let full = leaf_sums.iter().filter(|sum| **sum != sums::HOLE).count();
     let payload_bytes: usize = payload.iter().map(Bytes::len).sum();
     if payload_bytes != full * LEAF {
         return Err(ProofError::Payload(payload_bytes, full * LEAF));
     }
-    let mut cutter = Cutter { payload, at: 0, ahead: full, ready: Bytes::new() };
-    let mut leaves = Vec::with_capacity(leaf_sums.len());
-    for (leaf, sum) in (wanted.first_leaf..).zip(leaf_sums) {
-        if *sum == sums::HOLE {
-            leaves.push(None);
-            continue;
-        }
-        let bytes = cutter.leaf();
-        if sums::piece(wanted.chunk, leaf, &bytes) != *sum {
+    let mut payload = Pieces { pieces: payload, at: 0 };
+    let mut runs = Vec::new();
+    let (mut first, mut left) = (wanted.first_leaf, leaf_sums);
+    while let Some(sum) = left.first() {
+        let is_hole = *sum == sums::HOLE;
+        let most = if is_hole { left.len() } else { (BUFFER_LEAVES - first % BUFFER_LEAVES) as usize };
+        let alike = left.iter().take(most).take_while(|sum| (**sum == sums::HOLE) == is_hole).count();
+        let (run, rest) = left.split_at(alike);
+        let leaves = run.len() as u32;
+        let bytes = if is_hole { None } else { Some(joined(wanted.chunk, first, run, &mut payload)?) };
+        runs.push(Run { first, leaves, bytes });
+        (first, left) = (first + leaves, rest);
+    }
+    Ok(runs)
+}
+
+/// The bytes of leaves that are not holes, each of which hashes to its sum.
+fn joined(chunk: ChunkId, first: u32, sums: &[u64], payload: &mut Pieces<'_>) -> Result<Bytes, ProofError> {
+    let bytes = payload.take(sums.len() * LEAF);
+    for ((leaf, sum), bytes) in (first..).zip(sums).zip(bytes.chunks(LEAF)) {
+        if sums::piece(chunk, leaf, bytes) != *sum {
             return Err(ProofError::Leaf(leaf));
         }
-        leaves.push(Some(bytes));
     }
-    Ok(leaves)
+    Ok(bytes)
 }
 
 /// The sums of the wanted leaves, after they were traced to the digest.
@@ -86,38 +108,25 @@ fn verified_sums<'a>(wanted: &Wanted, proof: &'a Proof) -> Result<&'a [u64], Pro
     Ok(&proof.leaves[start..start + wanted.leaves as usize])
 }
 
-/// Cuts packet-sized pieces into leaves, copying each byte once.
-struct Cutter<'a> {
-    payload: &'a [Bytes],
+/// A payload in packet-sized pieces, of which each byte is copied once.
+struct Pieces<'a> {
+    pieces: &'a [Bytes],
     /// Offset in the first piece.
     at: usize,
-    /// Leaves still to be joined.
-    ahead: usize,
-    /// Joined, not yet taken.
-    ready: Bytes,
 }
 
-impl Cutter<'_> {
-    /// The next leaf; the caller has checked that there are enough bytes.
-    fn leaf(&mut self) -> Bytes {
-        if self.ready.is_empty() {
-            let leaves = self.ahead.min(BUFFER_LEAVES);
-            self.ahead -= leaves;
-            self.ready = self.join(leaves * LEAF);
-        }
-        self.ready.split_to(LEAF)
-    }
-
-    fn join(&mut self, wanted: usize) -> Bytes {
+impl Pieces<'_> {
+    /// The next bytes; the caller has checked that there are enough.
+    fn take(&mut self, wanted: usize) -> Bytes {
         let mut joined = BytesMut::with_capacity(wanted);
         while joined.len() < wanted
-            && let Some(piece) = self.payload.first()
+            && let Some(piece) = self.pieces.first()
         {
             let take = (piece.len() - self.at).min(wanted - joined.len());
             joined.extend_from_slice(&piece[self.at..self.at + take]);
             self.at += take;
             if self.at == piece.len() {
-                self.payload = &self.payload[1..];
+                self.pieces = &self.pieces[1..];
                 self.at = 0;
             }
         }
@@ -168,11 +177,22 @@ mod tests {
             for piece_bytes in [1200, 4096, 1 << 20] {
                 let (wanted, proof, payload) = asked(first, count, piece_bytes);
                 let got = verify(&wanted, &proof, &payload).unwrap();
-                let expected = &leaves[first as usize..(first + count) as usize];
-                assert_eq!(got.len(), expected.len());
-                for (got, expected) in got.iter().zip(expected) {
-                    assert_eq!(got.as_deref(), expected.as_deref());
+                let mut next = first;
+                for run in &got {
+                    assert_eq!(run.first, next);
+                    next += run.leaves;
+                    let expected = &leaves[run.first as usize..next as usize];
+                    match &run.bytes {
+                        None => assert!(expected.iter().all(Option::is_none)),
+                        Some(bytes) => {
+                            let expected: Vec<u8> =
+                                expected.iter().flat_map(|leaf| leaf.clone().unwrap()).collect();
+                            assert_eq!(bytes, &expected);
+                            assert_eq!(run.first / BUFFER_LEAVES, (next - 1) / BUFFER_LEAVES);
+                        }
+                    }
                 }
+                assert_eq!(next, first + count);
             }
         }
     }

@@ -1,13 +1,12 @@
 //! Reads: from the least busy member, from the next when one is late or wrong, verified against the digest.
 
 use super::master::Master;
-use super::proof::{self, Wanted};
+use super::proof::{self, Run, Wanted};
 use super::reports::Reports;
 use super::retry::{Backoff, Patience};
 use super::slaves::Slaves;
 use super::stats::Stats;
 use super::upcalls::BoxFuture;
-use bytes::Bytes;
 use godrive_proto::data::{Layout, Member, Read, ReadRequest};
 use godrive_proto::lease::Problem;
 use godrive_proto::limits::{LEAF_BYTES, MAX_READ_BYTES};
@@ -16,10 +15,11 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::time::{sleep, timeout};
 
-/// One entry per leaf, None for a hole.
-pub type Leaves = Vec<Option<Bytes>>;
+/// More leaves take so long to verify that other tasks go on meanwhile.
+const INLINE_LEAVES: u32 = 32;
 
 /// Leaves in one request.
 const PART: u32 = MAX_READ_BYTES as u32 / LEAF_BYTES;
@@ -41,7 +41,7 @@ impl Reader {
         Self { master, slaves, reports, seed }
     }
 
-    pub async fn read(&self, layout: &mut Layout, first_leaf: u32, leaves: u32) -> Result<Leaves, Fault> {
+    pub async fn read(&self, layout: &mut Layout, first_leaf: u32, leaves: u32) -> Result<Vec<Run>, Fault> {
         let in_chunk = sums::leaves_in(layout.chunk.chunk_bytes);
         let Some(end) = first_leaf.checked_add(leaves).filter(|end| *end <= in_chunk) else {
             let detail = format!("leaves {first_leaf}+{leaves} are not within a chunk of {in_chunk}");
@@ -49,13 +49,13 @@ impl Reader {
         };
         let patience = self.master.patience();
         'again: loop {
-            let mut all = Vec::with_capacity(leaves as usize);
+            let mut all = Vec::new();
             let mut at = first_leaf;
             while at < end {
                 let held = layout.held;
                 if held.version == Version(0) {
                     // Nothing was ever written, and there need not be a replica.
-                    return Ok(vec![None; leaves as usize]);
+                    return Ok(vec![Run { first: first_leaf, leaves, bytes: None }]);
                 }
                 let count = PART.min(end - at);
                 all.extend(self.part(layout, at, count, patience).await?);
@@ -75,7 +75,7 @@ impl Reader {
         first: u32,
         count: u32,
         patience: Patience,
-    ) -> Result<Leaves, Fault> {
+    ) -> Result<Vec<Run>, Fault> {
         let mut backoff = Backoff::default();
         let mut diverged = false;
         loop {
@@ -115,11 +115,11 @@ impl Reader {
         first: u32,
         count: u32,
         patience: Patience,
-    ) -> (Option<Leaves>, Vec<Failure>) {
+    ) -> (Option<Vec<Run>>, Vec<Failure>) {
         let spread = (self.seed ^ layout.chunk.id.0).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let order = self.slaves.order(&layout.members, spread);
         let mut waiting = order.iter();
-        let mut running: Vec<(NodeId, BoxFuture<'_, Result<Leaves, Fault>>)> = Vec::new();
+        let mut running: Vec<(NodeId, BoxFuture<'_, Result<Vec<Run>, Fault>>)> = Vec::new();
         let mut failures = Vec::new();
         let mut ask_another = true;
         loop {
@@ -156,7 +156,7 @@ impl Reader {
         first_leaf: u32,
         leaves: u32,
         patience: Patience,
-    ) -> Result<Leaves, Fault> {
+    ) -> Result<Vec<Run>, Fault> {
         let Layout { chunk, epoch, held, .. } = layout;
         let request =
             ReadRequest { chunk: chunk.id, epoch: *epoch, version: held.version, first_leaf, leaves };
@@ -171,7 +171,9 @@ impl Reader {
             first_leaf,
             leaves,
         };
-        proof::verify(&wanted, &reply.body, &reply.payload).map_err(|error| {
+        let verify = || proof::verify(&wanted, &reply.body, &reply.payload);
+        let verified = if leaves > INLINE_LEAVES { beside_other_tasks(verify) } else { verify() };
+        verified.map_err(|error| {
             let detail = format!("slave {} answered chunk {} wrongly: {error}", member.node, chunk.id);
             Fault::at(Code::Corrupt, member.node, detail)
         })
@@ -180,6 +182,14 @@ impl Reader {
     fn hedge(&self, leaves: u32) -> Duration {
         let timeouts = &self.master.config.timeouts;
         timeouts.hedge + transfer(leaves, timeouts.slowest_bytes_per_s.saturating_mul(16))
+    }
+}
+
+/// Computes something that takes a while. A runtime with one thread, like a simulation's, has no others to go on.
+fn beside_other_tasks<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => work(),
+        _ => tokio::task::block_in_place(work),
     }
 }
 

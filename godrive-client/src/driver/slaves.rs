@@ -4,7 +4,7 @@ use super::health::Health;
 use super::master::Master;
 use super::stats::Stats;
 use bytes::Bytes;
-use godrive_proto::data::Member;
+use godrive_proto::data::{Layout, Member};
 use godrive_proto::net::{Connection, Expect, Message, Reply};
 use godrive_proto::{Code, Fault, NodeId, Operation, Role};
 use parking_lot::Mutex;
@@ -14,6 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::timeout;
+
+/// Slaves of one answer that are connected to before they are needed.
+const MAX_MEETINGS: usize = 8;
 
 pub struct Slaves {
     master: Arc<Master>,
@@ -40,6 +43,27 @@ struct Cached {
 impl Slaves {
     pub fn new(master: Arc<Master>) -> Self {
         Self { master, health: Mutex::default(), slots: Mutex::default(), last_stamp: AtomicU64::new(0) }
+    }
+
+    /// Connects to the members of chunks in the background, those of the first chunks first. A failure tells the next
+    /// request, as that member was looked for.
+    pub fn meet(self: &Arc<Self>, layouts: &[Layout]) {
+        let mut members: Vec<Member> = Vec::new();
+        for member in layouts.iter().flat_map(|layout| &layout.members) {
+            if members.len() == MAX_MEETINGS {
+                break;
+            }
+            if members.iter().all(|known| known.node != member.node) {
+                members.push(*member);
+            }
+        }
+        for member in members {
+            let known = self.slots.lock().contains_key(&member.node);
+            if !known {
+                let slaves = self.clone();
+                tokio::spawn(async move { drop(slaves.connection(&member).await) });
+            }
+        }
     }
 
     /// One request to one member. A connection that turns out to have ended before is made anew once.

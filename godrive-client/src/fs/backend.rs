@@ -1,7 +1,6 @@
 //! What the file system needs from below: the driver, or a model of a cluster in tests.
 
-use crate::driver::{Delta, Driver};
-use bytes::Bytes;
+use crate::driver::{Delta, Driver, Run};
 use godrive_proto::data::{Applied, Layout};
 use godrive_proto::lease::ClusterParameters;
 use godrive_proto::time::Timestamp;
@@ -29,7 +28,8 @@ pub trait Backend: Send + Sync + 'static {
         layout: &mut Layout,
         first_leaf: u32,
         leaves: u32,
-    ) -> impl Future<Output = Result<Vec<Option<Bytes>>, Fault>> + Send;
+    ) -> impl Future<Output = Result<Vec<Run>, Fault>> + Send;
+    fn meet(&self, layouts: &[Layout]);
     fn stop(&self) -> impl Future<Output = ()> + Send;
 }
 
@@ -67,8 +67,12 @@ impl Backend for Driver {
         layout: &mut Layout,
         first_leaf: u32,
         leaves: u32,
-    ) -> Result<Vec<Option<Bytes>>, Fault> {
+    ) -> Result<Vec<Run>, Fault> {
         Driver::read(self, layout, first_leaf, leaves).await
+    }
+
+    fn meet(&self, layouts: &[Layout]) {
+        Driver::meet(self, layouts);
     }
 
     async fn stop(&self) {

@@ -22,6 +22,7 @@ const MAX_ORPHANS: usize = 1024;
 const MAX_EVICTED: usize = 8192;
 
 pub(super) async fn run<B: Backend>(fs: Weak<Fs<B>>) {
+    let mut reported = Instant::now();
     loop {
         let Some(strong) = fs.upgrade() else { return };
         if strong.stopped.load(Ordering::Relaxed) {
@@ -30,9 +31,16 @@ pub(super) async fn run<B: Backend>(fs: Weak<Fs<B>>) {
         strong.start_ready();
         strong.start_old();
         strong.lower_idle();
-        strong.report_orphans().await;
+        // Many files are often removed one after the other: one report is enough for all of them.
+        if reported.elapsed() >= TICK {
+            reported = Instant::now();
+            strong.report_orphans();
+        }
         let crowded = strong.evict();
-        let busy = crowded || !strong.dirty.lock().is_empty() || !strong.idle_owners.lock().is_empty();
+        let busy = crowded
+            || !strong.dirty.lock().is_empty()
+            || !strong.idle_owners.lock().is_empty()
+            || !strong.orphans.lock().is_empty();
         let wake = async { strong.wake.notified().await };
         // The second case only lets this task end when the file system is dropped.
         let pause = if busy { TICK } else { Duration::from_secs(5) };
@@ -134,7 +142,7 @@ impl<B: Backend> Fs<B> {
         self.uncollected.fetch_sub(1, Ordering::Relaxed);
     }
 
-    async fn report_orphans(self: &Arc<Self>) {
+    fn report_orphans(self: &Arc<Self>) {
         let closed_orphans: Vec<Ino> = {
             let mut orphans = self.orphans.lock();
             let batch = orphans.len().min(MAX_ORPHANS);

@@ -3,11 +3,11 @@
 //! [`State`] is behind a short mutex that is never held over an await. What must be in order over awaits has locks
 //! of its own, always taken in this order: `content`, `order`, a chunk's `io`, then `state`.
 
-use super::layouts::Neighbours;
 use crate::core::attrs::{self, Pending};
 use crate::core::directory::Directory;
 use crate::core::gate::Gate;
 use crate::core::lease::LeaseState;
+use crate::core::neighbours::Neighbours;
 use crate::core::page_cache::Tag;
 use crate::core::write_buffer::WriteBuffer;
 use crate::error::FsError;
@@ -66,8 +66,8 @@ pub struct State {
     pub slots: BTreeMap<u32, Slot>,
     /// Windows whose layouts are known: in them, an index without a slot is a hole.
     pub windows: BTreeSet<u32>,
-    /// Files that were listed together with this one.
-    pub neighbours: Option<Arc<Neighbours>>,
+    /// Files that were listed together with this one, until it is read.
+    pub neighbours: Option<Arc<Mutex<Neighbours>>>,
     /// Leaf runs that are being fetched: (index, first leaf) to the end.
     pub fetching: BTreeMap<(u32, u32), u32>,
     pub directory: Directory,

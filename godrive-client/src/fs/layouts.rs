@@ -3,6 +3,7 @@
 
 use super::inode::{Inode, State, WINDOW_CHUNKS};
 use super::{Backend, Fs};
+use crate::core::neighbours::Neighbours;
 use crate::error::Result;
 use godrive_proto::data::Layout;
 use godrive_proto::lease::{GetLayout, GetLayouts, LayoutRange, LayoutRequest, LayoutsRequest, Mode};
@@ -10,22 +11,6 @@ use godrive_proto::meta::Kind;
 use godrive_proto::{Code, Ino};
 use parking_lot::Mutex;
 use std::sync::Arc;
-
-/// Neighbours whose layouts are asked for with one that is needed.
-const MANY_FILES: usize = 128;
-
-/// Files that one page of a directory named and whose layouts were not asked for yet; shared by all of them.
-#[derive(Debug, Default)]
-pub struct Neighbours(Mutex<Vec<Ino>>);
-
-impl Neighbours {
-    /// The next ones, each of them once.
-    fn take(&self) -> Vec<Ino> {
-        let mut inodes = self.0.lock();
-        let from = inodes.len().saturating_sub(MANY_FILES);
-        inodes.split_off(from)
-    }
-}
 
 /// What a file was when its layouts were asked for.
 struct Asked {
@@ -62,6 +47,7 @@ impl<B: Backend> Fs<B> {
             }
             Err(fault) => return Err(fault.into()),
         };
+        self.backend.meet(&layouts);
         let mut state = inode.state.lock();
         if state.generation == generation && state.mode().is_some() {
             state.place_window(window, layouts, || self.new_tag());
@@ -70,8 +56,9 @@ impl<B: Backend> Fs<B> {
     }
 
     /// The neighbours that are read soon, if this one's reader is going through the directory.
-    fn unplaced(&self, own: Ino, neighbours: &Neighbours) -> Vec<Asked> {
-        let others = neighbours.take().into_iter().filter(|ino| *ino != own);
+    fn unplaced(&self, own: Ino, neighbours: &Mutex<Neighbours>) -> Vec<Asked> {
+        let next = neighbours.lock().take_unplaced();
+        let others = next.into_iter().filter(|ino| *ino != own);
         let others = others.filter_map(|ino| self.table.find(ino)).filter_map(|inode| {
             let state = inode.state.lock();
             let wants = self.is_valid(&state) && lacks_layouts(&state);
@@ -109,7 +96,7 @@ impl<B: Backend> Fs<B> {
             return;
         }
         let inodes: Vec<_> = files.iter().filter_map(|ino| self.table.find(*ino)).collect();
-        let neighbours = Arc::new(Neighbours(Mutex::new(files)));
+        let neighbours = Arc::new(Mutex::new(Neighbours::new(files)));
         for inode in inodes {
             inode.state.lock().neighbours = Some(neighbours.clone());
         }

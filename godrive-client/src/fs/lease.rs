@@ -200,6 +200,7 @@ impl<B: Backend> Fs<B> {
         let layout = is_file.then_some(LayoutRange { first: 0, count: WINDOW_CHUNKS });
         let request = AcquireRequest { inodes: vec![inode.ino], mode, layout };
         let reply = self.backend.query::<Acquire>(&request).await?;
+        self.backend.meet(&reply.layout);
         let Some(view) = reply.views.iter().find(|view| view.attr.ino == inode.ino) else {
             return Err(FsError::new(
                 libc::EIO,
@@ -249,6 +250,7 @@ impl<B: Backend> Fs<B> {
                 format!("the master opened no chunk {missing} of {}", inode.ino),
             ));
         }
+        self.backend.meet(&layouts);
         let mut state = inode.state.lock();
         if state.generation == generation && state.is_exclusive() {
             for layout in layouts {

@@ -64,8 +64,9 @@ use tokio::time::Instant;
 
 /// Deltas on their way at one time, over all files.
 const MAX_FLIGHTS: usize = 32;
-/// Read-aheads on their way.
+/// Read-aheads on their way: of streams, and of small files.
 const MAX_AHEADS: usize = 16;
+const MAX_NEIGHBOURS: usize = 8;
 /// Below this, the largest read might not fit into the page cache.
 const MIN_CACHE_BYTES: u64 = 16 << 20;
 
@@ -102,6 +103,7 @@ pub struct Fs<B: Backend = Driver> {
     freed: Notify,
     flights: Arc<Semaphore>,
     aheads: Arc<Semaphore>,
+    neighbours: Arc<Semaphore>,
     /// Chunks to flush in the background: the whole of it, or only what fills deltas.
     ready: Mutex<Vec<(Arc<Inode>, u32, bool)>>,
     /// Operations that never block may be called from any thread, so spawning needs the handle.
@@ -154,6 +156,7 @@ impl<B: Backend> Fs<B> {
             freed: Notify::new(),
             flights: Arc::new(Semaphore::new(MAX_FLIGHTS)),
             aheads: Arc::new(Semaphore::new(MAX_AHEADS)),
+            neighbours: Arc::new(Semaphore::new(MAX_NEIGHBOURS)),
             ready: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
             wake: Notify::new(),

@@ -200,8 +200,14 @@ impl<B: Backend> Fs<B> {
 
     /// An orphan has no handle here any longer; the background tells the master.
     pub(super) fn report_closed(&self, ino: Ino) {
-        self.orphans.lock().push(ino);
-        self.wake.notify_one();
+        let first = {
+            let mut orphans = self.orphans.lock();
+            orphans.push(ino);
+            orphans.len() == 1
+        };
+        if first {
+            self.wake.notify_one();
+        }
     }
 
     /// Attributes that need the master: those of inodes that this mount does not own.

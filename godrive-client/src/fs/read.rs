@@ -7,6 +7,7 @@ use super::types::{Handle, Pieces, Served};
 use super::{Backend, Fs};
 use crate::core::page_cache::zeros;
 use crate::core::read_plan::{Span, lay_over, missing, spans};
+use crate::driver::Run;
 use crate::error::{FsError, Result};
 use bytes::Bytes;
 use godrive_proto::Version;
@@ -16,6 +17,9 @@ use godrive_proto::limits::{LEAF_BYTES, MAX_READ_BYTES};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// The longest file that is read ahead because its neighbours are read.
+const SMALL_BYTES: u64 = 64 << 10;
+
 /// What a look at the caches comes to.
 enum Look {
     Whole(Pieces),
@@ -24,7 +28,7 @@ enum Look {
 }
 
 impl<B: Backend> Fs<B> {
-    pub fn try_read(&self, handle: Handle, offset: u64, size: u32) -> Option<Result<Served<Pieces>>> {
+    pub fn try_read(self: &Arc<Self>, handle: Handle, offset: u64, size: u32) -> Option<Result<Served<Pieces>>> {
         let file = match self.readable(handle) {
             Ok(file) => file,
             Err(error) => return Some(Err(error)),
@@ -50,6 +54,7 @@ impl<B: Backend> Fs<B> {
                     return None;
                 }
                 self.stats.read_hits.add(1);
+                self.read_neighbours(&file.inode);
                 Some(Ok(Served { value, pass }))
             }
             Ok((Look::Missing(..), _)) => None,
@@ -61,6 +66,7 @@ impl<B: Backend> Fs<B> {
         let range = offset..offset.saturating_add(u64::from(size));
         let served = self.read_range(&file.inode, range.clone()).await?;
         self.read_ahead(&file, range);
+        self.read_neighbours(&file.inode);
         Ok(served)
     }
 
@@ -187,16 +193,10 @@ impl<B: Backend> Fs<B> {
         };
         let tag = self.note_layout(inode, index, &asked, &layout).unwrap_or(tag);
         let answer = answer?;
-        if answer.len() != leaves as usize {
-            return Err(FsError::new(
-                libc::EIO,
-                format!("{} leaves came for {leaves} of chunk {index}", answer.len()),
-            ));
-        }
-        for (at, bytes) in coalesce(first, &answer) {
+        for Run { first, leaves, bytes } in answer {
             match bytes {
-                Some(bytes) => self.pages.insert(tag, at, &bytes),
-                None => self.pages.insert_hole(tag, at, LEAF_BYTES),
+                Some(bytes) => self.pages.insert(tag, first * LEAF_BYTES, &bytes),
+                None => self.pages.insert_hole(tag, first * LEAF_BYTES, leaves * LEAF_BYTES),
             }
         }
         Ok(())
@@ -250,6 +250,51 @@ impl<B: Backend> Fs<B> {
             });
         }
     }
+
+    /// Fetches small files ahead of a reader who goes through a directory, in the background.
+    fn read_neighbours(self: &Arc<Self>, inode: &Arc<Inode>) {
+        let Some(neighbours) = inode.state.lock().neighbours.take() else { return };
+        let next = neighbours.lock().on_read();
+        for inode in next.into_iter().filter_map(|ino| self.table.find(ino)) {
+            let fs = self.clone();
+            self.runtime.spawn(async move {
+                // The semaphore is never closed.
+                let Ok(_permit) = fs.neighbours.clone().acquire_owned().await else { return };
+                if let Err(error) = fs.read_small(&inode).await {
+                    tracing::debug!(ino = %inode.ino, %error, "a small file was not read ahead; the read will try itself");
+                }
+            });
+        }
+    }
+
+    async fn read_small(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
+        let is_small = |state: &State| {
+            let unread = state.neighbours.is_some() && (1..=SMALL_BYTES).contains(&state.size());
+            unread && self.is_valid(state) && state.mode() == Some(Mode::Shared)
+        };
+        let window = {
+            let state = inode.state.lock();
+            if !is_small(&state) {
+                return Ok(());
+            }
+            state.unknown_window(0)
+        };
+        if let Some(window) = window {
+            self.load_window(inode, window).await?;
+        }
+        let missing: Vec<_> = {
+            let state = inode.state.lock();
+            if !is_small(&state) || state.unknown_window(0).is_some() {
+                return Ok(());
+            }
+            let parts = |span: Span| (span.index, missing(span.start, span.end, &self.parts(&state, span)));
+            spans(0..state.size(), state.chunk_bytes()).map(parts).collect()
+        };
+        for (index, runs) in missing {
+            self.fetch(inode, index, runs).await?;
+        }
+        Ok(())
+    }
 }
 
 /// Ends when what was known under the lease is void.
@@ -276,29 +321,6 @@ impl Drop for Fetching {
         self.inode.state.lock().fetching.remove(&self.key);
         self.inode.changed.notify_waiters();
     }
-}
-
-/// Leaves that follow each other are copied together up to the end of their page, so that a page is one run and
-/// does not keep the whole reply's memory alive.
-fn coalesce(first: u32, leaves: &[Option<Bytes>]) -> Vec<(u32, Option<Bytes>)> {
-    let per_page = (crate::core::page_cache::PAGE_BYTES / LEAF_BYTES) as usize;
-    let mut all = Vec::new();
-    let mut at = 0;
-    while at < leaves.len() {
-        let to_page_end = per_page - (first as usize + at) % per_page;
-        let offset = (first + at as u32) * LEAF_BYTES;
-        let run = leaves[at..].iter().take(to_page_end).take_while(|leaf| leaf.is_some()).count();
-        if run == 0 {
-            all.push((offset, None));
-            at += 1;
-            continue;
-        }
-        let mut bytes = Vec::with_capacity(run * LEAF_BYTES as usize);
-        leaves[at..at + run].iter().flatten().for_each(|leaf| bytes.extend_from_slice(leaf));
-        all.push((offset, Some(Bytes::from(bytes))));
-        at += run;
-    }
-    all
 }
 
 fn zero_parts(start: u32, len: u32) -> Vec<(u32, Bytes)> {

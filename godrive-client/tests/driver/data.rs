@@ -4,7 +4,7 @@ use crate::fakes::Cluster;
 use crate::replicas::CHUNK_BYTES;
 use crate::{config, driver, driver_with, eventually};
 use bytes::Bytes;
-use godrive_client::driver::{Delta, Driver, Leaves};
+use godrive_client::driver::{Delta, Driver, Run};
 use godrive_proto::data::{Extent, Fill, Layout};
 use godrive_proto::lease::Problem;
 use godrive_proto::limits::LEAF_BYTES;
@@ -34,9 +34,9 @@ fn punch(offset: u32, len: u32) -> Delta {
     Delta { extents, sums: vec![], payload: vec![], mtime: Timestamp(1), sync: false }
 }
 
-fn flat(leaves: &Leaves) -> Vec<u8> {
-    let zeros = Bytes::from_static(&[0; LEAF_BYTES as usize]);
-    leaves.iter().flat_map(|leaf| leaf.clone().unwrap_or(zeros.clone())).collect()
+fn flat(runs: &[Run]) -> Vec<u8> {
+    let zeros = |run: &Run| Bytes::from(vec![0; (run.leaves * LEAF_BYTES) as usize]);
+    runs.iter().flat_map(|run| run.bytes.clone().unwrap_or_else(|| zeros(run))).collect()
 }
 
 async fn read_all(driver: &Driver, layout: &mut Layout) -> Result<Vec<u8>, Fault> {
@@ -58,7 +58,7 @@ async fn what_was_written_is_read_back_with_its_holes() {
     let cluster = Cluster::start(3);
     let (driver, _) = driver(&cluster).await;
     let mut empty = cluster.place(CHUNK.0);
-    assert_eq!(driver.read(&mut empty, 0, 256).await.expect("holes"), vec![None; 256]);
+    assert_eq!(driver.read(&mut empty, 0, 256).await.expect("holes"), vec![Run { first: 0, leaves: 256, bytes: None }]);
     assert_eq!(driver.counts().slave_requests, 0, "a chunk that was never written needs no message");
     let (mut layout, bytes) = written(&cluster, &driver).await;
     assert_eq!(layout.held.version, Version(1));
@@ -70,8 +70,9 @@ async fn what_was_written_is_read_back_with_its_holes() {
     expected[6000..6010].fill(9);
     expected[8192..16_384].fill(0);
     assert!(read_all(&driver, &mut layout).await.expect("read") == expected);
-    let leaves = driver.read(&mut layout, 1, 3).await.expect("a range");
-    assert_eq!(leaves.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, false]);
+    let runs = driver.read(&mut layout, 1, 3).await.expect("a range");
+    let shape: Vec<_> = runs.iter().map(|run| (run.first, run.leaves, run.bytes.is_some())).collect();
+    assert_eq!(shape, [(1, 1, true), (2, 2, false)]);
     let applied = driver.sync(&mut layout).await.expect("a sync");
     assert!(applied.stable && layout.stable == layout.held);
     assert!(cluster.state.lock().replicas.all.values().all(|replica| replica.stable));

@@ -5,7 +5,7 @@
 use crate::leases::Leases;
 use crate::master::{Master, Node};
 use bytes::Bytes;
-use godrive_client::driver::{Config as DriverConfig, Delta, Upcalls};
+use godrive_client::driver::{Config as DriverConfig, Delta, Run, Upcalls};
 use godrive_client::fs::config::Config;
 use godrive_client::fs::{Backend, Fs};
 use godrive_proto::data::{Applied, Contents, Fill, Layout};
@@ -231,7 +231,7 @@ impl Backend for Client {
         layout: &mut Layout,
         first_leaf: u32,
         leaves: u32,
-    ) -> Result<Vec<Option<Bytes>>, Fault> {
+    ) -> Result<Vec<Run>, Fault> {
         self.cluster.travel().await;
         let answer = {
             let world = self.cluster.world.lock();
@@ -240,7 +240,8 @@ impl Backend for Client {
                 let leaf = |leaf: u32| {
                     let bytes =
                         &chunk.bytes[(leaf * LEAF_BYTES) as usize..((leaf + 1) * LEAF_BYTES) as usize];
-                    bytes.iter().any(|byte| *byte != 0).then(|| Bytes::copy_from_slice(bytes))
+                    let bytes = bytes.iter().any(|byte| *byte != 0).then(|| Bytes::copy_from_slice(bytes));
+                    Run { first: leaf, leaves: 1, bytes }
                 };
                 (first_leaf..first_leaf + leaves).map(leaf).collect()
             })
@@ -257,6 +258,8 @@ impl Backend for Client {
             }
         }
     }
+
+    fn meet(&self, _: &[Layout]) {}
 
     async fn stop(&self) {}
 }

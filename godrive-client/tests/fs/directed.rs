@@ -449,6 +449,36 @@ async fn layouts_of_files_that_were_listed_together_are_asked_for_together() {
     assert_eq!((requests(&cluster, GetLayouts::CODE), requests(&cluster, GetLayout::CODE)), (1, 0));
 }
 
+/// Not before some of them were read, and not what is large.
+#[tokio::test(start_paused = true)]
+async fn small_files_that_were_listed_together_are_read_ahead() {
+    let cluster = Cluster::new(24);
+    let (fs, other) = (cluster.mount(1), cluster.mount(2));
+    let mut files = Vec::new();
+    for i in 0..20u8 {
+        let (ino, handle) = create(&fs, &[b'a' + i]).await;
+        let bytes = vec![i; if i == 9 { 70_000 } else { 5000 }];
+        write(&fs, handle, 0, &bytes).await;
+        fs.flush(handle).await.unwrap();
+        fs.release(handle);
+        files.push(ino);
+    }
+    let directory = other.opendir(ROOT).unwrap().handle;
+    while other.readdir(directory, 0, 100, true).await.unwrap().value.len() < 22 {}
+    let mut misses = Vec::new();
+    for (i, ino) in files.iter().enumerate() {
+        let handle = other.open(*ino, libc::O_RDONLY).await.unwrap().value.handle;
+        let before = other.stats().read_misses;
+        assert_eq!(read(&other, handle, 0, 4096).await, vec![i as u8; 4096], "file {i}");
+        if other.stats().read_misses > before {
+            misses.push(i);
+        }
+        other.release(handle);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(misses, [0, 1, 2, 9]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_forgotten_is_asked_for_again() {
     let cluster = Cluster::new(19);
