@@ -62,12 +62,7 @@ impl Backend for Driver {
         Driver::sync(self, layout).await
     }
 
-    async fn read(
-        &self,
-        layout: &mut Layout,
-        first_leaf: u32,
-        leaves: u32,
-    ) -> Result<Vec<Run>, Fault> {
+    async fn read(&self, layout: &mut Layout, first_leaf: u32, leaves: u32) -> Result<Vec<Run>, Fault> {
         Driver::read(self, layout, first_leaf, leaves).await
     }
 

@@ -1,6 +1,6 @@
 //! What goes on without being asked: flushes, commits, reports of closed orphans, eviction.
 
-use super::flush::Level;
+use super::flush::{Level, collect_regression};
 use super::inode::Inode;
 use super::types::Unflushed;
 use super::{Backend, Fs};
@@ -224,7 +224,8 @@ impl<B: Backend> Fs<B> {
             }
         }
         for inode in self.table.all() {
-            if let Some(error) = inode.state.lock().error.take()
+            let regression = collect_regression(&inode).err();
+            if let Some(error) = inode.state.lock().error.take().or(regression)
                 && !unflushed.iter().any(|(ino, _)| *ino == inode.ino)
             {
                 unflushed.push((inode.ino, error.context));

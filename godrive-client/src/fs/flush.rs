@@ -377,7 +377,7 @@ impl<B: Backend> Fs<B> {
 }
 
 /// A power loss took what was held: an fsync that returned 0 now would say that it is there.
-fn collect_regression(inode: &Inode) -> Result<()> {
+pub(super) fn collect_regression(inode: &Inode) -> Result<()> {
     match inode.state.lock().regressed.take() {
         None => Ok(()),
         Some(index) => {

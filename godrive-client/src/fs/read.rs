@@ -28,7 +28,12 @@ enum Look {
 }
 
 impl<B: Backend> Fs<B> {
-    pub fn try_read(self: &Arc<Self>, handle: Handle, offset: u64, size: u32) -> Option<Result<Served<Pieces>>> {
+    pub fn try_read(
+        self: &Arc<Self>,
+        handle: Handle,
+        offset: u64,
+        size: u32,
+    ) -> Option<Result<Served<Pieces>>> {
         let file = match self.readable(handle) {
             Ok(file) => file,
             Err(error) => return Some(Err(error)),

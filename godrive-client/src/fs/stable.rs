@@ -12,6 +12,7 @@ use godrive_proto::data::{Applied, ChunkState, Layout};
 use godrive_proto::lease::Mode;
 use godrive_proto::meta::Kind;
 use std::sync::Arc;
+use tokio::task::JoinSet;
 
 /// Tries when the lease is recalled in between.
 const MAX_ATTEMPTS: u32 = 16;
@@ -36,12 +37,7 @@ impl<B: Backend> Fs<B> {
                     })
                 })
                 .await?;
-            let mut result = Ok(());
-            for index in unstable {
-                if result.is_ok() {
-                    result = self.sync_chunk(inode, index, generation).await;
-                }
-            }
+            let result = self.sync_chunks(inode, unstable, generation).await;
             // Without the lease a chunk may be gone, or be another version: then its writer is asked first.
             if result.is_ok() || inode.state.lock().generation == generation {
                 return result;
@@ -50,11 +46,35 @@ impl<B: Backend> Fs<B> {
         Err(FsError::new(libc::EIO, "the lease was recalled again and again"))
     }
 
+    /// All at once, so that a slave's sync covers many of them.
+    async fn sync_chunks(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        indexes: Vec<u32>,
+        generation: u64,
+    ) -> Result<()> {
+        let mut syncs = JoinSet::new();
+        for index in indexes {
+            let (fs, inode) = (self.clone(), inode.clone());
+            syncs.spawn(async move { fs.sync_chunk(&inode, index, generation).await });
+        }
+        let mut result = Ok(());
+        while let Some(ended) = syncs.join_next().await {
+            let ended = ended
+                .unwrap_or_else(|error| Err(FsError::new(libc::EIO, format!("a sync broke off: {error}"))));
+            result = result.and(ended);
+        }
+        result
+    }
+
     async fn sync_chunk(&self, inode: &Arc<Inode>, index: u32, generation: u64) -> Result<()> {
         let Some(io) = inode.state.lock().slots.get(&index).map(|slot| slot.io.clone()) else {
             return Ok(());
         };
         let _alone = io.write().await;
+        let Ok(_flight) = self.flights.acquire().await else {
+            return Err(FsError::new(libc::EIO, "the file system has stopped"));
+        };
         let Some(mut layout) = inode.state.lock().slots.get(&index).map(|slot| slot.layout.clone()) else {
             return Ok(());
         };

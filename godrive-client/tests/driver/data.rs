@@ -58,7 +58,10 @@ async fn what_was_written_is_read_back_with_its_holes() {
     let cluster = Cluster::start(3);
     let (driver, _) = driver(&cluster).await;
     let mut empty = cluster.place(CHUNK.0);
-    assert_eq!(driver.read(&mut empty, 0, 256).await.expect("holes"), vec![Run { first: 0, leaves: 256, bytes: None }]);
+    assert_eq!(
+        driver.read(&mut empty, 0, 256).await.expect("holes"),
+        vec![Run { first: 0, leaves: 256, bytes: None }]
+    );
     assert_eq!(driver.counts().slave_requests, 0, "a chunk that was never written needs no message");
     let (mut layout, bytes) = written(&cluster, &driver).await;
     assert_eq!(layout.held.version, Version(1));

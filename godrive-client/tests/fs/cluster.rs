@@ -226,12 +226,7 @@ impl Backend for Client {
         Ok(Applied { contents: layout.held, stable: true, used_bytes: CHUNK })
     }
 
-    async fn read(
-        &self,
-        layout: &mut Layout,
-        first_leaf: u32,
-        leaves: u32,
-    ) -> Result<Vec<Run>, Fault> {
+    async fn read(&self, layout: &mut Layout, first_leaf: u32, leaves: u32) -> Result<Vec<Run>, Fault> {
         self.cluster.travel().await;
         let answer = {
             let world = self.cluster.world.lock();

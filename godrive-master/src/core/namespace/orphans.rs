@@ -54,8 +54,10 @@ impl Transaction<'_> {
         }
         let mut inode = self.inode(ino)?;
         self.free_slots(ino, &mut inode, 0)?;
-        for (key, _) in self.scan(&keys::xattrs_of(ino), usize::MAX)? {
-            self.delete(key);
+        if inode.xattrs > 0 {
+            for (key, _) in self.scan(&keys::xattrs_of(ino), usize::MAX)? {
+                self.delete(key);
+            }
         }
         if inode.kind == godrive_proto::meta::Kind::Symlink {
             self.delete(keys::target(ino));

@@ -163,7 +163,12 @@ impl State {
 
     /// What the session was answered when it first sent this sequence.
     pub fn kept(&self, session: SessionId, sequence: u64) -> Result<Option<Answer>, Fault> {
-        Ok(self.view().value(&keys::kept(session, sequence))?)
+        let view = self.view();
+        let known: Option<Session> = view.value(&keys::session(session))?;
+        Ok(match known {
+            Some(known) => view.kept(session, &known, sequence)?,
+            None => None,
+        })
     }
 
     /// Unlinked inodes that the session keeps.

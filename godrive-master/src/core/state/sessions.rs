@@ -18,7 +18,7 @@ impl Transaction<'_> {
         if sequence == 0 {
             return Ok(None);
         }
-        if let Some(answer) = self.value::<Answer>(&keys::kept(id, sequence))? {
+        if let Some(answer) = self.kept(id, &session, sequence)? {
             return Ok(Some(answer));
         }
         let floor = session.kept_from.max(answered_below);
@@ -31,6 +31,12 @@ impl Transaction<'_> {
             );
         }
         Ok(None)
+    }
+
+    /// The answer to a request that was executed before.
+    pub fn kept(&self, id: SessionId, session: &Session, sequence: u64) -> Result<Option<Answer>> {
+        // Nearly all are new, and need not be looked for.
+        if sequence > session.highest { Ok(None) } else { self.value(&keys::kept(id, sequence)) }
     }
 
     pub fn session_of(&self, id: SessionId) -> Result<Session> {

@@ -170,7 +170,12 @@ impl<'a> Transaction<'a> {
     }
 
     pub fn is_empty(&self, range: &Range) -> Result<bool> {
-        Ok(self.scan(range, 1)?.is_empty())
+        if range.from >= range.to {
+            return Ok(true);
+        }
+        let bounds = (Bound::Included(range.from.as_slice()), Bound::Excluded(range.to.as_slice()));
+        let written = self.writes.range::<[u8], _>(bounds).any(|(_, value)| value.is_some());
+        Ok(!written && self.scan(range, 1)?.is_empty())
     }
 
     /// An inode that a request names. Numbers are never reused, so what is missing was removed.
