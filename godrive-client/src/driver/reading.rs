@@ -24,6 +24,9 @@ const INLINE_LEAVES: u32 = 32;
 /// Leaves in one request.
 const PART: u32 = MAX_READ_BYTES as u32 / LEAF_BYTES;
 
+/// A member that was asked.
+type Asked<'a> = (NodeId, BoxFuture<'a, Result<Vec<Run>, Fault>>);
+
 /// A member that did not answer well, and how.
 type Failure = (NodeId, Fault);
 
@@ -119,7 +122,7 @@ impl Reader {
         let spread = (self.seed ^ layout.chunk.id.0).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let order = self.slaves.order(&layout.members, spread);
         let mut waiting = order.iter();
-        let mut running: Vec<(NodeId, BoxFuture<'_, Result<Vec<Run>, Fault>>)> = Vec::new();
+        let mut running: Vec<Asked<'_>> = Vec::new();
         let mut failures = Vec::new();
         let mut ask_another = true;
         loop {
