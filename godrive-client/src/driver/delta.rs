@@ -229,10 +229,7 @@ impl<'a> Tries<'a> {
 
     /// After a failure: makes the next try worth while, or says that there is none.
     async fn recover(&mut self, fault: Fault, first: NodeId) -> Result<(), Fault> {
-        if self.writer.master.session().id != self.session.id {
-            let detail = format!("the session ended while chunk {} was written", self.layout.chunk.id);
-            return Err(Fault::new(Code::SessionLost, detail));
-        }
+        self.still_in_session()?;
         let problem = match chain_fault(&fault, first) {
             ChainFault::Final => return Err(fault),
             ChainFault::Stale => Some(Problem::StaleLayout),
@@ -272,7 +269,17 @@ impl<'a> Tries<'a> {
     }
 
     async fn report(&mut self, problem: Problem, detail: &str) -> Result<(), Fault> {
-        self.writer.reports.report(self.layout, problem, detail, self.patience).await
+        self.writer.reports.report(self.layout, problem, detail, self.patience).await?;
+        // A newer epoch is no leave to write in it: the lease went with the session.
+        self.still_in_session()
+    }
+
+    fn still_in_session(&self) -> Result<(), Fault> {
+        if self.writer.master.session().id == self.session.id {
+            return Ok(());
+        }
+        let detail = format!("the session ended while chunk {} was written", self.layout.chunk.id);
+        Err(Fault::new(Code::SessionLost, detail))
     }
 
     fn regressed(&self, expected: Version) -> Fault {

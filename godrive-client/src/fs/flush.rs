@@ -2,6 +2,7 @@
 
 use super::config::CloseMode;
 use super::inode::{Inode, State};
+use super::lease::while_held;
 use super::mutate::is_unknown;
 use super::types::Handle;
 use super::{Backend, Fs};
@@ -176,11 +177,15 @@ impl<B: Backend> Fs<B> {
             if !all && !inode.state.lock().buffer.fills_a_delta(index) {
                 return Ok(());
             }
-            let Some((mut layout, delta, poison)) = self.take_delta(inode, index, sync) else {
+            let Some((mut layout, delta, under)) = self.take_delta(inode, index, sync) else {
                 return Ok(());
             };
+            let Under { poison, generation } = under;
             self.stats.deltas.add(1);
-            let result = self.backend.write(&mut layout, delta).await;
+            let writing = self.backend.write(&mut layout, delta);
+            let result = while_held(inode, generation, writing).await.unwrap_or_else(|| {
+                Err(Fault::new(Code::NoLease, "the lease was lost while a delta was under way"))
+            });
             self.change(inode, |state| {
                 let chunk = layout.chunk.id;
                 let is_same = state.slots.get(&index).is_some_and(|slot| slot.layout.chunk.id == chunk);
@@ -214,7 +219,7 @@ impl<B: Backend> Fs<B> {
         }
     }
 
-    fn take_delta(&self, inode: &Arc<Inode>, index: u32, sync: bool) -> Option<(Layout, Delta, u64)> {
+    fn take_delta(&self, inode: &Arc<Inode>, index: u32, sync: bool) -> Option<(Layout, Delta, Under)> {
         let mut state = inode.state.lock();
         let taken = state.buffer.take(index)?;
         let layout = state.slots.get(&index)?.layout.clone();
@@ -222,7 +227,7 @@ impl<B: Backend> Fs<B> {
         // A sync makes stable what came before it too.
         let sync = sync && taken.last;
         let delta = Delta { extents: taken.extents, sums: taken.sums, payload: taken.payload, mtime, sync };
-        Some((layout, delta, state.poison))
+        Some((layout, delta, Under { poison: state.poison, generation: state.generation }))
     }
 
     /// The delta in flight is held: its bytes become cached ones, at one moment for every reader.
@@ -389,6 +394,12 @@ pub(super) fn collect_regression(inode: &Inode) -> Result<()> {
             Err(FsError::new(libc::EIO, lost))
         }
     }
+}
+
+/// What covers a delta on its way: it counts only while neither has moved.
+struct Under {
+    poison: u64,
+    generation: u64,
 }
 
 /// What a commit on its way has taken out of the state.

@@ -13,6 +13,7 @@ use godrive_proto::lease::{Acquire, AcquireRequest, LayoutRange, Mode, OpenChunk
 use godrive_proto::meta::Kind;
 use std::ops::Range;
 use std::sync::Arc;
+use std::task::Poll;
 
 /// Attempts that an operation has, however slow each of them is.
 const MIN_LOOKS: u32 = 8;
@@ -51,6 +52,32 @@ impl Drop for Claim {
     fn drop(&mut self) {
         self.0.state.lock().claims -= 1;
         self.0.changed.notify_waiters();
+    }
+}
+
+/// Runs a request to the replicas as long as the lease that covers it stands. None: it was lost, and the request is
+/// dropped before it can go on to an epoch in which others write.
+pub(super) async fn while_held<T>(
+    inode: &Arc<Inode>,
+    generation: u64,
+    request: impl Future<Output = T>,
+) -> Option<T> {
+    let mut request = std::pin::pin!(request);
+    loop {
+        let mut changed = std::pin::pin!(inode.changed.notified());
+        changed.as_mut().enable();
+        let next = std::future::poll_fn(|context| {
+            if inode.state.lock().generation != generation {
+                return Poll::Ready(Some(None));
+            }
+            match request.as_mut().poll(context) {
+                Poll::Ready(result) => Poll::Ready(Some(Some(result))),
+                Poll::Pending => changed.as_mut().poll(context).map(|()| None),
+            }
+        });
+        if let Some(outcome) = next.await {
+            return outcome;
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reading: from what is dirty, from the page cache, from the slaves; and ahead of sequential readers.
 
 use super::inode::{Inode, State};
-use super::lease::{Claim, Step};
+use super::lease::{Claim, Step, while_held};
 use super::table::OpenFile;
 use super::types::{Handle, Pieces, Served};
 use super::{Backend, Fs};
@@ -191,11 +191,8 @@ impl<B: Backend> Fs<B> {
         };
         let asked = layout.clone();
         // When the lease goes, the version that is asked for may go too: the caller asks again under its next lease.
-        let answer = tokio::select! {
-            biased;
-            answer = self.backend.read(&mut layout, first, leaves) => answer,
-            () = lease_lost(inode, generation) => return Ok(()),
-        };
+        let reading = self.backend.read(&mut layout, first, leaves);
+        let Some(answer) = while_held(inode, generation, reading).await else { return Ok(()) };
         let tag = self.note_layout(inode, index, &asked, &layout).unwrap_or(tag);
         let answer = answer?;
         for Run { first, leaves, bytes } in answer {
@@ -299,19 +296,6 @@ impl<B: Backend> Fs<B> {
             self.fetch(inode, index, runs).await?;
         }
         Ok(())
-    }
-}
-
-/// Ends when what was known under the lease is void.
-pub(super) async fn lease_lost(inode: &Arc<Inode>, generation: u64) {
-    loop {
-        let changed = inode.changed.notified();
-        tokio::pin!(changed);
-        changed.as_mut().enable();
-        if inode.state.lock().generation != generation {
-            return;
-        }
-        changed.await;
     }
 }
 

@@ -202,6 +202,7 @@ impl<B: Backend> Fs<B> {
                 continue;
             }
             let names = self.forget(&mut state);
+            inode.changed.notify_waiters();
             what.extend(names.into_iter().map(|name| Invalidation::Entry(inode.ino, name.0)));
             what.push(Invalidation::Pages(inode.ino, crate::core::gate::EVERYTHING));
         }
@@ -243,6 +244,7 @@ impl<B: Backend> Fs<B> {
             }
             dirty && !state.removed
         });
+        inode.changed.notify_waiters();
         self.settle_dirty(inode);
         if told {
             self.note_error(inode, FsError::new(libc::EIO, why));

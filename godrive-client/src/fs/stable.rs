@@ -2,8 +2,7 @@
 
 use super::flush::Level;
 use super::inode::{Inode, State};
-use super::lease::Step;
-use super::read::lease_lost;
+use super::lease::{Step, while_held};
 use super::{Backend, Fs};
 use crate::core::gate::NO_PAGES;
 use crate::error::{FsError, Result};
@@ -81,13 +80,11 @@ impl<B: Backend> Fs<B> {
         if layout.stable == layout.held {
             return Ok(());
         }
-        let applied = tokio::select! {
-            biased;
-            applied = self.backend.sync(&mut layout) => applied?,
-            () = lease_lost(inode, generation) => {
-                return Err(FsError::new(libc::EIO, "the lease was recalled while a chunk was made stable"));
-            }
+        let syncing = self.backend.sync(&mut layout);
+        let Some(applied) = while_held(inode, generation, syncing).await else {
+            return Err(FsError::new(libc::EIO, "the lease was recalled while a chunk was made stable"));
         };
+        let applied = applied?;
         layout.stable = layout.held;
         self.change(inode, |state| self.synced(state, layout, applied));
         Ok(())
@@ -122,12 +119,15 @@ impl<B: Backend> Fs<B> {
         for index in unsure {
             let Some(io) = inode.state.lock().slots.get(&index).map(|slot| slot.io.clone()) else { continue };
             let _alone = io.write().await;
-            let Some(mut layout) = inode.state.lock().slots.get(&index).map(|slot| slot.layout.clone())
-            else {
-                continue;
+            let known = {
+                let state = inode.state.lock();
+                state.slots.get(&index).map(|slot| (slot.layout.clone(), state.generation))
             };
+            let Some((mut layout, generation)) = known else { continue };
             // A sync meets the replicas' refusal of the old epoch, and comes back with the new one.
-            match self.backend.sync(&mut layout).await {
+            let syncing = self.backend.sync(&mut layout);
+            let Some(synced) = while_held(inode, generation, syncing).await else { return };
+            match synced {
                 Ok(applied) => {
                     layout.stable = layout.held;
                     self.change(inode, |state| self.synced(state, layout, applied));

@@ -193,6 +193,21 @@ async fn a_full_disk_is_said_at_once_and_the_chunk_settled_before_the_next_delta
 }
 
 #[tokio::test]
+async fn a_delta_does_not_go_on_in_a_later_session() {
+    let cluster = Cluster::start(3);
+    let (driver, _) = driver(&cluster).await;
+    let (mut layout, _) = written(&cluster, &driver).await;
+    cluster.state.lock().slave_faults.insert(NodeId(1), vec![Code::NoSpace.into()]);
+    driver.write(&mut layout, delta(0, b"full", false)).await.expect_err("no space");
+    let before = cluster.state.lock().deltas;
+    // The lease goes with the session, so the chunk may be somebody else's by the time it is settled.
+    cluster.state.lock().sessions.clear();
+    let fault = driver.write(&mut layout, delta(0, b"late", false)).await.unwrap_err();
+    assert_eq!(fault.code, Code::SessionLost);
+    assert_eq!(cluster.state.lock().deltas, before);
+}
+
+#[tokio::test]
 async fn damage_on_the_way_is_sent_again_and_damage_that_stays_is_reported() {
     let cluster = Cluster::start(3);
     let (driver, _) = driver(&cluster).await;
