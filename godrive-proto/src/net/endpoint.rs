@@ -33,6 +33,10 @@ const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 /// The largest payload of a datagram over IPv4 is 65,507; discovery climbs to what the path carries.
 const LARGEST_MTU: u16 = 65_500;
+/// What Linux's loopback interface carries, 65,536 bytes, less the headers of IPv6 and UDP.
+const LOOPBACK_MTU: u16 = 65_488;
+/// Discovery ends when the next step would gain less. Each step is a datagram of the size that is tried.
+const MTU_STEP: u16 = 1024;
 
 const INITIAL_WINDOW: u64 = 512 << 10;
 
@@ -97,7 +101,7 @@ impl Endpoint {
                 let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
                 // Clients have no use for address tokens: a handshake is rare and retry is the exception.
                 config.validation_token_config(quinn::ValidationTokenConfig::default().sent(0).clone());
-                config.transport_config(Arc::new(transport(Side::Accepting)));
+                config.transport_config(Arc::new(transport(Side::Accepting, Path::Network)));
                 Some(config)
             }
             Role::Client | Role::Admin | Role::Joiner => None,
@@ -132,14 +136,19 @@ impl Endpoint {
             .map_err(|error| Fault::new(Code::Internal, error.to_string()))?;
         let socket = sockets.bind(bind).map_err(cannot)?;
         let (server, admission) = server.unzip();
+        let local_server = server.clone().map(|mut server: quinn::ServerConfig| {
+            server.transport_config(Arc::new(transport(Side::Accepting, Path::Loopback)));
+            Arc::new(server)
+        });
         let quinn = quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))
             .map_err(cannot)?;
         let local = quinn.local_addr().map_err(cannot)?;
         let mut client = quinn::ClientConfig::new(Arc::new(client));
-        client.transport_config(Arc::new(transport(Side::Connecting)));
+        client.transport_config(Arc::new(transport(Side::Connecting, Path::Network)));
         let (connections, accepted) = mpsc::channel(MAX_HANDSHAKES);
-        let accepting = admission
-            .map(|admission| tokio::spawn(accept_all(quinn.clone(), admission, connections)).abort_handle());
+        let accepting = admission.zip(local_server).map(|(admission, local)| {
+            tokio::spawn(accept_all(quinn.clone(), local, admission, connections)).abort_handle()
+        });
         Ok(Self {
             shared: Arc::new(Shared {
                 quinn,
@@ -160,10 +169,14 @@ impl Endpoint {
     pub async fn connect(&self, address: SocketAddr, expect: Expect) -> Result<Connection, Fault> {
         let attempt = async {
             let name = tls::server_name(expect.role);
+            let mut client = self.shared.client.clone();
+            if address.ip().is_loopback() {
+                client.transport_config(Arc::new(transport(Side::Connecting, Path::Loopback)));
+            }
             let connecting = self
                 .shared
                 .quinn
-                .connect_with(self.shared.client.clone(), address, &name)
+                .connect_with(client, address, &name)
                 .map_err(|error| Fault::new(Code::Unreachable, error.to_string()))?;
             let quinn = connecting.await.map_err(|error| fault_of(&error))?;
             let identity =
@@ -255,7 +268,12 @@ struct Admission {
     joiners: bool,
 }
 
-async fn accept_all(quinn: quinn::Endpoint, admission: Admission, connections: mpsc::Sender<Connection>) {
+async fn accept_all(
+    quinn: quinn::Endpoint,
+    local: Arc<quinn::ServerConfig>,
+    admission: Admission,
+    connections: mpsc::Sender<Connection>,
+) {
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     while let Some(incoming) = quinn.accept().await {
         let address = incoming.remote_address();
@@ -270,18 +288,20 @@ async fn accept_all(quinn: quinn::Endpoint, admission: Admission, connections: m
             }
             continue;
         }
-        tokio::spawn(admit(incoming, address, admission, connections.clone(), permit));
+        let local = address.ip().is_loopback().then(|| local.clone());
+        tokio::spawn(admit(incoming, local, admission, connections.clone(), permit));
     }
 }
 
 async fn admit(
     incoming: quinn::Incoming,
-    address: SocketAddr,
+    local: Option<Arc<quinn::ServerConfig>>,
     admission: Admission,
     connections: mpsc::Sender<Connection>,
     permit: OwnedSemaphorePermit,
 ) {
-    let fault = match timeout(CONNECT_WITHIN, authenticate(incoming, address, admission)).await {
+    let address = incoming.remote_address();
+    let fault = match timeout(CONNECT_WITHIN, authenticate(incoming, local, admission)).await {
         Ok(Ok(connection)) => {
             // Fails only when the endpoint is being closed.
             let _ = connections.send(connection).await;
@@ -296,10 +316,15 @@ async fn admit(
 
 async fn authenticate(
     incoming: quinn::Incoming,
-    address: SocketAddr,
+    local: Option<Arc<quinn::ServerConfig>>,
     admission: Admission,
 ) -> Result<Connection, Fault> {
-    let connecting = incoming.accept().map_err(|error| fault_of(&error))?;
+    let address = incoming.remote_address();
+    let accepted = match local {
+        Some(config) => incoming.accept_with(config),
+        None => incoming.accept(),
+    };
+    let connecting = accepted.map_err(|error| fault_of(&error))?;
     let quinn = connecting.await.map_err(|error: ConnectionError| fault_of(&error))?;
     let peer = match admitted(certificate(&quinn).as_deref(), address, admission) {
         Ok(peer) => peer,
@@ -345,16 +370,28 @@ enum Side {
     Connecting,
 }
 
-fn transport(side: Side) -> TransportConfig {
+/// Where the datagrams go.
+enum Path {
+    Network,
+    /// Known to carry the largest datagrams, so nothing is found out: the first bytes are as fast as the later ones.
+    /// Were it not so, the detection of black holes would lower the size.
+    Loopback,
+}
+
+fn transport(side: Side, path: Path) -> TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(LARGEST_MTU);
+    discovery.upper_bound(LARGEST_MTU).minimum_change(MTU_STEP);
+    let initial_mtu = match path {
+        Path::Network => 1452,
+        Path::Loopback => LOOPBACK_MTU,
+    };
     let mut config = TransportConfig::default();
     // Whatever exceeds the congestion window waits for it, a close included. A probe for a larger MTU counts as in
     // flight, so the window must be well above the largest from the start.
     let mut congestion = CubicConfig::default();
     congestion.initial_window(INITIAL_WINDOW);
     config.congestion_controller_factory(Arc::new(congestion));
-    config.initial_mtu(1452).mtu_discovery_config(Some(discovery));
+    config.initial_mtu(initial_mtu).mtu_discovery_config(Some(discovery));
     config.max_idle_timeout(Some(VarInt::from_u32(IDLE.as_millis() as u32).into()));
     config.keep_alive_interval(Some(KEEP_ALIVE));
     config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW));
