@@ -66,7 +66,7 @@ impl Durability {
 }
 
 /// What was answered before it was on stable storage comes there within this and the time of one or two syncs.
-const SOON: Duration = Duration::from_millis(5);
+const SOON: Duration = Duration::from_millis(50);
 
 /// Syncs what nobody waits for.
 pub async fn sync_soon(shared: Arc<Shared>) {
