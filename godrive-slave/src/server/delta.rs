@@ -71,6 +71,8 @@ async fn delta(
     let mut successor = pin!(call.finish());
     // Once before the own work: it says that the payload is complete, so that the successor goes on meanwhile.
     let early = poll_fn(|context| Poll::Ready(successor.as_mut().poll(context))).await;
+    // And the connection's task sends it before this thread is busy with the own work.
+    tokio::task::yield_now().await;
     let done = apply(shared, store, request, &all).await?;
     let reply = match early {
         Poll::Ready(reply) => reply,
