@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use godrive_client::core::page_cache::{PAGE_BYTES, PageCache, Tag};
-use godrive_client::core::read_plan::{ReadAhead, Span, lay_over, missing, spans};
+use godrive_client::core::read_plan::{ReadAhead, Span, around, lay_over, missing, spans};
 use godrive_proto::limits::LEAF_BYTES;
 use proptest::prelude::*;
 
@@ -150,4 +150,14 @@ fn a_stream_ends_with_its_file() {
     let mut ahead = ReadAhead::default();
     assert_eq!(ahead.on_read(0..131_072, 200_000), Some(131_072..200_000));
     assert_eq!(ahead.on_read(131_072..200_000, 200_000), None);
+}
+
+#[test]
+fn a_read_is_widened_to_whole_blocks_and_not_beyond_the_end() {
+    let span = |start, end| Span { index: 3, start, end };
+    assert_eq!(around(span(70_000, 71_000), 1 << 20), span(65_536, 131_072));
+    assert_eq!(around(span(65_536, 131_072), 1 << 20), span(65_536, 131_072));
+    assert_eq!(around(span(60_000, 70_000), 100_000), span(0, 100_000));
+    // A leaf that the file's end cuts is read whole.
+    assert_eq!(around(span(98_304, 102_400), 100_000), span(65_536, 102_400));
 }

@@ -2,6 +2,7 @@
 //!
 //! Paths in the file are relative to the folder it lies in, so that a cluster's folder can be moved.
 
+use nix::unistd::SysconfVar;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -59,8 +60,13 @@ fn default_identity() -> PathBuf {
     "identity.pem".into()
 }
 
+/// A sixteenth of the machine's memory, from 64 MiB to 1 GiB.
 fn default_cache_bytes() -> u64 {
-    256 * MIB
+    let sysconf =
+        |name| nix::unistd::sysconf(name).ok().flatten().and_then(|value| u64::try_from(value).ok());
+    let (pages, page_bytes) = (sysconf(SysconfVar::_PHYS_PAGES), sysconf(SysconfVar::PAGE_SIZE));
+    let memory_bytes = pages.unwrap_or(0).saturating_mul(page_bytes.unwrap_or(0));
+    (memory_bytes / 16).clamp(64 * MIB, 1024 * MIB)
 }
 
 fn default_write_buffer_bytes() -> u64 {

@@ -3,7 +3,8 @@
 //! A page is keyed by a tag and its number. A tag stands for one chunk of one file with one history of contents
 //! as this client saw it: under a lease the owner patches its pages when its own deltas land; when a lease comes back
 //! and the chunk has other contents, the owner takes a new tag and the old pages are never found again.
-//! Pages are 64 KiB and may be partly there, so that a random reader does not pay for what it does not read.
+//! Pages are 64 KiB and may be partly there, so that a random reader of a large file does
+//! not pay for what it does not read.
 
 use crate::core::read_plan::Page;
 use bytes::Bytes;
@@ -89,6 +90,11 @@ impl PageCache {
     pub fn new(limit_bytes: u64) -> Self {
         let shard = || Mutex::new(Shard { pages: LruCache::unbounded(), cost: 0 });
         Self { shards: (0..SHARDS).map(|_| shard()).collect(), shard_limit: limit_bytes / SHARDS }
+    }
+
+    /// Whether so many bytes are well within the limit.
+    pub fn has_room_for(&self, bytes: u64) -> bool {
+        bytes <= self.shard_limit * SHARDS
     }
 
     /// Memory in use.

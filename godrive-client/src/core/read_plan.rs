@@ -68,6 +68,16 @@ impl Page {
     }
 }
 
+/// The block of a file that a read is widened to where the cache has room for the whole file.
+pub const AROUND_BYTES: u32 = 64 << 10;
+
+/// A part of a chunk widened to whole blocks, but not beyond `end` (of the chunk or of the file).
+pub fn around(span: Span, end: u32) -> Span {
+    let start = span.start / AROUND_BYTES * AROUND_BYTES;
+    let until = span.end.div_ceil(AROUND_BYTES).saturating_mul(AROUND_BYTES);
+    Span { index: span.index, start, end: until.min(end).max(span.end) }
+}
+
 /// What lies over what: `above` wins. Both ascending and not overlapping; so is the result.
 pub fn lay_over(above: Vec<(u32, Bytes)>, below: Vec<(u32, Bytes)>) -> Vec<(u32, Bytes)> {
     if above.is_empty() {

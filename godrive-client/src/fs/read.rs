@@ -6,7 +6,7 @@ use super::table::OpenFile;
 use super::types::{Handle, Pieces, Served};
 use super::{Backend, Fs};
 use crate::core::page_cache::zeros;
-use crate::core::read_plan::{Span, lay_over, missing, spans};
+use crate::core::read_plan::{Span, around, lay_over, missing, spans};
 use crate::driver::Run;
 use crate::error::{FsError, Result};
 use bytes::Bytes;
@@ -101,6 +101,7 @@ impl<B: Backend> Fs<B> {
                     drop(pass);
                     claim.get_or_insert_with(|| Claim::new(inode));
                     fetched = true;
+                    let runs = self.widened(inode, index, runs);
                     self.fetch(inode, index, runs).await?;
                 }
             }
@@ -145,6 +146,22 @@ impl<B: Backend> Fs<B> {
             _ => zero_parts(span.start, span.len()),
         };
         lay_over(above, below)
+    }
+
+    /// A file that the cache has room for is read whole sooner or later, so each request brings a good piece of it.
+    /// Of a larger one, bytes that were not asked for would be pushed out before they are.
+    fn widened(&self, inode: &Arc<Inode>, index: u32, runs: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
+        let state = inode.state.lock();
+        let chunk_start = u64::from(index) * u64::from(state.chunk_bytes());
+        let end = state.size().saturating_sub(chunk_start).min(u64::from(state.chunk_bytes())) as u32;
+        let (Some((first, _)), Some((last, leaves))) = (runs.first(), runs.last()) else { return runs };
+        let asked = Span { index, start: first * LEAF_BYTES, end: (last + leaves) * LEAF_BYTES };
+        if !self.pages.has_room_for(state.size()) {
+            return runs;
+        }
+        let span = around(asked, end);
+        let wider = missing(span.start, span.end, &self.parts(&state, span));
+        if wider.is_empty() { runs } else { wider }
     }
 
     /// Fetches leaf runs of one chunk into the page cache, those that nobody else is fetching; waits for the others.
