@@ -110,6 +110,12 @@ impl Driver {
         Box::pin(self.writer.write(layout, delta))
     }
 
+    /// Sees to it that no delta of this mount to the chunk is still under way. Before a lease goes back whose writes
+    /// were given up.
+    pub fn settle<'a>(&'a self, layout: &'a mut Layout) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(self.writer.settle(layout))
+    }
+
     /// Makes `layout.held` stable at every member.
     pub fn sync<'a>(&'a self, layout: &'a mut Layout) -> BoxFuture<'a, Result<Applied, Fault>> {
         Box::pin(self.writer.sync(layout))

@@ -22,6 +22,7 @@ pub trait Backend: Send + Sync + 'static {
     fn wall(&self) -> Timestamp;
     fn write(&self, layout: &mut Layout, delta: Delta)
     -> impl Future<Output = Result<Applied, Fault>> + Send;
+    fn settle(&self, layout: &mut Layout) -> impl Future<Output = Result<(), Fault>> + Send;
     fn sync(&self, layout: &mut Layout) -> impl Future<Output = Result<Applied, Fault>> + Send;
     fn read(
         &self,
@@ -56,6 +57,10 @@ impl Backend for Driver {
 
     async fn write(&self, layout: &mut Layout, delta: Delta) -> Result<Applied, Fault> {
         Driver::write(self, layout, delta).await
+    }
+
+    async fn settle(&self, layout: &mut Layout) -> Result<(), Fault> {
+        Driver::settle(self, layout).await
     }
 
     async fn sync(&self, layout: &mut Layout) -> Result<Applied, Fault> {

@@ -115,6 +115,7 @@ impl<B: Backend> Fs<B> {
             self.change(&inode, |state| state.lose_dirty());
             self.settle_dirty(&inode);
             self.note_error(&inode, error.clone());
+            self.settle_doubtful(&inode).await;
         } else if let Err(error) = result {
             tracing::warn!(ino = %inode.ino, %error, "a background flush failed, it is tried again");
             self.freed.notify_waiters();

@@ -348,7 +348,7 @@ impl<B: Backend> Fs<B> {
         // Written since the flush began: that length is not backed by replicas yet.
         state.pending.size = pending.size && attr.size > committed;
         state.committing = pending;
-        let done = state.buffer.is_empty() && !state.pending.any();
+        let done = state.buffer.is_empty() && !state.pending.any() && state.doubtful.is_empty();
         let keeps = if done { keeps } else { Mode::Exclusive };
         let request = CommitRequest {
             ino: inode.ino,

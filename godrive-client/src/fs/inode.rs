@@ -92,6 +92,8 @@ pub struct State {
     pub removed: bool,
     /// Raised when dirty data was lost: handles opened before answer EIO.
     pub poison: u64,
+    /// Chunks that were open when their dirty data was lost: a delta may still be under way.
+    pub doubtful: Vec<Layout>,
     /// What failed behind the callers' backs; the next fsync or close reports it.
     pub error: Option<FsError>,
     /// A chunk that was held and not stable when its replicas lost power, and came back older: the next fsync or close
@@ -205,6 +207,7 @@ impl State {
             && self.claims == 0
             && !self.told_open
             && !self.is_exclusive()
+            && self.doubtful.is_empty()
             && !self.gate.is_closed()
             && self.gate.is_empty()
     }
@@ -249,6 +252,8 @@ impl State {
         self.trimming = false;
         self.dirty_since = None;
         self.attr = None;
+        let opened = self.slots.values().filter(|slot| slot.opened);
+        self.doubtful.extend(opened.map(|slot| slot.layout.clone()));
         self.slots.clear();
         self.windows.clear();
     }

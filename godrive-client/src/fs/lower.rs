@@ -52,7 +52,7 @@ impl<B: Backend> Fs<B> {
             if state.writers > 0 || !state.is_exclusive() || state.removed {
                 continue;
             }
-            if state.is_dirty() || state.claims > 0 || state.gate.is_closed() {
+            if state.is_dirty() || !state.doubtful.is_empty() || state.claims > 0 || state.gate.is_closed() {
                 drop(state);
                 self.lower_later(inode);
                 continue;

@@ -89,6 +89,7 @@ impl<B: Backend> Fs<B> {
             self.empty_kernel(inode).await;
         }
         self.flush_for_recall(inode).await;
+        self.settle_doubtful(inode).await;
         self.change(inode, |state| {
             match keeps {
                 Some(_) => {
@@ -193,6 +194,17 @@ impl<B: Backend> Fs<B> {
         );
     }
 
+    /// Deltas that were given up may still be under way: they are refused before anybody else gets the inode.
+    pub(super) async fn settle_doubtful(&self, inode: &Arc<Inode>) {
+        let doubtful = std::mem::take(&mut inode.state.lock().doubtful);
+        for mut layout in doubtful {
+            if let Err(fault) = self.backend.settle(&mut layout).await {
+                tracing::warn!(ino = %inode.ino, chunk = layout.index, %fault, "a delta that was given up may still arrive");
+                inode.state.lock().doubtful.push(layout);
+            }
+        }
+    }
+
     /// Drops what is known of all inodes that `which` chooses; gives what the kernel must forget.
     fn drop_caches(&self, which: impl Fn(&super::inode::State) -> bool) -> Vec<Invalidation> {
         let mut what = Vec::new();
@@ -264,6 +276,8 @@ impl<B: Backend> Fs<B> {
         for inode in self.table.all() {
             let mut state = inode.state.lock();
             state.told_open = false;
+            // The master does that for all chunks that the old session had open.
+            state.doubtful.clear();
             if state.open > 0 && !state.removed {
                 drop(state);
                 self.cover_open(&inode);

@@ -42,6 +42,8 @@ pub struct World {
     pub violations: Vec<String>,
     /// While true, deltas fail.
     pub slaves_down: bool,
+    /// Chunks of which a client saw to it that no delta is under way.
+    pub settled: Vec<ChunkId>,
 }
 
 pub struct Cluster {
@@ -210,6 +212,17 @@ impl Backend for Client {
         let result = self.apply(layout, &delta);
         self.cluster.travel().await;
         result
+    }
+
+    async fn settle(&self, layout: &mut Layout) -> Result<(), Fault> {
+        self.cluster.travel().await;
+        let mut world = self.cluster.world.lock();
+        let id = layout.chunk.id;
+        if world.chunks.get(&id).is_some_and(|chunk| chunk.open_by != Some(self.id)) {
+            return Err(world.violation(format!("client {} settles {id} after it gave it back", self.id)));
+        }
+        world.settled.push(id);
+        Ok(())
     }
 
     async fn sync(&self, layout: &mut Layout) -> Result<Applied, Fault> {

@@ -287,6 +287,23 @@ async fn an_error_after_close_is_told_by_the_next_fsync() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_could_not_be_flushed_is_settled_before_another_mount_gets_the_file() {
+    let cluster = Cluster::new(12);
+    let (one, two) = (cluster.mount(1), cluster.mount(2));
+    let (ino, handle) = create(&one, b"a").await;
+    write(&one, handle, 0, b"held").await;
+    one.fsync(handle, false).await.unwrap();
+    write(&one, handle, 0, b"lost").await;
+    cluster.world.lock().slaves_down = true;
+    let theirs = two.open(ino, libc::O_RDONLY).await.unwrap().value.handle;
+    assert_eq!(read(&two, theirs, 0, 100).await, b"held");
+    // The model refuses a settlement that comes after the release.
+    assert_eq!(cluster.world.lock().settled.len(), 1);
+    assert_eq!(cluster.world.lock().violations, [""; 0]);
+    assert_eq!(one.fsync(handle, false).await.unwrap_err().errno, libc::EIO);
+}
+
+#[tokio::test(start_paused = true)]
 async fn writers_wait_for_room_in_the_buffer() {
     let cluster = Cluster::new(12);
     let limit = 1 << 20;
