@@ -254,6 +254,36 @@ async fn a_corrupt_member_has_no_voice_and_is_replaced() {
     assert_eq!(by_node(&slaves, corrupt).has(layout.chunk.id).unwrap().contents, contents(1, 0xa));
 }
 
+/// Comes back after a loss of power with less than was held, and nobody looks at what it has before the test does.
+async fn lose_power(cluster: &Cluster, slave: &mut Slave, layout: &Layout, left: Contents) {
+    slave.kill().await;
+    slave.boot = BootId(2);
+    slave.connect(cluster).await.unwrap();
+    slave.hold(layout, left, true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupt_member_is_not_left_out_where_the_others_have_less_than_was_held() {
+    let cluster = Cluster::start(quick(2)).await;
+    // The third one could be copied to, if the stale replica won.
+    let mut slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let (ino, layout) = written(&client, &slaves, "f").await;
+    let held = contents(2, 0xb);
+    hold(&slaves, &layout, held, false);
+    commit(&client, ino, &layout, held, Mode::Exclusive).await.unwrap();
+    let (stale, corrupt) = (layout.members[0].node, layout.members[1].node);
+    let at = slaves.iter().position(|slave| slave.node == stale).unwrap();
+    lose_power(&cluster, &mut slaves[at], &layout, contents(1, 0xa)).await;
+    // One leaf rotted where the only whole version lies: what the others have is not the truth.
+    let fault = report(&client, &layout, Problem::Corrupt(corrupt)).await.unwrap_err();
+    assert!(fault.code == Code::Unavailable && fault.detail.contains("reported as corrupt"), "{fault}");
+    // Heard again it wins, and the stale one copies from it what differs.
+    let now = report(&client, &layout, Problem::StaleLayout).await.unwrap();
+    assert_eq!((now.held, members(&now)), (held, members(&layout)));
+    assert_eq!(slaves[at].has(layout.chunk.id).unwrap().contents, held);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_nodes_are_repaired_and_returning_ones_reconciled() {
     let cluster = Cluster::start(quick(3)).await;

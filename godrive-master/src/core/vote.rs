@@ -26,7 +26,7 @@ pub struct Known {
     pub epoch: Epoch,
     pub held: Contents,
     pub stable: Contents,
-    /// Members of the epoch that were not declared lost, whether they answered or not.
+    /// Members of the epoch, whether they answered, were silent, or were not asked because they were found corrupt.
     pub members: usize,
 }
 

@@ -107,7 +107,9 @@ fn finish(shared: &Arc<Shared>, chunk: ChunkId, result: &Result<(), Fault>) {
         let still_open = known.as_ref().is_some_and(|known| known.pending.is_some() || known.unsettled);
         let given_up = known.as_ref().is_some_and(|known| known.quarantined);
         if still_open && !given_up {
-            hub.unfinished.insert(chunk, now.after(TRY_AGAIN_AFTER));
+            // Reports that fail must not put off the change that may succeed.
+            let when = now.after(TRY_AGAIN_AFTER);
+            hub.unfinished.entry(chunk).and_modify(|planned| *planned = when.min(*planned)).or_insert(when);
         } else {
             hub.unfinished.remove(&chunk);
         }

@@ -30,7 +30,8 @@ struct Round {
     known: Chunk,
     min_replicas: usize,
     seal_deadline: Duration,
-    /// A member that must not have a voice: it was found corrupt.
+    /// A member that has no voice, because it was found corrupt. It counts as silent: where the others have less than
+    /// was held, it may be the only one that has the rest.
     corrupt: Option<NodeId>,
     links: Vec<(Member, Option<Connection>)>,
 }
@@ -54,13 +55,18 @@ pub async fn one_round(shared: &Arc<Shared>, chunk: ChunkId, cause: &Cause) -> R
         epoch: round.known.epoch,
         held: round.known.held,
         stable: round.known.stable,
-        members: round.known.members.len() - usize::from(round.corrupt.is_some()),
+        members: round.known.members.len(),
     };
     let (contents, winners, regressed) = match elect(&record, &voices) {
         Verdict::Elected { contents, winners, regressed } => (contents, winners, regressed),
         Verdict::Wait(why) => {
-            let detail =
-                format!("chunk {chunk}: {why}; {} of its members do not answer: start them", silent.len());
+            let excluded = round.corrupt.map_or(String::new(), |node| {
+                format!("; node {node} was reported as corrupt and is asked when this is tried again")
+            });
+            let detail = format!(
+                "chunk {chunk}: {why}; {} of its members do not answer: start them{excluded}",
+                silent.len()
+            );
             return Err(Fault::new(Code::Unavailable, detail));
         }
         Verdict::Quarantine(why) => {
