@@ -5,7 +5,7 @@ use super::inode::{Inode, State};
 use super::lease::while_held;
 use super::mutate::is_unknown;
 use super::types::Handle;
-use super::{Backend, Fs};
+use super::{Backend, Fs, MAX_FLIGHTS};
 use crate::core::attrs::Pending;
 use crate::driver::Delta;
 use crate::error::{FsError, Result};
@@ -16,6 +16,7 @@ use godrive_proto::time::Timestamp;
 use godrive_proto::{Code, Fault};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::task::JoinSet;
 
 /// Tries of a commit whose chunks get new epochs meanwhile.
 const MAX_COMMITS: u32 = 8;
@@ -63,13 +64,15 @@ impl<B: Backend> Fs<B> {
         if self.limits.close == CloseMode::Queued {
             return Ok(()); // The background flushes within a second, and keeps what fails.
         }
-        self.flush_inode(inode, Level::Held, keeps).await
+        self.flush_inode(inode, Level::Held, keeps).await?;
+        self.sound(handle).map(drop)
     }
 
     pub async fn fsync(self: &Arc<Self>, handle: Handle, datasync: bool) -> Result<()> {
         let file = self.sound(handle)?;
         self.collect_error(&file.inode)?;
-        self.flush_inode(&file.inode, Level::Stable { datasync }, Mode::Exclusive).await
+        self.flush_inode(&file.inode, Level::Stable { datasync }, Mode::Exclusive).await?;
+        self.sound(handle).map(drop)
     }
 
     /// What failed behind the caller's back is told once.
@@ -108,6 +111,16 @@ impl<B: Backend> Fs<B> {
         level: Level,
         keeps: Mode,
     ) -> Result<()> {
+        let poison = inode.state.lock().poison;
+        let flushed = self.flush_stages(inode, level, keeps).await;
+        if flushed.is_ok() && inode.state.lock().poison != poison {
+            let lost = format!("inode {} lost data that was being flushed", inode.ino);
+            return Err(FsError::new(libc::EIO, lost));
+        }
+        flushed
+    }
+
+    async fn flush_stages(self: &Arc<Self>, inode: &Arc<Inode>, level: Level, keeps: Mode) -> Result<()> {
         let size = inode.state.lock().size();
         let indexes: Vec<u32> = inode.state.lock().buffer.indexes().collect();
         self.flush_chunks(inode, indexes, level.is_stable()).await?;
@@ -121,7 +134,7 @@ impl<B: Backend> Fs<B> {
                 let state = inode.state.lock();
                 let local = state.pending;
                 let attributes = local.mode || local.owner || local.atime;
-                let sync = local.size || state.trimming || state.unsynced || (attributes && !datasync);
+                let sync = local.size || state.trimming || state.is_unsynced() || (attributes && !datasync);
                 if !sync {
                     return Ok(()); // Versions and times reach the master within a second.
                 }
@@ -141,21 +154,20 @@ impl<B: Backend> Fs<B> {
 
     /// Sends the dirty pieces of these chunks, several at a time.
     async fn flush_chunks(self: &Arc<Self>, inode: &Arc<Inode>, indexes: Vec<u32>, sync: bool) -> Result<()> {
-        let tasks: Vec<_> = indexes
-            .into_iter()
-            .map(|index| {
-                let (fs, inode) = (self.clone(), inode.clone());
-                tokio::spawn(async move { fs.flush_chunk(&inode, index, sync, true).await })
-            })
-            .collect();
+        let mut indexes = indexes.into_iter();
+        let mut tasks = JoinSet::new();
         let mut result = Ok(());
-        for task in tasks {
-            let one = task
-                .await
-                .unwrap_or_else(|error| Err(FsError::new(libc::EIO, format!("a delta broke off: {error}"))));
-            result = result.and(one);
+        loop {
+            // After an error no more are begun: each may take until its deadline.
+            while tasks.len() < MAX_FLIGHTS && result.is_ok() {
+                let Some(index) = indexes.next() else { break };
+                let (fs, inode) = (self.clone(), inode.clone());
+                tasks.spawn(async move { fs.flush_chunk(&inode, index, sync, true).await });
+            }
+            let Some(ended) = tasks.join_next().await else { return result };
+            let broke_off = |error| Err(FsError::new(libc::EIO, format!("a delta broke off: {error}")));
+            result = result.and(ended.unwrap_or_else(broke_off));
         }
-        result
     }
 
     /// Sends the dirty pieces of one chunk, one delta after the other: all of them, or as long as they fill a delta.
@@ -177,7 +189,7 @@ impl<B: Backend> Fs<B> {
             if !all && !inode.state.lock().buffer.fills_a_delta(index) {
                 return Ok(());
             }
-            let Some((mut layout, delta, under)) = self.take_delta(inode, index, sync) else {
+            let Some((mut layout, delta, under)) = self.take_delta(inode, index, sync)? else {
                 return Ok(());
             };
             let Under { poison, generation } = under;
@@ -206,8 +218,8 @@ impl<B: Backend> Fs<B> {
                         if let Some(slot) = state.slots.get_mut(&index) {
                             // It may have been applied or not; the pages under the old tag are not trusted.
                             slot.tag = self.new_tag();
-                            slot.layout = layout;
                         }
+                        state.renew_layout(layout);
                         Err(FsError::from(fault))
                     }
                 }
@@ -219,15 +231,28 @@ impl<B: Backend> Fs<B> {
         }
     }
 
-    fn take_delta(&self, inode: &Arc<Inode>, index: u32, sync: bool) -> Option<(Layout, Delta, Under)> {
+    fn take_delta(
+        &self,
+        inode: &Arc<Inode>,
+        index: u32,
+        sync: bool,
+    ) -> Result<Option<(Layout, Delta, Under)>> {
         let mut state = inode.state.lock();
-        let taken = state.buffer.take(index)?;
-        let layout = state.slots.get(&index)?.layout.clone();
+        let Some(layout) = state.slots.get(&index).map(|slot| slot.layout.clone()) else { return Ok(None) };
+        if !state.buffer.indexes().any(|dirty| dirty == index) {
+            return Ok(None);
+        }
+        if !state.is_exclusive() {
+            // Somebody else may have written since: what is here must not go over it.
+            let lost = format!("inode {} is dirty without its exclusive lease", inode.ino);
+            return Err(FsError::new(libc::EIO, lost));
+        }
+        let Some(taken) = state.buffer.take(index) else { return Ok(None) };
         let mtime = state.attr.as_ref().map_or(Timestamp(0), |attr| attr.mtime);
         // A sync makes stable what came before it too.
         let sync = sync && taken.last;
         let delta = Delta { extents: taken.extents, sums: taken.sums, payload: taken.payload, mtime, sync };
-        Some((layout, delta, Under { poison: state.poison, generation: state.generation }))
+        Ok(Some((layout, delta, Under { poison: state.poison, generation: state.generation })))
     }
 
     /// The delta in flight is held: its bytes become cached ones, at one moment for every reader.
@@ -247,7 +272,7 @@ impl<B: Backend> Fs<B> {
             stable: layout.stable == layout.held,
             used_bytes,
         };
-        slot.layout = layout;
+        state.renew_layout(layout);
         state.chunks.insert(index, chunk);
         state.buffer.landed(index);
     }
@@ -260,10 +285,14 @@ impl<B: Backend> Fs<B> {
             let lowering = if keeps == Mode::Shared { inode.acquiring.try_lock().ok() } else { None };
             let keeps = if lowering.is_some() { Mode::Shared } else { Mode::Exclusive };
             let Some((request, taken)) = self.take_commit(inode, sync, keeps, size)? else {
-                let unsynced = inode.state.lock().unsynced;
+                let (unsynced, answered_early) = {
+                    let state = inode.state.lock();
+                    (state.is_unsynced(), state.answered_early)
+                };
                 if sync && unsynced {
                     self.backend.query::<Barrier>(&()).await?;
-                    inode.state.lock().unsynced = false;
+                    let mut state = inode.state.lock();
+                    state.synced = state.synced.max(answered_early);
                 }
                 return Ok(());
             };
@@ -293,7 +322,11 @@ impl<B: Backend> Fs<B> {
             state.committing = Pending::default();
             state.committing_chunks = false;
             state.trimming &= !request.trimmed;
-            state.unsynced = !request.sync && (state.unsynced || taken.matters() || request.trimmed);
+            if request.sync {
+                state.synced = state.synced.max(taken.answered_early);
+            } else if taken.matters() || request.trimmed {
+                state.answered_early += 1;
+            }
             if request.keeps == Mode::Shared {
                 state.close_chunks();
             }
@@ -365,7 +398,8 @@ impl<B: Backend> Fs<B> {
             state.lease.lower(Some(Mode::Shared));
         }
         state.committing_chunks = true;
-        Ok(Some((request, TakenCommit { pending, chunks, lowered, poison: state.poison })))
+        let (poison, answered_early) = (state.poison, state.answered_early);
+        Ok(Some((request, TakenCommit { pending, chunks, lowered, poison, answered_early })))
     }
 
     /// The inode leaves the list of dirty ones if nothing is left to do.
@@ -408,6 +442,8 @@ struct TakenCommit {
     chunks: BTreeMap<u32, ChunkState>,
     lowered: bool,
     poison: u64,
+    /// As it was when the commit was sent: what is answered later, its sync does not cover.
+    answered_early: u64,
 }
 
 impl TakenCommit {

@@ -58,8 +58,10 @@ pub struct State {
     pub chunks: BTreeMap<u32, ChunkState>,
     /// The trim that is pending at the master is this mount's: its hole is in the buffer or has landed.
     pub trimming: bool,
-    /// A commit was answered before it was on stable storage.
-    pub unsynced: bool,
+    /// Changes of this inode that the master answered before they were on stable storage, and how many of them a
+    /// later sync covers.
+    pub answered_early: u64,
+    pub synced: u64,
     pub buffer: WriteBuffer,
     /// Since when there is something to flush or to commit.
     pub dirty_since: Option<Instant>,
@@ -264,14 +266,11 @@ impl State {
             // While deltas are ours alone, the slot knows the contents better than a reply on its way.
             Some(slot) if slot.opened => {}
             Some(slot) => {
-                if is_regression(&slot.layout, &layout) {
-                    self.regressed = Some(layout.index);
-                }
                 if slot.layout.chunk.id != layout.chunk.id || slot.layout.held != layout.held {
                     slot.tag = tag();
                 }
                 slot.opened = opened;
-                slot.layout = layout;
+                self.renew_layout(layout);
             }
             None => {
                 let slot = Slot { tag: tag(), opened, io: Arc::new(RwLock::new(())), layout };
@@ -280,9 +279,25 @@ impl State {
         }
     }
 
+    /// Replaces what is known of a chunk. All that learn of a newer layout come through here, so that the loss of what was
+    /// held is never passed over.
+    pub fn renew_layout(&mut self, layout: Layout) {
+        let Some(slot) = self.slots.get_mut(&layout.index) else { return };
+        if is_regression(&slot.layout, &layout) {
+            self.regressed = Some(layout.index);
+        }
+        slot.layout = layout;
+    }
+
+    /// An fsync must wait for the master's log.
+    pub fn is_unsynced(&self) -> bool {
+        self.answered_early > self.synced
+    }
+
     /// Takes a whole window of layouts in: what is not among them is a hole.
     pub fn place_window(&mut self, window: u32, layouts: Vec<Layout>, mut tag: impl FnMut() -> Tag) {
-        let range = window * WINDOW_CHUNKS..(window + 1) * WINDOW_CHUNKS;
+        let first = window.saturating_mul(WINDOW_CHUNKS);
+        let range = first..first.saturating_add(WINDOW_CHUNKS);
         let named: BTreeSet<u32> = layouts.iter().map(|layout| layout.index).collect();
         self.slots.retain(|index, slot| slot.opened || !range.contains(index) || named.contains(index));
         for layout in layouts.into_iter().filter(|layout| range.contains(&layout.index)) {

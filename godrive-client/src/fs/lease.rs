@@ -294,12 +294,13 @@ impl<B: Backend> Fs<B> {
                 return false;
             }
             let dirty = state.is_dirty();
-            self.forget(state);
             if dirty {
                 state.lose_dirty();
             }
+            self.forget(state);
             dirty
         });
+        inode.changed.notify_waiters();
         if lost {
             self.note_error(
                 inode,

@@ -138,7 +138,7 @@ impl<B: Backend> Fs<B> {
 
     /// The master answered a change of this inode before it was on stable storage: an fsync has to wait for that.
     pub(super) fn not_durable_yet(&self, view: &InodeView) {
-        self.table.get(view.attr.ino).state.lock().unsynced = true;
+        self.table.get(view.attr.ino).state.lock().answered_early += 1;
     }
 
     async fn settle_before_rename(self: &Arc<Self>, from: (Ino, &Name), to: (Ino, &Name)) -> Result<()> {

@@ -206,8 +206,8 @@ impl<B: Backend> Fs<B> {
 
     fn drop_removed(&self, inode: &Arc<Inode>) {
         self.change(inode, |state| {
-            self.forget(state);
             state.lose_dirty();
+            self.forget(state);
             state.told_open = false;
         });
         self.settle_dirty(inode);

@@ -237,8 +237,9 @@ impl<B: Backend> Fs<B> {
         if slot.layout.held != now.held {
             slot.tag = self.new_tag();
         }
-        slot.layout = now.clone();
-        Some(slot.tag)
+        let tag = slot.tag;
+        state.renew_layout(now.clone());
+        Some(tag)
     }
 
     /// Fetches ahead of a sequential reader, in the background.

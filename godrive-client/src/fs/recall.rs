@@ -88,20 +88,30 @@ impl<B: Backend> Fs<B> {
         if keeps.is_none() {
             self.empty_kernel(inode).await;
         }
-        self.flush_for_recall(inode).await;
-        self.settle_doubtful(inode).await;
-        self.change(inode, |state| {
-            match keeps {
-                Some(_) => {
-                    state.lease.lower(Some(Mode::Shared));
-                    state.close_chunks();
+        loop {
+            self.flush_for_recall(inode).await;
+            self.settle_doubtful(inode).await;
+            let given_back = self.change(inode, |state| {
+                // What passes the gate, as a change of the length does, may have made it dirty again.
+                if state.is_dirty() {
+                    return false;
                 }
-                None => {
-                    self.forget(state);
+                match keeps {
+                    Some(_) => {
+                        state.lease.lower(Some(Mode::Shared));
+                        state.close_chunks();
+                    }
+                    None => {
+                        self.forget(state);
+                    }
                 }
+                state.gate.open();
+                true
+            });
+            if given_back {
+                break;
             }
-            state.gate.open();
-        });
+        }
         inode.changed.notify_waiters();
         keeps
     }
@@ -250,10 +260,10 @@ impl<B: Backend> Fs<B> {
     fn lose_inode(&self, inode: &Arc<Inode>, why: &str) {
         let told = self.change(inode, |state| {
             let dirty = state.is_dirty();
-            self.forget(state);
             if dirty {
                 state.lose_dirty();
             }
+            self.forget(state);
             dirty && !state.removed
         });
         inode.changed.notify_waiters();
@@ -286,9 +296,9 @@ impl<B: Backend> Fs<B> {
     }
 }
 
-/// Exclusive as the master knows it: also while a commit that gives it back is not answered.
+/// Exclusive as the master knows it: also where a commit that gives it back was not answered.
 fn owned(state: &super::inode::State) -> bool {
-    state.is_exclusive() || (state.committing_chunks && state.mode().is_some())
+    state.is_exclusive() || (state.has_commit() && state.mode().is_some())
 }
 
 impl<B: Backend> Upcalls for Fs<B> {

@@ -22,6 +22,9 @@ impl<B: Backend> Fs<B> {
         if inode.state.lock().kind().is_some_and(|kind| kind != Kind::File) {
             return Ok(());
         }
+        if let Some(lost) = &inode.state.lock().error {
+            return Err(lost.clone());
+        }
         self.flush_inode(inode, Level::Stable { datasync: true }, Mode::Exclusive).await
     }
 
@@ -57,13 +60,12 @@ impl<B: Backend> Fs<B> {
             let (fs, inode) = (self.clone(), inode.clone());
             syncs.spawn(async move { fs.sync_chunk(&inode, index, generation).await });
         }
-        let mut result = Ok(());
         while let Some(ended) = syncs.join_next().await {
-            let ended = ended
-                .unwrap_or_else(|error| Err(FsError::new(libc::EIO, format!("a sync broke off: {error}"))));
-            result = result.and(ended);
+            // The first error decides; to wait for the deadlines of all others would take long.
+            ended
+                .unwrap_or_else(|error| Err(FsError::new(libc::EIO, format!("a sync broke off: {error}"))))?;
         }
-        result
+        Ok(())
     }
 
     async fn sync_chunk(&self, inode: &Arc<Inode>, index: u32, generation: u64) -> Result<()> {
@@ -110,7 +112,7 @@ impl<B: Backend> Fs<B> {
             };
             state.chunks.insert(index, chunk);
         }
-        slot.layout = layout;
+        state.renew_layout(layout);
     }
 
     /// The master has newer epochs than a commit named: the layouts are renewed, and the commit says it again.

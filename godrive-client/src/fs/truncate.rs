@@ -115,7 +115,10 @@ impl<B: Backend> Fs<B> {
             return Ok(false);
         }
         let _claim = Claim::new(inode);
-        let generation = inode.state.lock().generation;
+        let (generation, lease, answered_early) = {
+            let state = inode.state.lock();
+            (state.generation, state.lease.id(), state.answered_early)
+        };
         let request = TruncateRequest { ino: inode.ino, size, kill_privileges: kill };
         let reply = match self.backend.mutate::<Truncate>(&request).await {
             Ok(reply) => reply,
@@ -132,16 +135,20 @@ impl<B: Backend> Fs<B> {
             }
         };
         self.change(inode, |state| {
+            // The reply may be late: under another lease it says nothing of what the file is now.
+            if state.generation != generation || state.lease.id() != lease || !state.is_exclusive() {
+                return Ok(false);
+            }
             state.pending.size = false;
             state.pending.mtime = false;
             state.pending.ctime = false;
             state.pending.mode &= !kill;
             state.slots.split_off(&(last + u32::from(offset > 0)));
             state.chunks.split_off(&(last + u32::from(offset > 0)));
-            state.unsynced = false;
+            state.synced = state.synced.max(answered_early);
             state.trimming = false;
             state.see(&reply.view);
-            let Some(trim) = reply.trim else { return Ok(()) };
+            let Some(trim) = reply.trim else { return Ok(true) };
             let (index, chunk) = (trim.index, trim.chunk.id);
             let from = if index == last { offset } else { 0 };
             let len = trim.chunk.chunk_bytes.saturating_sub(from);
@@ -149,9 +156,9 @@ impl<B: Backend> Fs<B> {
                 state.place(trim, true, || self.new_tag());
             }
             state.trimming = true;
-            state.buffer.punch(index, chunk, from, len).map_err(rotten)
-        })?;
-        Ok(true)
+            state.buffer.punch(index, chunk, from, len).map_err(rotten)?;
+            Ok(true)
+        })
     }
 
     /// Waits until no delta of a chunk at or behind `first` is in flight. No new one starts: the order lock is held, and

@@ -8,7 +8,7 @@ use godrive_client::driver::Config as DriverConfig;
 use godrive_client::fs::config::Config;
 use godrive_client::fs::{Backend, Caller, Fs, Handle, SetAttr, Whence};
 use godrive_proto::lease::{GetLayout, GetLayouts, OpenChunks, RecallRequest};
-use godrive_proto::meta::{Commit, Create, Lookup, NewNode, RenameMode};
+use godrive_proto::meta::{Barrier, Commit, Create, Lookup, NewNode, RenameMode};
 use godrive_proto::{Ino, LeaseId, Operation, ROOT};
 use std::sync::Arc;
 use std::time::Duration;
@@ -301,6 +301,73 @@ async fn what_could_not_be_flushed_is_settled_before_another_mount_gets_the_file
     assert_eq!(cluster.world.lock().settled.len(), 1);
     assert_eq!(cluster.world.lock().violations, [""; 0]);
     assert_eq!(one.fsync(handle, false).await.unwrap_err().errno, libc::EIO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_session_loss_takes_during_a_flush_is_told_by_that_flush() {
+    for seed in 0..20 {
+        let cluster = Cluster::new(seed);
+        let fs = cluster.mount(1);
+        let (_, handle) = create(&fs, b"a").await;
+        write(&fs, handle, 0, b"doomed").await;
+        let lose = async {
+            tokio::time::sleep(Duration::from_micros(10)).await;
+            cluster.upcalls(1).session_lost().await;
+        };
+        let (outcome, ()) = match seed % 2 {
+            0 => tokio::join!(fs.fsync(handle, false), lose),
+            _ => tokio::join!(fs.flush(handle), lose),
+        };
+        assert_eq!(outcome.unwrap_err().errno, libc::EIO);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_lost_data_does_not_replace_another() {
+    let cluster = Cluster::new(13);
+    let fs = cluster.mount_with(1, Config { close: CloseMode::Queued, ..config() });
+    let (_, good) = create(&fs, b"target").await;
+    write(&fs, good, 0, b"good").await;
+    fs.fsync(good, false).await.unwrap();
+    let (_, handle) = create(&fs, b"new").await;
+    write(&fs, handle, 0, b"doomed").await;
+    cluster.world.lock().slaves_down = true;
+    fs.flush(handle).await.unwrap();
+    fs.release(handle);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    cluster.world.lock().slaves_down = false;
+    let renamed = fs.rename(ROOT, b"new", ROOT, b"target", RenameMode::Replace).await;
+    assert_eq!(renamed.unwrap_err().errno, libc::EIO);
+    assert_eq!(read(&fs, good, 0, 100).await, b"good");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_fsync_waits_for_a_change_that_came_while_another_fsync_was_under_way() {
+    let mut overlapped = 0;
+    for seed in 0..40 {
+        let cluster = Cluster::new(seed);
+        let fs = cluster.mount(1);
+        let (_, handle) = create(&fs, b"a").await;
+        write(&fs, handle, 0, b"bytes").await;
+        let rename = async {
+            tokio::time::sleep(Duration::from_micros(100 * seed)).await;
+            let renamed = fs.rename(ROOT, b"a", ROOT, b"b", RenameMode::Replace).await;
+            renamed.map(|()| tokio::time::Instant::now())
+        };
+        let sync = async {
+            fs.fsync(handle, false).await.unwrap();
+            (tokio::time::Instant::now(), requests(&cluster, Barrier::CODE))
+        };
+        let ((synced_at, barriers), renamed_at) = tokio::join!(sync, rename);
+        // The commit takes a message each way: a rename answered this late came after the commit was sent.
+        let late = renamed_at.unwrap() + Duration::from_micros(40) > synced_at;
+        fs.fsync(handle, false).await.unwrap();
+        if late {
+            overlapped += 1;
+            assert_eq!(requests(&cluster, Barrier::CODE), barriers + 1, "seed {seed}");
+        }
+    }
+    assert!(overlapped > 0);
 }
 
 #[tokio::test(start_paused = true)]
