@@ -74,7 +74,7 @@ impl DiskStore {
             return Err(self.io("checkpoint", &error));
         }
         state.kept = remembered;
-        let (punches, dead) = self.index.lock().flushed(changes.checkpoint.segment);
+        let (punches, dead) = self.index.lock().flushed();
         self.give_back(&punches, &dead)
     }
 

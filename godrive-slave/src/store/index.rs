@@ -49,6 +49,9 @@ struct Flushing {
     bars: BTreeMap<ChunkId, Bar>,
     frees: Vec<Run>,
     live: BTreeSet<u32>,
+    /// Segments before the checkpoint's that it refers to nowhere. What becomes dead while it is written does so by
+    /// records that may still be lost, and then the checkpoint's leaves are needed again.
+    dead: Vec<u32>,
 }
 
 impl Index {
@@ -245,10 +248,12 @@ impl Index {
         changes
             .segments
             .extend(self.flushing.live.iter().map(|segment| (*segment, self.live.get(segment).copied())));
+        let before = self.live.range(..changes.checkpoint.segment);
+        self.flushing.dead = before.filter(|(_, live)| **live == 0).map(|(segment, _)| *segment).collect();
     }
 
-    /// The checkpoint is durable: what to punch, and which segments before `end` to remove.
-    pub fn flushed(&mut self, end: u32) -> (Vec<Run>, Vec<u32>) {
+    /// The checkpoint is durable: what to punch, and which segments to remove.
+    pub fn flushed(&mut self) -> (Vec<Run>, Vec<u32>) {
         let flushing = std::mem::take(&mut self.flushing);
         for key in &flushing.dirty {
             // Whoever changes a replica holds it while waiting for this index: only a look that does not wait is allowed.
@@ -260,14 +265,12 @@ impl Index {
             }
         }
         self.evict();
-        let dead: Vec<u32> =
-            self.live.range(..end).filter(|(_, live)| **live == 0).map(|(segment, _)| *segment).collect();
-        for segment in &dead {
+        for segment in &flushing.dead {
             self.live.remove(segment);
             self.live_dirty.insert(*segment);
         }
         let punches = flushing.frees.into_iter().filter(|run| self.live.contains_key(&run.segment)).collect();
-        (punches, dead)
+        (punches, flushing.dead)
     }
 
     /// The checkpoint failed: everything is to be written again.

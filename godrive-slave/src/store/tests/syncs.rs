@@ -1,0 +1,144 @@
+//! What happens around the syncs of a disk: a disk that asks the test before each of them, and what that shows.
+
+use super::*;
+use godrive_disk::{DiskFile, Space};
+
+type Ask = Box<dyn Fn(&str) -> io::Result<()> + Send + Sync>;
+
+/// Before each sync of a file it is asked what happens; after an error the bytes count as synced nevertheless, as the
+/// system's page cache has it.
+#[derive(Clone)]
+struct AskingDisk {
+    disk: SimulatedDisk,
+    ask: Arc<Mutex<Option<Arc<Ask>>>>,
+}
+
+struct AskingFile {
+    file: Arc<dyn DiskFile>,
+    path: String,
+    ask: Arc<Mutex<Option<Arc<Ask>>>>,
+}
+
+impl AskingDisk {
+    fn new() -> Self {
+        Self { disk: SimulatedDisk::new(1 << 30), ask: Arc::default() }
+    }
+
+    fn before_syncs(&self, ask: impl Fn(&str) -> io::Result<()> + Send + Sync + 'static) {
+        *self.ask.lock() = Some(Arc::new(Box::new(ask)));
+    }
+
+    fn open_store(&self) -> Arc<DiskStore> {
+        Arc::new(DiskStore::open(Arc::new(self.clone()), options(), DiskId(9), NOW).unwrap())
+    }
+}
+
+impl Disk for AskingDisk {
+    fn open(&self, path: &str, create: bool) -> io::Result<Arc<dyn DiskFile>> {
+        let file = self.disk.open(path, create)?;
+        Ok(Arc::new(AskingFile { file, path: path.to_owned(), ask: self.ask.clone() }))
+    }
+    fn exists(&self, path: &str) -> io::Result<bool> {
+        self.disk.exists(path)
+    }
+    fn list(&self, directory: &str) -> io::Result<Vec<String>> {
+        self.disk.list(directory)
+    }
+    fn create_directory(&self, path: &str) -> io::Result<()> {
+        self.disk.create_directory(path)
+    }
+    fn remove(&self, path: &str) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn sync_directory(&self, directory: &str) -> io::Result<()> {
+        self.disk.sync_directory(directory)
+    }
+    fn space(&self) -> io::Result<Space> {
+        self.disk.space()
+    }
+    fn is_instant(&self) -> bool {
+        true
+    }
+}
+
+impl DiskFile for AskingFile {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_at(buf, offset)
+    }
+    fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {
+        self.file.write_at(pieces, offset)
+    }
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.file.punch(offset, len)
+    }
+    fn start_writeback(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.file.start_writeback(offset, len)
+    }
+    fn sync(&self) -> io::Result<()> {
+        let ask = self.ask.lock().clone();
+        ask.map_or(Ok(()), |ask| ask(&self.path))?;
+        self.file.sync()
+    }
+}
+
+/// Fills the rest of the log's last segment with a chunk that is deleted afterwards.
+fn fill_a_segment(store: &DiskStore, chunk: u64) {
+    let first = store.log.end().0.segment;
+    let payload = vec![3; 8 * LEAF];
+    let extent = Extent { offset: 0, len: payload.len() as u32, fill: Fill::Bytes };
+    let mut base = 0;
+    while store.log.end().0.segment == first {
+        apply(store, &delta_of(chunk, 1, base, vec![extent], &payload), &payload).unwrap();
+        base += 1;
+    }
+    store.delete(&[(ChunkId(chunk), Epoch(1))], NOW).unwrap();
+}
+
+/// The last leaf of a segment is overwritten while a checkpoint that refers to it is committed; then the power fails.
+#[test]
+fn a_checkpoint_keeps_the_segments_that_it_refers_to() {
+    let mut lost = 0;
+    for seed in 0..20 {
+        let disk = AskingDisk::new();
+        let store = disk.open_store();
+        let (request, old) = one_leaf(1, 0, 7);
+        apply(&store, &request, &old).unwrap();
+        fill_a_segment(&store, 2);
+        store.checkpoint(NOW).unwrap();
+        let (other, payload) = one_leaf(3, 0, 1);
+        apply(&store, &other, &payload).unwrap();
+        let (overwriting, done) = (Arc::downgrade(&store), AtomicBool::new(false));
+        disk.before_syncs(move |path| {
+            if path == table::FILE && !done.swap(true, Ordering::Relaxed) {
+                let (request, payload) = one_leaf(1, 1, 8);
+                apply(&overwriting.upgrade().unwrap(), &request, &payload).unwrap();
+            }
+            Ok(())
+        });
+        store.checkpoint(NOW).unwrap();
+        assert_eq!(store.row(ChunkId(1)).unwrap().unwrap().version, Version(2));
+        drop(store);
+        disk.disk.crash(&mut SmallRng::seed_from_u64(seed));
+        let store = open(&disk.disk);
+        let version = store.row(ChunkId(1)).unwrap().unwrap().version;
+        lost += u32::from(version == Version(1));
+        let read = ReadRequest { chunk: ChunkId(1), epoch: Epoch(1), version, first_leaf: 0, leaves: 1 };
+        let (_, payload) = store.read(&read).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        assert_eq!(payload.concat(), vec![if version == Version(1) { 7 } else { 8 }; LEAF], "seed {seed}");
+        // What the checkpoint had to keep is given back by a later one.
+        let (request, payload) = one_leaf(1, version.0, 9);
+        apply(&store, &request, &payload).unwrap();
+        store.checkpoint(NOW).unwrap();
+        assert!(!disk.disk.exists(&log::path(1)).unwrap(), "seed {seed}");
+    }
+    assert!(lost > 0, "the crashes never lost the overwriting");
+}
