@@ -72,6 +72,9 @@ struct Shared {
     tail: Mutex<Tail>,
     open: Mutex<LruCache<u32, Arc<dyn DiskFile>>>,
     synced: AtomicU64,
+    /// Why nothing becomes stable any more. Held during a sync: whoever syncs next must not take the success that the
+    /// system reports after an error for its own.
+    failed: Mutex<Option<String>>,
 }
 
 struct Tail {
@@ -101,6 +104,7 @@ impl Log {
             tail: Mutex::new(tail),
             open: Mutex::new(LruCache::new(MAX_OPEN)),
             synced: AtomicU64::new(next_sequence - 1),
+            failed: Mutex::default(),
         });
         let syncing = shared.clone();
         Ok(Self { shared, group: GroupSync::new(move || syncing.sync(), instant) })
@@ -183,16 +187,25 @@ impl Shared {
             let tail = self.tail.lock();
             (tail.file.clone(), tail.next_sequence - 1)
         };
-        if last > self.synced.load(Ordering::Acquire) {
-            file.sync()?;
-            self.synced.fetch_max(last, Ordering::AcqRel);
+        match last > self.synced.load(Ordering::Acquire) {
+            true => self.make_stable(&*file, last),
+            false => Ok(()),
         }
+    }
+
+    /// Syncs the last segment, and with it everything up to `last`.
+    fn make_stable(&self, file: &dyn DiskFile, last: u64) -> io::Result<()> {
+        let mut failed = self.failed.lock();
+        if let Some(why) = &*failed {
+            return Err(io::Error::other(why.clone()));
+        }
+        file.sync().map_err(sync_error).inspect_err(|error| *failed = Some(error.to_string()))?;
+        self.synced.fetch_max(last, Ordering::AcqRel);
         Ok(())
     }
 
     fn rotate(&self, tail: &mut Tail) -> io::Result<()> {
-        tail.file.sync()?;
-        self.synced.fetch_max(tail.next_sequence - 1, Ordering::AcqRel);
+        self.make_stable(&*tail.file, tail.next_sequence - 1)?;
         let segment =
             tail.segment.checked_add(1).ok_or_else(|| io::Error::other("segment numbers are used up"))?;
         let file = create_segment(&*self.disk, self.id, segment, tail.next_sequence)?;
@@ -222,6 +235,12 @@ impl Shared {
     }
 }
 
+/// What a sync could not write is lost, and the next one says Ok all the same: its error is final and never means
+/// only that the disk is full.
+fn sync_error(error: io::Error) -> io::Error {
+    io::Error::other(format!("a sync failed: {error}"))
+}
+
 /// Nothing is left of a segment that could not be made.
 fn create_segment(
     disk: &dyn Disk,
@@ -234,8 +253,8 @@ fn create_segment(
         let file = disk.open(&path, true)?;
         file.set_len(0)?;
         file.write_at(&[&segment_header(id, segment, next_sequence)], 0)?;
-        file.sync()?;
-        disk.sync_directory(DIRECTORY)?;
+        file.sync().map_err(sync_error)?;
+        disk.sync_directory(DIRECTORY).map_err(sync_error)?;
         Ok(file)
     };
     create().inspect_err(|_: &io::Error| {

@@ -5,8 +5,7 @@ use godrive_disk::{DiskFile, Space};
 
 type Ask = Box<dyn Fn(&str) -> io::Result<()> + Send + Sync>;
 
-/// Before each sync of a file it is asked what happens; after an error the bytes count as synced nevertheless, as the
-/// system's page cache has it.
+/// Before each sync of a file the test is asked whether it fails.
 #[derive(Clone)]
 struct AskingDisk {
     disk: SimulatedDisk,
@@ -141,4 +140,26 @@ fn a_checkpoint_keeps_the_segments_that_it_refers_to() {
         assert!(!disk.disk.exists(&log::path(1)).unwrap(), "seed {seed}");
     }
     assert!(lost > 0, "the crashes never lost the overwriting");
+}
+
+/// The sync that ends a segment fails for want of space, once; the system then calls the next one a success.
+#[test]
+fn a_failed_sync_is_final_also_between_two_segments() {
+    let disk = AskingDisk::new();
+    let store = disk.open_store();
+    let (first, failed) = (log::path(store.log.end().0.segment), AtomicBool::new(false));
+    disk.before_syncs(move |path| match path == first && !failed.swap(true, Ordering::Relaxed) {
+        true => Err(io::ErrorKind::StorageFull.into()),
+        false => Ok(()),
+    });
+    let payload = vec![3; 8 * LEAF];
+    let extent = Extent { offset: 0, len: payload.len() as u32, fill: Fill::Bytes };
+    let write = |base| apply(&store, &delta_of(1, 1, base, vec![extent], &payload), &payload);
+    let refused = (0..).find_map(|base| write(base).err()).unwrap();
+    assert_eq!(refused.code, Code::Disk, "{refused}");
+    assert_eq!(store.state().health, DiskHealth::Failed);
+    // Nor does the log itself go on for somebody who was already past the check of the disk.
+    let before = store.log.synced();
+    assert!(store.log.sync_now().is_err());
+    assert_eq!(store.log.synced(), before);
 }
