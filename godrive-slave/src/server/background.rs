@@ -6,6 +6,7 @@ use crate::store::DiskStore;
 use godrive_proto::time::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Everything is stable within this time (and the sync's own) without being asked.
 const SYNC_EVERY: Duration = Duration::from_secs(2);
@@ -16,13 +17,16 @@ const KEEP_ASIDE_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;
 
 pub async fn look_after(shared: Arc<Shared>, store: Arc<DiskStore>) {
     let mut ticks: u32 = 0;
+    let mut next = Instant::now() + SYNC_EVERY;
     while store.failure().is_none() {
         let due = shared.checkpoint_due.notified();
-        let rang = tokio::time::timeout(SYNC_EVERY, due).await.is_ok();
+        // The bell rings for all disks, and must not put off what this one needs by the time.
+        let rang = tokio::time::timeout_at(next, due).await.is_ok();
         let mut result = Ok(());
         if rang && store.checkpoint_is_due() {
             result = checkpoint(&shared, &store);
         } else if !rang {
+            next = Instant::now() + SYNC_EVERY;
             ticks = ticks.wrapping_add(1);
             if store.needs_sync() {
                 result = store.sync().await;

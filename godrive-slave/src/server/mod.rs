@@ -18,6 +18,8 @@ mod reading;
 mod requests;
 mod scrub;
 mod shared;
+#[cfg(test)]
+mod tests;
 
 use crate::Config;
 use anyhow::Context;
