@@ -107,11 +107,23 @@ impl Mount {
         let (handle, data) = (Handle(fh.0), Bytes::copy_from_slice(data));
         let kill_privileges = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let what = What::new("write", convert::ino(ino));
-        if let Some(known) = self.fs.try_write(handle, offset, &data, kill_privileges) {
+        let written_back = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let known = if written_back {
+            self.fs.try_write_back(handle, offset, &data)
+        } else {
+            self.fs.try_write(handle, offset, &data, kill_privileges)
+        };
+        if let Some(known) = known {
             return finish(what, reply, known, answer_write);
         }
         let fs = self.fs.clone();
-        let work = async move { fs.write(handle, offset, data, kill_privileges).await };
+        let work = async move {
+            if written_back {
+                fs.write_back(handle, offset, data).await
+            } else {
+                fs.write(handle, offset, data, kill_privileges).await
+            }
+        };
         self.answers.spawn(what, reply, work, answer_write);
     }
 

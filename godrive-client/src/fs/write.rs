@@ -25,6 +25,12 @@ pub(super) enum Place {
     Append,
 }
 
+impl OpenFile {
+    fn place(&self, offset: u64) -> Place {
+        if self.append { Place::Append } else { Place::At(offset) }
+    }
+}
+
 /// What a write did.
 struct Buffered {
     len: u32,
@@ -40,13 +46,49 @@ impl<B: Backend> Fs<B> {
         data: &Bytes,
         kill_privileges: bool,
     ) -> Option<Result<Served<u32>>> {
-        let (file, place) = match self.writable(handle, offset) {
+        self.try_put(handle, data, kill_privileges, |file| file.place(offset))
+    }
+
+    pub async fn write(
+        self: &Arc<Self>,
+        handle: Handle,
+        offset: u64,
+        data: Bytes,
+        kill_privileges: bool,
+    ) -> Result<Served<u32>> {
+        self.put(handle, data, kill_privileges, |file| file.place(offset)).await
+    }
+
+    /// The kernel writes a mapped page back. It goes where it was read from, also through a handle that appends.
+    pub fn try_write_back(&self, handle: Handle, offset: u64, data: &Bytes) -> Option<Result<Served<u32>>> {
+        self.try_put(handle, data, false, |_| Place::At(offset))
+    }
+
+    /// See [`Self::try_write_back`].
+    pub async fn write_back(
+        self: &Arc<Self>,
+        handle: Handle,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<Served<u32>> {
+        self.put(handle, data, false, |_| Place::At(offset)).await
+    }
+
+    fn try_put(
+        &self,
+        handle: Handle,
+        data: &Bytes,
+        kill_privileges: bool,
+        place: impl FnOnce(&OpenFile) -> Place,
+    ) -> Option<Result<Served<u32>>> {
+        let file = match self.writable(handle) {
             Ok(file) => file,
             Err(error) => return Some(Err(error)),
         };
         if file.sync || self.dirty_bytes.load(Ordering::Relaxed) >= self.limits.write_buffer_bytes {
             return None;
         }
+        let place = place(&file);
         let inode = &file.inode;
         let _content = inode.content.try_read().ok()?;
         let range = kernel_pages(place, data.len());
@@ -59,14 +101,15 @@ impl<B: Backend> Fs<B> {
         }))
     }
 
-    pub async fn write(
+    async fn put(
         self: &Arc<Self>,
         handle: Handle,
-        offset: u64,
         data: Bytes,
         kill_privileges: bool,
+        place: impl FnOnce(&OpenFile) -> Place,
     ) -> Result<Served<u32>> {
-        let (file, place) = self.writable(handle, offset)?;
+        let file = self.writable(handle)?;
+        let place = place(&file);
         let served = self.write_to(&file.inode, place, &data, kill_privileges).await?;
         if file.sync {
             // The pass would hold back a recall that the flush may have to wait for.
@@ -95,13 +138,12 @@ impl<B: Backend> Fs<B> {
         Ok(Served { value: buffered.len, pass })
     }
 
-    fn writable(&self, handle: Handle, offset: u64) -> Result<(Arc<OpenFile>, Place)> {
+    fn writable(&self, handle: Handle) -> Result<Arc<OpenFile>> {
         let file = self.sound(handle)?;
         if !file.writable {
             return Err(FsError::bare(libc::EBADF));
         }
-        let place = if file.append { Place::Append } else { Place::At(offset) };
-        Ok((file, place))
+        Ok(file)
     }
 
     /// Buffers the bytes; under the lock, so that appends are atomic.

@@ -209,3 +209,18 @@ async fn a_missing_name_of_a_wholly_known_directory_is_taken_back() {
         assert_eq!(maker.lookup(directory, &name).await.unwrap(), Some(made.entry.attr.ino), "{round}");
     }
 }
+
+/// Through a handle that appends, too, a page that the kernel writes back goes where it was read from.
+#[tokio::test(start_paused = true)]
+async fn what_is_written_back_is_not_appended() {
+    let cluster = Cluster::new(8);
+    let kernel = Kernel::mount(&cluster, 1);
+    let (ino, handle) = create(&kernel, b"mapped").await;
+    kernel.write(handle, ino, 0, &[1; 6000]).await.unwrap();
+    let appending = kernel.fs.open(ino, libc::O_RDWR | libc::O_APPEND).await.unwrap().value.handle;
+    kernel.fs.write_back(appending, 4096, vec![2; 1904].into()).await.unwrap();
+    assert!(kernel.fs.try_write_back(appending, 0, &vec![3; 96].into()).is_some());
+    kernel.fs.write(appending, 0, vec![4; 10].into(), false).await.unwrap();
+    let expected = [vec![3; 96], vec![1; 4000], vec![2; 1904], vec![4; 10]].concat();
+    assert_eq!(kernel.fs.read(handle, 0, 10_000).await.unwrap().value.concat(), expected);
+}

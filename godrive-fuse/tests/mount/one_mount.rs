@@ -272,6 +272,46 @@ fn mapped_files() {
     assert!(fs::read(&path).unwrap() == model);
 }
 
+/// A mapped page is written back to where it was read from, whatever the descriptor does with `write`.
+#[test]
+fn mapped_through_a_descriptor_that_appends() {
+    let cluster = Cluster::start(1);
+    let path = cluster.mount(1).join("mapped");
+    let mut model = pattern(10_000, 7);
+    fs::write(&path, &model).unwrap();
+    let mut file = OpenOptions::new().read(true).append(true).open(&path).unwrap();
+    let bytes = model.len();
+    // SAFETY: a mapping of a file that nobody shortens, unmapped below with the same length.
+    let mapping = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    assert_ne!(mapping, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+    // SAFETY: the mapping has this length and no other reference.
+    let memory = unsafe { std::slice::from_raw_parts_mut(mapping.cast::<u8>(), bytes) };
+    memory[5000..5005].copy_from_slice(b"hello");
+    model[5000..5005].copy_from_slice(b"hello");
+    // SAFETY: address and length of the mapping.
+    assert_eq!(unsafe { libc::msync(mapping, bytes, libc::MS_SYNC) }, 0);
+    assert_eq!(fs::metadata(&path).unwrap().len(), bytes as u64);
+    assert!(fs::read(&path).unwrap() == model);
+    file.write_all(b"the end").unwrap();
+    model.extend(b"the end");
+    memory[0] = b'!';
+    model[0] = b'!';
+    // SAFETY: as above; the slice is not used any more.
+    assert_eq!(unsafe { libc::munmap(mapping, bytes) }, 0);
+    drop(file);
+    cluster.remount(1);
+    assert!(fs::read(&path).unwrap() == model);
+}
+
 #[test]
 fn sparse_files_and_direct_io() {
     let cluster = Cluster::start(1);
