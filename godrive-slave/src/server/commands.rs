@@ -59,7 +59,7 @@ pub async fn delete(shared: &Arc<Shared>, request: DeleteRequest) -> Result<(), 
 pub async fn quarantine(shared: &Arc<Shared>, request: QuarantineRequest) -> Result<(), Fault> {
     for chunk in request.chunks {
         if let Some((store, _)) = shared.find(chunk)? {
-            store.quarantine(chunk, shared.clock.wall())?;
+            store.quarantine(chunk, "the master does not know it", shared.clock.wall())?;
         }
     }
     for store in shared.usable().filter(|store| store.needs_sync()) {

@@ -107,24 +107,7 @@ async fn call<O: Operation>(
 async fn inventory(shared: &Arc<Shared>, connection: &Connection) -> Result<(), Fault> {
     let mut disks: Vec<Listing> = shared.usable().map(Listing::new).collect();
     loop {
-        let mut page: Vec<ReplicaState> = Vec::with_capacity(PAGE);
-        while page.len() < PAGE {
-            let mut lowest: Option<(usize, ChunkId)> = None;
-            for (at, disk) in disks.iter_mut().enumerate() {
-                if let Some(chunk) = disk.peek()?
-                    && lowest.is_none_or(|(_, best)| chunk < best)
-                {
-                    lowest = Some((at, chunk));
-                }
-            }
-            let Some((at, _)) = lowest else { break };
-            let disk = &mut disks[at];
-            if let Some((key, row)) = disk.page.pop_front()
-                && !row.partial
-            {
-                page.push(shared.replica_state(&disk.store, key.chunk, &row));
-            }
-        }
+        let page = next_page(shared, &mut disks)?;
         let last = page.len() < PAGE;
         call::<Inventory>(shared, connection, &InventoryPage { replicas: page, last }, INVENTORY).await?;
         if last {
@@ -133,8 +116,28 @@ async fn inventory(shared: &Arc<Shared>, connection: &Connection) -> Result<(), 
     }
 }
 
+pub(super) fn next_page(shared: &Shared, disks: &mut [Listing]) -> Result<Vec<ReplicaState>, Fault> {
+    let mut page: Vec<ReplicaState> = Vec::with_capacity(PAGE);
+    while page.len() < PAGE {
+        let mut lowest: Option<ChunkId> = None;
+        for disk in disks.iter_mut() {
+            lowest = lowest.into_iter().chain(disk.peek()?).min();
+        }
+        let Some(chunk) = lowest else { break };
+        let listed: Vec<_> = disks.iter_mut().filter_map(|disk| disk.take(chunk)).collect();
+        let counts = match listed.as_slice() {
+            [(store, row)] => Some((store, *row)),
+            _ => shared.keep_one(chunk)?,
+        };
+        if let Some((store, row)) = counts.filter(|(_, row)| !row.partial) {
+            page.push(shared.replica_state(store, chunk, &row));
+        }
+    }
+    Ok(page)
+}
+
 /// The replicas of one disk, page by page.
-struct Listing {
+pub(super) struct Listing {
     store: Arc<crate::store::DiskStore>,
     after: Option<Key>,
     page: VecDeque<(Key, Row)>,
@@ -142,7 +145,7 @@ struct Listing {
 }
 
 impl Listing {
-    fn new(store: &Arc<crate::store::DiskStore>) -> Self {
+    pub(super) fn new(store: &Arc<crate::store::DiskStore>) -> Self {
         Self { store: store.clone(), after: None, page: VecDeque::new(), ended: false }
     }
 
@@ -157,6 +160,12 @@ impl Listing {
             self.page = page.into();
         }
         Ok(self.page.front().map(|(key, _)| key.chunk))
+    }
+
+    /// The first replica, if it is of this chunk.
+    fn take(&mut self, chunk: ChunkId) -> Option<(Arc<crate::store::DiskStore>, Row)> {
+        let (_, row) = self.page.pop_front_if(|(key, _)| key.chunk == chunk)?;
+        Some((self.store.clone(), row))
     }
 }
 

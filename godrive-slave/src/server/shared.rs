@@ -133,14 +133,31 @@ impl Shared {
         self.rng.lock().random_range(0..below.max(1))
     }
 
-    /// The disk that has the chunk, if one has it.
+    /// The disk that has the chunk, if one has it. A disk that was out of service comes back with a restart and with
+    /// replicas that were made anew on another one meanwhile: the one of the highest epoch counts.
     pub fn find(&self, chunk: ChunkId) -> Result<Option<(&Arc<DiskStore>, Row)>, Fault> {
+        let mut best: Option<(&Arc<DiskStore>, Row)> = None;
         for store in self.usable() {
-            if let Some(row) = store.row(chunk)? {
-                return Ok(Some((store, row)));
+            let Some(row) = store.row(chunk)? else { continue };
+            let rank = |row: &Row| (row.epoch, row.version);
+            if best.as_ref().is_none_or(|(_, best)| rank(&row) > rank(best)) {
+                best = Some((store, row));
             }
         }
-        Ok(None)
+        Ok(best)
+    }
+
+    /// As [`Self::find`], and the chunk's replicas on other disks are put aside.
+    pub fn keep_one(&self, chunk: ChunkId) -> Result<Option<(&Arc<DiskStore>, Row)>, Fault> {
+        let Some((best, row)) = self.find(chunk)? else { return Ok(None) };
+        for store in self.usable().filter(|store| store.id() != best.id()) {
+            let why = "another disk has a newer one";
+            if let Err(fault) = store.quarantine(chunk, why, self.clock.wall()) {
+                self.count_error();
+                tracing::error!(%chunk, disk = %store.id(), %fault, "an old replica could not be put aside; the next inventory tries again");
+            }
+        }
+        Ok(Some((best, row)))
     }
 
     /// The disk that has the chunk. With one working disk nothing is looked up: the store says whether it is there.

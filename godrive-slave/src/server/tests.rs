@@ -63,3 +63,31 @@ async fn a_busy_disk_does_not_keep_another_from_its_syncs() {
     assert!(!quiet.needs_sync(), "never synced");
     looking.abort();
 }
+
+/// A disk was out of service while its chunks were made anew on another one, and is back.
+#[tokio::test]
+async fn of_two_replicas_the_newer_one_counts_and_the_other_is_put_aside() {
+    let shared = open(&[SimulatedDisk::new(1 << 30), SimulatedDisk::new(1 << 30)]);
+    let [a, b] = shared.stores() else { panic!("two disks") };
+    (0..3).for_each(|base| drop(write(a, 1, 1, base)));
+    let newer_epoch = write(b, 1, 2, 0);
+    write(b, 2, 1, 0);
+    write(a, 2, 1, 0);
+    let newer_version = write(a, 2, 1, 1);
+    write(a, 3, 1, 0);
+    let found = |chunk| shared.find(ChunkId(chunk)).unwrap().map(|(store, row)| (store.id(), row.contents()));
+    for round in 0..2 {
+        assert_eq!(found(1), Some((b.id(), newer_epoch)), "round {round}");
+        assert_eq!(found(2), Some((a.id(), newer_version)), "round {round}");
+        let mut listings: Vec<_> = shared.usable().map(master::Listing::new).collect();
+        let page = master::next_page(&shared, &mut listings).unwrap();
+        let listed: Vec<_> = page.iter().map(|replica| (replica.chunk.0, replica.disk)).collect();
+        assert_eq!(listed, [(1, b.id()), (2, a.id()), (3, a.id())], "round {round}");
+        assert_eq!(a.row(ChunkId(1)).unwrap(), None, "round {round}");
+        assert_eq!(b.row(ChunkId(2)).unwrap(), None, "round {round}");
+        let asides = |store: &DiskStore| {
+            store.page(None, 100).unwrap().iter().filter(|(key, _)| key.aside != 0).count()
+        };
+        assert_eq!((asides(a), asides(b)), (1, 1), "round {round}");
+    }
+}

@@ -106,8 +106,8 @@ impl DiskStore {
         })
     }
 
-    /// Keeps the replica of a chunk that the master does not know: it is not served, and removed later.
-    pub fn quarantine(&self, chunk: ChunkId, now: Timestamp) -> Result<(), Fault> {
+    /// Keeps a replica that is of no use as it seems: it is not served, and removed later.
+    pub fn quarantine(&self, chunk: ChunkId, why: &str, now: Timestamp) -> Result<(), Fault> {
         let Some(shared) = self.find(Key::live(chunk))? else { return Ok(()) };
         let _gate = self.gate.read();
         let mut replica = shared.write();
@@ -117,7 +117,7 @@ impl DiskStore {
         let mut record = self.record(Kind::Aside, &replica);
         record.time = now;
         self.append(&mut replica, record, &[])?;
-        tracing::warn!(%chunk, disk = %self.id, "a replica that the master does not know is kept aside for a week");
+        tracing::warn!(%chunk, disk = %self.id, why, "a replica is kept aside for a week");
         Ok(())
     }
 }
