@@ -1,5 +1,6 @@
 //! Attributes.
 
+use super::flush::Level;
 use super::inode::{Inode, State};
 use super::lease::Step;
 use super::types::{AttrReply, Handle, Served, SetAttr};
@@ -9,6 +10,7 @@ use crate::core::gate::NO_PAGES;
 use crate::error::{FsError, Result};
 use bytes::Bytes;
 use godrive_proto::Ino;
+use godrive_proto::lease::Mode;
 use godrive_proto::meta::{
     Attr, AttrChanges, FsStat, Kind, ReadSymlink, SetAttr as SetAttrOperation, SetAttrRequest, SetTime,
     StatFs,
@@ -30,7 +32,7 @@ impl<B: Backend> Fs<B> {
     async fn attr_reply(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<Served<AttrReply>> {
         let fs = self.clone();
         let (value, pass) = self
-            .under(inode, godrive_proto::lease::Mode::Shared, NO_PAGES, |state| {
+            .under(inode, Mode::Shared, NO_PAGES, |state| {
                 let Some(attr) = state.attr.clone() else {
                     return Err(FsError::new(libc::EIO, "a lease without attributes"));
                 };
@@ -53,6 +55,10 @@ impl<B: Backend> Fs<B> {
         let attr = self.fresh_view(&inode).await?;
         let changes = changes(&set, &attr);
         if changes != AttrChanges::default() && !self.set_locally(&inode, &changes) {
+            // What was changed here before is committed first: a commit that came later would undo this change.
+            if inode.state.lock().is_dirty() {
+                self.flush_inode(&inode, Level::Held, Mode::Exclusive).await?;
+            }
             let view = self.backend.mutate::<SetAttrOperation>(&SetAttrRequest { ino, changes }).await?;
             self.not_durable_yet(&view);
             self.take_view(&view);

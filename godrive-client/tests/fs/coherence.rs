@@ -2,8 +2,9 @@
 
 use crate::cluster::Cluster;
 use crate::kernel::Kernel;
-use godrive_client::fs::{Caller, Handle};
-use godrive_proto::meta::NewNode;
+use godrive_client::fs::{Caller, Handle, SetAttr};
+use godrive_proto::meta::{NewNode, SetTime};
+use godrive_proto::time::Timestamp;
 use godrive_proto::{Ino, ROOT};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -223,4 +224,31 @@ async fn what_is_written_back_is_not_appended() {
     kernel.fs.write(appending, 0, vec![4; 10].into(), false).await.unwrap();
     let expected = [vec![3; 96], vec![1; 4000], vec![2; 1904], vec![4; 10]].concat();
     assert_eq!(kernel.fs.read(handle, 0, 10_000).await.unwrap().value.concat(), expected);
+}
+
+/// A change of the times while a recall flushes the file goes behind what was written before.
+#[tokio::test(start_paused = true)]
+async fn times_set_during_a_recall_are_kept() {
+    for seed in 0..8 {
+        let cluster = Cluster::new(seed);
+        let (owner, other) = (Kernel::mount(&cluster, 1), Kernel::mount(&cluster, 2));
+        let (ino, handle) = create(&owner, b"file").await;
+        owner.write(handle, ino, 0, &[1; 100]).await.unwrap();
+        let recalling = tokio::spawn({
+            let other = other.clone();
+            async move { other.lookup(ROOT, b"file").await }
+        });
+        while owner.fs.stats().recalls == 0 {
+            tokio::time::sleep(Duration::from_micros(20)).await;
+        }
+        let (mode, mtime) = (Some(0o600), Some(SetTime::At(Timestamp(7))));
+        let set = SetAttr { mode, mtime, ..SetAttr::default() };
+        owner.fs.setattr(ino, Some(handle), set).await.unwrap();
+        recalling.await.unwrap().unwrap();
+        for fs in [&owner.fs, &other.fs] {
+            let attr = fs.getattr(ino).await.unwrap().value.attr;
+            assert_eq!((attr.mode, attr.mtime), (0o600, Timestamp(7)));
+        }
+        assert_eq!(cluster.world.lock().violations, Vec::<String>::new());
+    }
 }
