@@ -285,6 +285,30 @@ async fn a_corrupt_member_is_not_left_out_where_the_others_have_less_than_was_he
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stale_replica_is_levelled_though_its_chunk_stays_open() {
+    let cluster = Cluster::start(quick(2)).await;
+    let mut slaves = slaves(&cluster, 2).await;
+    let client = cluster.client("a").await;
+    let (ino, layout) = written(&client, &slaves, "f").await;
+    let held = contents(2, 0xb);
+    hold(&slaves, &layout, held, false);
+    commit(&client, ino, &layout, held, Mode::Exclusive).await.unwrap();
+    // The writer is idle and keeps the chunk open while a member loses power. The other one is away when it returns.
+    slaves[0].kill().await;
+    slaves[1].kill().await;
+    slaves[0].boot = BootId(2);
+    slaves[0].hold(&layout, contents(1, 0xa), true);
+    slaves[0].connect(&cluster).await.unwrap();
+    let away = Problem::Failed(slaves[1].node);
+    assert_eq!(report(&client, &layout, away).await.unwrap_err().code, Code::Unavailable);
+    slaves[1].connect(&cluster).await.unwrap();
+    eventually("the stale replica has what was held", async || {
+        (slaves[0].has(layout.chunk.id).unwrap().contents == held).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dead_nodes_are_repaired_and_returning_ones_reconciled() {
     let cluster = Cluster::start(quick(3)).await;
     let mut slaves = slaves(&cluster, 4).await;

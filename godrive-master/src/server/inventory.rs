@@ -127,9 +127,15 @@ fn compare(hub: &mut Hub, node: NodeId, known: &Chunk, replica: &ReplicaState, f
             epoch: known.epoch,
             contents: known.held,
         });
-    } else if replica.epoch < known.epoch || (replica.contents != known.held && known.open_by.is_none()) {
+    } else if replica.epoch < known.epoch || outdated(known, replica) {
         findings.settle.push(chunk);
     }
+}
+
+/// While a chunk is open its members may be ahead of the record; what every member has had, this one lost.
+fn outdated(known: &Chunk, replica: &ReplicaState) -> bool {
+    let ahead = known.open_by.is_some() && replica.contents.version > known.held.version;
+    replica.contents != known.held && !ahead
 }
 
 async fn follow(shared: &Arc<Shared>, node: NodeId, link: &Link, findings: Findings) {

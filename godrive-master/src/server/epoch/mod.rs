@@ -106,7 +106,9 @@ fn finish(shared: &Arc<Shared>, chunk: ChunkId, result: &Result<(), Fault>) {
         let known = hub.state.chunk(chunk).ok().flatten();
         let still_open = known.as_ref().is_some_and(|known| known.pending.is_some() || known.unsettled);
         let given_up = known.as_ref().is_some_and(|known| known.quarantined);
-        if still_open && !given_up {
+        // Whoever wants an epoch change gets it, though nothing in the record asks for it.
+        let still_wanted = result.is_err() && known.is_some() && hub.unfinished.contains_key(&chunk);
+        if (still_open || still_wanted) && !given_up {
             // Reports that fail must not put off the change that may succeed.
             let when = now.after(TRY_AGAIN_AFTER);
             hub.unfinished.entry(chunk).and_modify(|planned| *planned = when.min(*planned)).or_insert(when);
