@@ -309,6 +309,37 @@ async fn a_stale_replica_is_levelled_though_its_chunk_stays_open() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_committed_during_an_election_is_not_taken_back_by_it() {
+    let config = quick(2);
+    let nodes = godrive_master::config::Nodes { seal_deadline_ms: 1_000, ..config.nodes };
+    let cluster = Cluster::start(godrive_master::Config { nodes, ..config }).await;
+    let mut slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let (ino, layout) = written(&client, &slaves, "f").await;
+    // Both have the next version, its commit is on its way; one loses it with its power, the other is slow.
+    let next = contents(2, 0xb);
+    hold(&slaves, &layout, next, false);
+    let (stale, slow) = (layout.members[0].node, layout.members[1].node);
+    let at = slaves.iter().position(|slave| slave.node == stale).unwrap();
+    lose_power(&cluster, &mut slaves[at], &layout, contents(1, 0xa)).await;
+    by_node(&slaves, slow).silent(true);
+    let during = async {
+        eventually("the members are being sealed", async || {
+            let log = by_node(&slaves, stale).store.log.lock().unwrap();
+            log.iter().any(|line| line.starts_with("seal")).then_some(())
+        })
+        .await;
+        commit(&client, ino, &layout, next, Mode::Exclusive).await
+    };
+    let (elected, committed) = tokio::join!(report(&client, &layout, Problem::Failed(slow)), during);
+    committed.unwrap();
+    assert_eq!(elected.unwrap_err().code, Code::Unavailable);
+    by_node(&slaves, slow).silent(false);
+    let now = report(&client, &layout, Problem::StaleLayout).await.unwrap();
+    assert_eq!(now.held, next);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dead_nodes_are_repaired_and_returning_ones_reconciled() {
     let cluster = Cluster::start(quick(3)).await;
     let mut slaves = slaves(&cluster, 4).await;

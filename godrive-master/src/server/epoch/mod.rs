@@ -14,7 +14,7 @@ use godrive_proto::data::Layout;
 use godrive_proto::frame::{Class, RequestHeader};
 use godrive_proto::lease::{Problem, ReportRequest};
 use godrive_proto::net::Connection;
-use godrive_proto::{ChunkId, Code, Fault, Operation, Role, SessionId};
+use godrive_proto::{ChunkId, Code, Fault, NodeId, Operation, Role, SessionId};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -33,7 +33,7 @@ pub enum Cause {
 /// A change that failed is tried again after this, or when a slave comes back; so many at one time.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 64;
-/// Members that fail while they are installed cost another round.
+/// Members that fail while they are installed cost another round, and so does a commit during the election.
 const ROUNDS: usize = 3;
 
 /// Answers when the chunk is usable again, with its layout.
@@ -122,10 +122,21 @@ fn finish(shared: &Arc<Shared>, chunk: ChunkId, result: &Result<(), Fault>) {
     });
 }
 
+/// How a round ended.
+enum Ended {
+    /// These members did not take up the new epoch.
+    Installed { missing: Vec<NodeId> },
+    /// While the members were being asked, more became held than they were elected to have.
+    Overtaken,
+}
+
 /// Rounds until one ends with all members installed.
 async fn run(shared: &Arc<Shared>, chunk: ChunkId, cause: &Cause) -> Result<(), Fault> {
     for round in 1..=ROUNDS {
-        let missing = round::one_round(shared, chunk, cause).await?;
+        let Ended::Installed { missing } = round::one_round(shared, chunk, cause).await? else {
+            tracing::info!(%chunk, round, "a commit came during the election: it is held again");
+            continue;
+        };
         if missing.is_empty() {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! One round of an epoch change: seal, elect, level, install. A round ends with the members that did not take up
-//! the new epoch; the next one leaves them out.
+//! the new epoch; the next one leaves them out. Or a commit overtook it; the next one elects with what that said.
 
-use super::{Cause, command, quarantine_fault};
+use super::{Cause, Ended, command, quarantine_fault};
 use crate::core::placement::place;
 use crate::core::record::Body;
 use crate::core::state::values::Chunk;
@@ -43,8 +43,7 @@ struct Answered {
     state: Option<ReplicaState>,
 }
 
-/// Returns the members that did not take up the new epoch.
-pub async fn one_round(shared: &Arc<Shared>, chunk: ChunkId, cause: &Cause) -> Result<Vec<NodeId>, Fault> {
+pub async fn one_round(shared: &Arc<Shared>, chunk: ChunkId, cause: &Cause) -> Result<Ended, Fault> {
     let (round, durable) = shared.with(|hub, now| begin(hub, now, chunk, cause))?;
     shared.durable(durable).await?;
     let (answers, silent) = seal(shared, &round).await;
@@ -306,10 +305,19 @@ fn copy(round: &Round, member: Member, source: Member, expect: Contents, keep_as
     }
 }
 
-/// Logs the new epoch, then tells the members. Returns those that did not hear it.
-async fn install(shared: &Arc<Shared>, round: &Round, made: &Made) -> Result<Vec<NodeId>, Fault> {
+/// Logs the new epoch, then tells the members.
+async fn install(shared: &Arc<Shared>, round: &Round, made: &Made) -> Result<Ended, Fault> {
     let Round { chunk, epoch, .. } = *round;
-    let (alive, durable) = shared.with(|hub, _| {
+    let installed = shared.with(|hub, _| {
+        // The election knew the record as it was at the beginning.
+        let overtaken = |known: Chunk| {
+            known.held != round.known.held
+                && known.held != made.contents
+                && known.held.version >= made.contents.version
+        };
+        if hub.state.chunk(chunk)?.is_some_and(overtaken) {
+            return Ok(None);
+        }
         let body = Body::EpochInstalled {
             chunk,
             epoch,
@@ -321,11 +329,12 @@ async fn install(shared: &Arc<Shared>, round: &Round, made: &Made) -> Result<Vec
         let (answer, durable) = hub.decide(body)?;
         answer?;
         hub.slaves.members_changed(chunk, &round.known.members, &made.members, epoch);
-        Ok::<_, Fault>((hub.state.chunk(chunk)?.is_some(), durable))
+        Ok::<_, Fault>(Some((hub.state.chunk(chunk)?.is_some(), durable)))
     })?;
+    let Some((alive, durable)) = installed else { return Ok(Ended::Overtaken) };
     shared.durable(durable).await?;
     if !alive {
-        return Ok(Vec::new());
+        return Ok(Ended::Installed { missing: Vec::new() });
     }
     let calls: Vec<_> = made
         .members
@@ -358,5 +367,5 @@ async fn install(shared: &Arc<Shared>, round: &Round, made: &Made) -> Result<Vec
     }
     let members: Vec<_> = made.members.iter().map(|member| member.node).collect();
     tracing::info!(%chunk, %epoch, ?members, version = %made.contents.version, "epoch installed");
-    Ok(missing)
+    Ok(Ended::Installed { missing })
 }
