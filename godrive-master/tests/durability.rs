@@ -5,7 +5,7 @@ mod common;
 
 use common::{Cluster, create, name, quick};
 use godrive_proto::frame::RequestHeader;
-use godrive_proto::meta::{Barrier, Create, Lookup, LookupRequest};
+use godrive_proto::meta::*;
 use godrive_proto::{Code, Operation, ROOT};
 
 /// An answer that must wait for the log does not come within this time.
@@ -39,3 +39,33 @@ async fn a_change_is_answered_at_once_and_shown_to_others_when_it_is_durable() {
     let again = one.call_with::<Create>(header, &create("f")).await.unwrap().body;
     assert_eq!(again.entry.attr.ino, created.entry.attr.ino);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_change_shows_what_others_changed_before_it_only_when_that_is_durable() {
+    let cluster = Cluster::start(quick(1)).await;
+    let (one, two) = (cluster.client("one").await, cluster.client("two").await);
+    one.call::<Barrier>(&()).await.unwrap();
+    cluster.gate.set_closed(true);
+    let created = one.create("f").await.unwrap();
+    let shortly = |sequence| RequestHeader { deadline_ms: A_WHILE_MS, sequence, ..two.header() };
+    // That the file exists already, and the entries of the directory in which another is made, are news of the first.
+    let existing = CreateRequest { exclusive: false, ..create("f") };
+    let seen = two.call_with::<Create>(shortly(1), &existing).await;
+    assert_eq!(seen.err().map(|fault| fault.code), Some(Code::Timeout), "{}", Create::NAME);
+    let directory = MakeNodeRequest {
+        parent: ROOT,
+        name: name("d"),
+        node: NewNode::Directory,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+    };
+    let seen = two.call_with::<MakeNode>(shortly(2), &directory).await;
+    assert_eq!(seen.err().map(|fault| fault.code), Some(Code::Timeout), "{}", MakeNode::NAME);
+    cluster.gate.set_closed(false);
+    let again =
+        two.call_with::<Create>(RequestHeader { sequence: 1, ..two.header() }, &existing).await.unwrap();
+    assert_eq!((again.body.existed, again.body.entry.attr.ino), (true, created.entry.attr.ino));
+    two.call_with::<MakeNode>(RequestHeader { sequence: 2, ..two.header() }, &directory).await.unwrap();
+}
+

@@ -81,7 +81,8 @@ impl Change {
         let (answer, durable) = hub.propose(self.origin, Body::Mutation(self.mutation.clone()))?;
         let mut reply = answer?;
         dress_reply(hub, now, self.session, &mut reply, &without_grant, owns);
-        Ok(Some((reply, durable)))
+        // The reply shows more than this change: that a name exists already, what else is in the directory.
+        Ok(Some((reply, durable.max(hub.must_be_durable(self.session)))))
     }
 }
 
@@ -217,7 +218,8 @@ changes! {
     remove_xattr(RemoveXattrRequest) -> View(InodeView) = Mutation::RemoveXattr;
 }
 
-/// What only the owner of a file may ask; it never waits for leases.
+/// What only the owner of a file may ask; it never waits for leases. What others had changed of the file was waited for
+/// by the answer that granted the lease, so these show nothing new but what they change.
 async fn as_owner(
     context: &Context,
     ino: Ino,

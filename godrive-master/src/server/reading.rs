@@ -7,7 +7,7 @@ use godrive_proto::data::Layout;
 use godrive_proto::lease::*;
 use godrive_proto::meta::*;
 use godrive_proto::time::Instant;
-use godrive_proto::{Code, Fault, Ino, LogIndex, SessionId};
+use godrive_proto::{Code, Fault, Ino, SessionId};
 
 /// Most inodes in one [`AcquireRequest`], and most indexes in a layout's range.
 const MAX_LIST: usize = 1024;
@@ -212,6 +212,7 @@ pub async fn layouts(context: &Context, request: LayoutsRequest) -> Result<Vec<(
 }
 
 pub async fn stat_fs(context: &Context, (): ()) -> Result<FsStat, Fault> {
+    let session = context.session;
     let step = |hub: &mut Hub, now: Instant| {
         let replicas = u64::from(hub.parameters()?.replicas);
         let candidates = hub.nodes.candidates(now, &hub.reserved);
@@ -221,7 +222,7 @@ pub async fn stat_fs(context: &Context, (): ()) -> Result<FsStat, Fault> {
         let counts = hub.state.counts();
         let stat =
             FsStat { total_bytes: total / replicas, free_bytes: free / replicas, inodes: counts.inodes };
-        Ok((stat, LogIndex(0)))
+        Ok((stat, hub.must_be_durable(session)))
     };
     context.step(step).await
 }
