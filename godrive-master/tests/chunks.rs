@@ -340,6 +340,34 @@ async fn what_is_committed_during_an_election_is_not_taken_back_by_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_was_given_up_while_the_master_was_down_leaves_no_chunk_open() {
+    let mut cluster = Cluster::start(quick(1)).await;
+    let mut slaves = slaves(&cluster, 1).await;
+    let (mut one, mut two) = (cluster.client("one").await, cluster.client("two").await);
+    let (ino, _) = written(&one, &slaves, "f").await;
+    // A create whose answer is lost.
+    let header = frame::RequestHeader { sequence: 100, ..one.header() };
+    let lost = one.call_with::<Create>(header.clone(), &create("g")).await.unwrap().body;
+    cluster.restart().await;
+    slaves[0].connect(&cluster).await.unwrap();
+    for client in [&mut one, &mut two] {
+        client.reconnect(&cluster).await;
+        let nothing = ResumeRequest { exclusive: vec![], open: vec![], last: true };
+        client.call::<Resume>(&nothing).await.unwrap();
+    }
+    two.acquire(ino, Mode::Exclusive).await.unwrap();
+    let opened = two.mutate::<OpenChunks>(&OpenChunksRequest { ino, indexes: vec![0] }).await.unwrap();
+    assert_eq!(opened[0].held, contents(1, 0xa));
+    // The repeated one owns its file; the chunk placed for it is gone, and it is not told to write there.
+    let again = one.call_with::<Create>(header, &create("g")).await.unwrap().body;
+    assert_eq!(again.entry.attr.ino, lost.entry.attr.ino);
+    assert_eq!((again.entry.lease.unwrap().mode, again.layout), (Mode::Exclusive, None));
+    let open = OpenChunksRequest { ino: again.entry.attr.ino, indexes: vec![0] };
+    let opened = one.mutate::<OpenChunks>(&open).await.unwrap();
+    assert_ne!(opened[0].chunk.id, lost.layout.unwrap().chunk.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dead_nodes_are_repaired_and_returning_ones_reconciled() {
     let cluster = Cluster::start(quick(3)).await;
     let mut slaves = slaves(&cluster, 4).await;

@@ -179,6 +179,13 @@ fn repeated(hub: &mut Hub, now: Instant, origin: Origin, owns: bool) -> Result<O
     {
         hub.dress_again(now, origin.session, &mut created.entry, true);
     }
+    // After a restart a chunk that nobody claimed was closed: whoever made the file opens it before it writes.
+    if let Reply::Created(created) = &mut reply
+        && let Some(layout) = &created.layout
+        && hub.state.chunk(layout.chunk.id)?.is_none_or(|chunk| chunk.open_by != Some(origin.session))
+    {
+        created.layout = None;
+    }
     match &mut reply {
         Reply::Created(Created { layout: Some(layout), .. }) => hub.layout_again(now, layout),
         Reply::Truncated(Truncated { trim: Some(layout), .. }) => hub.layout_again(now, layout),

@@ -74,6 +74,10 @@ pub struct Hub {
     next_waiter: u64,
     /// Each session's last change, and that of the master itself: other sessions see it when it is durable.
     changed_at: BTreeMap<SessionId, LogIndex>,
+    /// Files whose chunks are to be closed once the log has room.
+    unclosed: BTreeSet<(SessionId, Ino)>,
+    /// The log had no room for the last record.
+    pub disk_full: bool,
     /// Why nothing is served any more.
     pub refused: Option<String>,
     pub clock: Arc<dyn Clock>,
@@ -120,6 +124,8 @@ impl Hub {
             parked: BTreeMap::new(),
             next_waiter: 0,
             changed_at: BTreeMap::new(),
+            unclosed: BTreeSet::new(),
+            disk_full: false,
             refused: None,
             clock: parts.clock,
         }
@@ -249,10 +255,32 @@ impl Hub {
         let owned = self.leases.mode(session, release.ino) == Some(Mode::Exclusive);
         self.leases.released(now, session, release, &mut self.effects);
         let owns = self.leases.mode(session, release.ino) == Some(Mode::Exclusive);
-        if owned && !owns && !self.state.open_chunks(session, release.ino)?.is_empty() {
-            self.decide(Body::ChunksClosed { session, ino: release.ino })?.0?;
+        if owned && !owns { self.close_chunks(session, release.ino) } else { Ok(()) }
+    }
+
+    /// The session does not own the file: its chunks are open no longer. Where the log has no room, that is made up for.
+    pub fn close_chunks(&mut self, session: SessionId, ino: Ino) -> Result<(), Fault> {
+        let owns = self.leases.mode(session, ino) == Some(Mode::Exclusive);
+        if owns || self.state.open_chunks(session, ino)?.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        match self.decide(Body::ChunksClosed { session, ino }) {
+            Ok((answer, _)) => answer.map(drop),
+            Err(fault) if fault.code == Code::NoSpace => {
+                self.unclosed.insert((session, ino));
+                Ok(())
+            }
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Closes what could not be closed while the disk was full.
+    pub fn close_unclosed(&mut self) {
+        for (session, ino) in std::mem::take(&mut self.unclosed) {
+            if let Err(fault) = self.close_chunks(session, ino) {
+                tracing::error!(%session, %ino, "its chunks cannot be closed: {fault}");
+            }
+        }
     }
 
     pub fn next_waiter(&mut self) -> WaiterId {

@@ -68,6 +68,12 @@ pub async fn resume(context: &Context, request: ResumeRequest) -> Result<Resumed
         }
         let Hub { leases, effects, .. } = hub;
         lost.extend(leases.resumed(now, session, &exclusive, &request.open, request.last, effects));
+        // A lease that it gave up while no master was there is not claimed, nor is one whose grant it never saw.
+        if request.last {
+            for ino in hub.state.open_inodes(session)? {
+                hub.close_chunks(session, ino)?;
+            }
+        }
         Ok((Resumed { lost }, hub.must_be_durable(session)))
     };
     let resumed = context.step(step).await?;

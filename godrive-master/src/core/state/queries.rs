@@ -11,6 +11,7 @@ use godrive_proto::data::Layout;
 use godrive_proto::lease::LayoutRange;
 use godrive_proto::meta::{Attr, Kind, Name};
 use godrive_proto::{ChunkId, Code, Fault, Ino, NodeId, SessionId};
+use std::collections::BTreeSet;
 
 /// As [`godrive_proto::meta::Xattrs::all`].
 pub type NamesAndValues = Vec<(Vec<u8>, Vec<u8>)>;
@@ -146,6 +147,12 @@ impl State {
     /// All such chunks; after a restart their epoch changes have to be run again.
     pub fn unsettled(&self) -> Result<Vec<ChunkId>, Fault> {
         self.numbers(&keys::all_unsettled(), usize::MAX, ChunkId)
+    }
+
+    /// Inodes of which the session has chunks open for writing.
+    pub fn open_inodes(&self, session: SessionId) -> Result<BTreeSet<Ino>, Fault> {
+        let open = self.view().scan(&keys::open_by(session), usize::MAX)?;
+        Ok(open.iter().map(|(key, _)| Ino(keys::number_before(key, 8))).collect())
     }
 
     /// Chunks of the inode that the session has open for writing.

@@ -175,6 +175,7 @@ pub async fn retry_unfinished(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(Duration::from_millis(250)).await;
         let due: Vec<ChunkId> = shared.with(|hub, now| {
+            hub.close_unclosed();
             let room = AT_ONCE.saturating_sub(hub.epochs.len());
             let due = hub
                 .unfinished
