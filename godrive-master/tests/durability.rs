@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Cluster, create, name, quick};
+use common::{Answer, Cluster, create, name, quick};
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::meta::*;
 use godrive_proto::{Code, Operation, ROOT};
@@ -69,3 +69,27 @@ async fn a_change_shows_what_others_changed_before_it_only_when_that_is_durable(
     two.call_with::<MakeNode>(RequestHeader { sequence: 2, ..two.header() }, &directory).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn on_a_full_disk_changes_are_refused_and_reads_go_on() {
+    let cluster = Cluster::start(quick(1)).await;
+    let (mut one, two) = (cluster.client("one").await, cluster.client("two").await);
+    let f = one.create("f").await.unwrap().entry.attr.ino;
+    cluster.gate.set_full(true);
+    assert_eq!(two.create("g").await.unwrap_err().code, Code::NoSpace);
+    assert_eq!(two.lookup("f").await.unwrap().entry.unwrap().attr.ino, f);
+    assert!(two.lookup("g").await.unwrap().entry.is_none());
+    let warnings = cluster.status().await.warnings;
+    assert!(warnings.iter().any(|warning| warning.contains("the master's disk is full")), "{warnings:?}");
+    // Nor can a session be revoked; that is made up for.
+    one.answers(Answer::Silent);
+    one.stop_renewing();
+    let header = RequestHeader { deadline_ms: 1_500, sequence: two.next_sequence(), ..two.header() };
+    let changes = AttrChanges { mode: Some(0o600), ..AttrChanges::default() };
+    let change = SetAttrRequest { ino: f, changes };
+    let waited = two.call_with::<SetAttr>(header, &change).await;
+    assert_eq!(waited.err().map(|fault| fault.code), Some(Code::Timeout));
+    cluster.gate.set_full(false);
+    two.mutate::<SetAttr>(&change).await.unwrap();
+    two.create("g").await.unwrap();
+    assert!(!cluster.status().await.warnings.iter().any(|warning| warning.contains("disk is full")));
+}

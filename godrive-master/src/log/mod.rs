@@ -66,6 +66,11 @@ pub enum LogError {
 }
 
 impl LogError {
+    pub fn is_full_disk(&self) -> bool {
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        matches!(self, Self::Io { error, .. } if full.contains(&error.kind()))
+    }
+
     fn io(path: &str, error: io::Error) -> Self {
         Self::Io { path: path.to_owned(), error }
     }
@@ -184,6 +189,11 @@ impl Log {
     /// The last record known to be on stable storage.
     pub fn synced(&self) -> LogIndex {
         LogIndex(self.shared.synced.load(Ordering::SeqCst))
+    }
+
+    /// What is on the disk is not known: nothing more is accepted.
+    pub fn has_failed(&self) -> bool {
+        self.shared.failed.load(Ordering::SeqCst)
     }
 
     /// Writes the records behind each other, with one call, and returns the index of the last. A kill of the process

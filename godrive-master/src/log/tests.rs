@@ -209,7 +209,7 @@ fn a_full_disk_refuses_and_recovers() {
         Timestamp(0),
         Body::OpenSession { client: godrive_proto::NodeId(0), label: "x".repeat(9000) },
     );
-    assert!(matches!(log.append(TERM, &[big]), Err(LogError::Io { .. })));
+    assert!(log.append(TERM, &[big]).is_err_and(|error| error.is_full_disk()) && !log.has_failed());
     disk.set_capacity(1 << 30);
     append(&mut log, 2..=3);
     drop(log);

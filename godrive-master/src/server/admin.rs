@@ -182,6 +182,9 @@ fn warnings(hub: &Hub, now: Instant, survey: &Survey) -> Result<Vec<String>, Fau
     let parameters = hub.parameters()?;
     let mut warnings: Vec<String> = hub.refused.iter().cloned().collect();
     let alive = hub.nodes.iter().filter(|(node, _)| hub.nodes.health(now, *node) == Health::Alive).count();
+    if hub.disk_full {
+        warnings.push("the master's disk is full: changes are refused until it has room".to_owned());
+    }
     if alive < usize::from(parameters.min_replicas) {
         warnings.push(format!(
             "{alive} slaves are alive and min_replicas is {}: new data cannot be written",

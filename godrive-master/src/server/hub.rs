@@ -157,6 +157,13 @@ impl Hub {
         let record = Record { time: self.wall(), origin, body };
         let index = match self.journal.append(&record) {
             Ok(index) => index,
+            // The log is as it was before: what needs no record goes on.
+            Err(error) if error.is_full_disk() && !self.journal.log.has_failed() => {
+                if !std::mem::replace(&mut self.disk_full, true) {
+                    tracing::error!("the master's disk is full, changes are refused: {error}");
+                }
+                return Err(Fault::new(Code::NoSpace, format!("the master's disk is full: {error}")));
+            }
             Err(error) => {
                 let why = error.to_string();
                 self.refuse(format!(
@@ -165,6 +172,7 @@ impl Hub {
                 return Err(Fault::new(Code::Disk, why));
             }
         };
+        self.disk_full = false;
         let outcome = match self.state.apply(index, &record) {
             Ok(outcome) => outcome,
             Err(error) => {
@@ -227,6 +235,7 @@ impl Hub {
         tracing::warn!(%session, label, "revoked: {why}");
         if let Err(fault) = self.decide(Body::SessionRevoked { session }) {
             tracing::error!(%session, "the session cannot be revoked: {fault}");
+            self.leases.not_revoked(now, session);
             return;
         }
         self.forget_session(now, session);

@@ -243,11 +243,11 @@ fn reclaimable(hub: &mut Hub, progress: &mut Progress, view: &mut View) -> Resul
         }
     }
     if !forgotten.is_empty() {
+        hub.decide(Body::ChunksForgotten { chunks: forgotten.clone() })?.0?;
         for chunk in &forgotten {
             progress.confirmed.remove(chunk);
             hub.slaves.leftovers.remove(chunk);
         }
-        hub.decide(Body::ChunksForgotten { chunks: forgotten })?.0?;
     }
     Ok(())
 }

@@ -141,11 +141,16 @@ fn log_stable(hub: &mut Hub, reported: &[(ChunkId, Epoch, Contents)]) -> Result<
             over.push(*chunk);
         }
     }
+    if !chunks.is_empty() {
+        match hub.decide(Body::ChunksStable { chunks }) {
+            Ok((answer, _)) => answer.map(drop)?,
+            // The pulse goes on; what is stable stays held a little longer, until its next version.
+            Err(fault) if fault.code == Code::NoSpace => tracing::debug!("not logged as stable: {fault}"),
+            Err(fault) => return Err(fault),
+        }
+    }
     for chunk in over {
         hub.slaves.stable.remove(&chunk);
-    }
-    if !chunks.is_empty() {
-        hub.decide(Body::ChunksStable { chunks })?.0?;
     }
     Ok(())
 }

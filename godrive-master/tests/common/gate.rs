@@ -1,20 +1,26 @@
-//! A disk whose syncs wait while its gate is closed.
+//! A disk whose syncs wait while its gate is closed, and that takes no bytes while it is full.
 
 use godrive_disk::{Disk, DiskFile, RealDisk, Space};
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 #[derive(Default)]
 pub struct Gate {
     closed: Mutex<bool>,
     changed: Condvar,
+    full: AtomicBool,
 }
 
 impl Gate {
     pub fn set_closed(&self, closed: bool) {
         *self.closed.lock().unwrap() = closed;
         self.changed.notify_all();
+    }
+
+    pub fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::SeqCst);
     }
 
     fn pass(&self) {
@@ -91,6 +97,9 @@ impl DiskFile for GatedFile {
     }
 
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {
+        if self.gate.full.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.file.write_at(pieces, offset)
     }
 

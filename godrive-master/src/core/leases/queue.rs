@@ -248,6 +248,15 @@ impl Leases {
         }
     }
 
+    /// A lapsed session could not be revoked now: it is looked at again, in case somebody still waits.
+    pub fn not_revoked(&mut self, now: Instant, session: SessionId) {
+        let Some(known) = self.sessions.get_mut(&session) else { return };
+        known.lapsed = false;
+        if self.queue.watched.insert(session) {
+            self.queue.at(now.after(self.settings.recall_again_after), Due::Lapse(session));
+        }
+    }
+
     fn lapse_due(&mut self, now: Instant, session: SessionId, effects: &mut Vec<Effect>) {
         self.queue.watched.remove(&session);
         let wanted = self.queue.waiters.values().any(|waiter| waiter.blockers.contains(&session));
