@@ -268,12 +268,28 @@ impl Log {
         })
     }
 
-    /// Removes the segments that hold only records below `index`, which a durable checkpoint must cover.
-    pub fn cut_below(&mut self, index: LogIndex) -> Result<(), LogError> {
-        while self.segments.get(1).is_some_and(|second| second.first <= index) {
-            let path = self.segments[0].path.clone();
-            self.disk.remove(&path).map_err(|error| LogError::io(&path, error))?;
-            self.segments.remove(0);
+    /// Leaves out the segments that hold only records below `index`, which a durable checkpoint must cover. Their files
+    /// are removed by [`Cut::run`], on any thread; one that is left over is read again and cut again.
+    pub fn cut_below(&mut self, index: LogIndex) -> Cut {
+        let behind = self.segments.partition_point(|segment| segment.first <= index);
+        let paths = self.segments.drain(..behind.saturating_sub(1)).map(|segment| segment.path).collect();
+        Cut { disk: self.disk.clone(), directory: self.directory.clone(), paths }
+    }
+}
+
+/// Segments that the log does without, to be removed.
+#[must_use]
+pub struct Cut {
+    disk: Arc<dyn Disk>,
+    directory: String,
+    /// Ascending.
+    paths: Vec<String>,
+}
+
+impl Cut {
+    pub fn run(&self) -> Result<(), LogError> {
+        for path in &self.paths {
+            self.disk.remove(path).map_err(|error| LogError::io(path, error))?;
             // One at a time: a crash must not leave a gap.
             self.disk
                 .sync_directory(&self.directory)

@@ -81,11 +81,11 @@ fn segments_follow_each_other_and_are_cut_as_a_whole() {
     assert!(names.len() > 5, "{names:?}");
     assert_eq!(numbers(&log, 1).len(), 40);
     let second = segment::parse_name(&names[1]).unwrap();
-    log.cut_below(LogIndex(second.0 - 1)).unwrap();
+    log.cut_below(LogIndex(second.0 - 1)).run().unwrap();
     assert_eq!(log.first().0, 1);
-    log.cut_below(LogIndex(20)).unwrap();
+    log.cut_below(LogIndex(20)).run().unwrap();
     assert!((2..=20).contains(&log.first().0));
-    log.cut_below(LogIndex(1000)).unwrap();
+    log.cut_below(LogIndex(1000)).run().unwrap();
     assert_eq!(disk.list("log").unwrap().len(), 1, "the last stays");
     let first = log.first().0;
     drop(log);
@@ -250,7 +250,7 @@ fn synced_records_survive_every_crash() {
                 }
                 if synced > 0 && rng.random_bool(0.2) {
                     cut = cut.max(rng.random_range(1..=synced));
-                    let _crashed = log.cut_below(LogIndex(cut));
+                    let _crashed = log.cut_below(LogIndex(cut)).run();
                 }
             }
             lost += u64::from(log.last().0 > log.synced().0);

@@ -34,8 +34,10 @@ pub async fn once(shared: &Arc<Shared>) -> Result<(), Fault> {
     let Some(checkpoint) = shared.with(|hub, _| hub.state.begin_checkpoint()) else { return Ok(()) };
     shared.durable(checkpoint.index).await?;
     shared.durability.blocking(|| checkpoint.run())?;
-    shared.with(|hub, _| {
+    let cut = shared.with(|hub, _| {
         hub.state.end_checkpoint()?;
-        hub.journal.log.cut_below(checkpoint.index).map_err(|error| Fault::new(Code::Disk, error.to_string()))
-    })
+        Ok::<_, Fault>(hub.journal.log.cut_below(checkpoint.index))
+    })?;
+    // Not under the lock: each removal is synced.
+    shared.durability.blocking(|| cut.run()).map_err(|error| Fault::new(Code::Disk, error.to_string()))
 }

@@ -206,7 +206,7 @@ fn recovery_gives_the_state_of_a_prefix_that_has_all_that_was_synced() {
                     }
                     checkpoints += 1;
                     state.end_checkpoint().unwrap();
-                    if log.cut_below(checkpoint.index).is_err() {
+                    if log.cut_below(checkpoint.index).run().is_err() {
                         break;
                     }
                 }
@@ -254,7 +254,7 @@ fn a_state_older_than_the_log_is_refused() {
     }
     log.sync_point().run().unwrap();
     checkpoint(&mut state).unwrap();
-    log.cut_below(state.applied()).unwrap();
+    log.cut_below(state.applied()).run().unwrap();
     drop((state, log));
     disk.remove("state.redb").unwrap();
     let error = reopen(&disk).err().unwrap();
