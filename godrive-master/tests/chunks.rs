@@ -368,6 +368,38 @@ async fn a_lease_that_was_given_up_while_the_master_was_down_leaves_no_chunk_ope
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_whose_join_failed_is_removed_when_nobody_needs_it() {
+    let cluster = Cluster::start(quick(2)).await;
+    let mut slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let (ino, layout) = written(&client, &slaves, "f").await;
+    commit(&client, ino, &layout, contents(1, 0xa), Mode::Shared).await.unwrap();
+    let place = |node| slaves.iter().position(|slave| slave.node == node).unwrap();
+    let (source, gone) = (place(layout.members[0].node), place(layout.members[1].node));
+    let spare = 3 - source - gone;
+    // The third one gets a copy, and then the source does not answer the seal.
+    slaves[source].silent(true);
+    slaves[gone].kill().await;
+    eventually("the copy is made", async || slaves[spare].has(layout.chunk.id)).await;
+    slaves[spare].hush();
+    eventually("it counts as dead", async || {
+        let spare = format!("slave {} ", slaves[spare].node);
+        let warnings = cluster.status().await.warnings;
+        warnings.iter().any(|warning| warning.contains(&spare) && warning.ends_with("is dead")).then_some(())
+    })
+    .await;
+    slaves[source].silent(false);
+    slaves[gone].connect(&cluster).await.unwrap();
+    eventually("the chunk has its members again", async || {
+        let now = report(&client, &layout, Problem::StaleLayout).await.ok()?;
+        (now.epoch > layout.epoch && members(&now) == members(&layout)).then_some(())
+    })
+    .await;
+    eventually("the copy is removed", async || slaves[spare].has(layout.chunk.id).is_none().then_some(()))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dead_nodes_are_repaired_and_returning_ones_reconciled() {
     let cluster = Cluster::start(quick(3)).await;
     let mut slaves = slaves(&cluster, 4).await;

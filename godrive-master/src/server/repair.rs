@@ -314,16 +314,20 @@ async fn join(shared: &Arc<Shared>, chunk: ChunkId, source: NodeId, target: Cand
         };
         command::<Copy>(shared, connection, request, Class::Repair, COPY_DEADLINE).await?;
     }
-    let node = target.node;
-    change(shared, chunk, Cause::Join(target)).await?;
+    let changed = change(shared, chunk, Cause::Join(target)).await;
     // The change may have been one that was under way for another reason.
-    let joined = shared.with(|hub, _| hub.state.chunk(chunk))?;
-    match joined {
-        Some(chunk) if chunk.members.iter().all(|member| member.node != node) => {
-            Err(Fault::new(Code::Busy, "another epoch change came first"))
+    let joined = shared.with(|hub, _| {
+        let joined = match hub.state.chunk(chunk)? {
+            Some(known) => known.members.iter().any(|member| member.node == to.node),
+            None => hub.state.deleted_chunk(chunk)?.is_none(),
+        };
+        if !joined {
+            hub.slaves.copied(chunk, to);
         }
-        _ => Ok(()),
-    }
+        Ok::<_, Fault>(joined)
+    })?;
+    changed?;
+    if joined { Ok(()) } else { Err(Fault::new(Code::Busy, "another epoch change came first")) }
 }
 
 async fn delete(shared: &Arc<Shared>, node: NodeId, chunks: &[(ChunkId, Epoch)]) -> Result<(), Fault> {

@@ -205,6 +205,13 @@ impl Slaves {
         self.reclaim = true;
     }
 
+    /// A replica was copied there that is of no epoch: the next repair joins it, or it is removed as not needed.
+    pub fn copied(&mut self, chunk: ChunkId, to: Member) {
+        self.leftovers.entry(chunk).or_default().entry((to.node, to.disk)).or_insert(Epoch(0));
+        self.endangered.put(chunk, Worklist::UNKNOWN);
+        self.reclaim = true;
+    }
+
     pub fn is_lost(&self, chunk: ChunkId, node: NodeId) -> bool {
         self.lost.get(&chunk).is_some_and(|nodes| nodes.contains(&node))
     }
