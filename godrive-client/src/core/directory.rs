@@ -95,6 +95,20 @@ impl Directory {
             self.listing.entries.range((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded));
         Some(behind.take(max).map(|(at, (name, ino, kind))| (*at, name, *ino, *kind)).collect())
     }
+
+    /// Learns the names of what [`Self::list`] gives; says how many are new here.
+    pub fn learn_listed(&mut self, after: u64, max: usize) -> u64 {
+        let behind =
+            self.listing.entries.range((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded));
+        let mut new = 0;
+        for (name, ino, _) in behind.take(max).map(|(_, entry)| entry) {
+            if !self.names.contains_key(name) {
+                self.names.insert(name.clone(), Some(*ino));
+                new += 1;
+            }
+        }
+        new
+    }
 }
 
 #[cfg(test)]
@@ -158,6 +172,9 @@ mod tests {
         directory.learn_page(4, &[entry(9)], true);
         assert_eq!(directory.list(4, 10).map(positions), Some(vec![9]));
         assert_eq!(directory.list(9, 10).map(positions), Some(vec![]));
+        assert_eq!(directory.learn_listed(1, 1), 1);
+        assert_eq!(directory.learn_listed(0, 10), 2, "one is known already");
+        assert_eq!(directory.look_up(&name("n9")), Some(Some(Ino(109))));
         directory.change(name("new"), Some(Ino(9)));
         assert!(directory.list(0, 10).is_none());
     }

@@ -61,12 +61,17 @@ impl<B: Backend> Fs<B> {
             }
             let parent = state.directory.parent?;
             let mut entries = dots(directory.ino, parent, offset);
-            let listed =
-                state.directory.list(offset.saturating_sub(DOTS), max.saturating_sub(entries.len()))?;
+            let (after, most) = (offset.saturating_sub(DOTS), max.saturating_sub(entries.len()));
+            let listed = state.directory.list(after, most)?;
             entries.extend(
                 listed.into_iter().map(|(position, name, ino, kind)| plain(position, name, ino, kind)),
             );
             let (ttl, pass) = self.name_ttl(&directory, &mut state);
+            if plus && !ttl.is_zero() {
+                // The kernel may keep them: a recall must find the names here to take them back.
+                let new = state.directory.learn_listed(after, most);
+                self.names.fetch_add(new, Ordering::Relaxed);
+            }
             (entries, pass, ttl)
         };
         if plus {

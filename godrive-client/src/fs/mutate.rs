@@ -1,6 +1,6 @@
 //! Changes of the namespace. The master executes them; what the reply says is known from then on.
 
-use super::inode::Inode;
+use super::inode::{Inode, State};
 use super::names::Busy;
 use super::types::{Caller, Entry, Found, Invalidation, Served};
 use super::{Backend, Fs, checked};
@@ -11,6 +11,7 @@ use godrive_proto::meta::{
     RenameRequest, Unlink, UnlinkRequest,
 };
 use godrive_proto::{Code, Fault, Ino, Operation};
+use parking_lot::MutexGuard;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -126,8 +127,8 @@ impl<B: Backend> Fs<B> {
             return Ok(());
         }
         let left = reply.other.as_ref().filter(|_| mode == RenameMode::Exchange).map(|other| other.attr.ino);
-        self.renamed(&from, &name, &reply.parent, left);
-        self.renamed(&to, &new_name, &reply.new_parent, Some(reply.entry.attr.ino));
+        self.moved(&from, &name, &reply.parent, left);
+        self.moved(&to, &new_name, &reply.new_parent, Some(reply.entry.attr.ino));
         self.not_durable_yet(&reply.entry);
         self.take_view(&reply.entry);
         if let Some(other) = &reply.other {
@@ -157,9 +158,26 @@ impl<B: Backend> Fs<B> {
         Ok(())
     }
 
+    /// After a rename. A moved entry keeps the time to live that the kernel was given for it in the other directory.
+    fn moved(&self, directory: &Arc<Inode>, name: &Name, view: &InodeView, ino: Option<Ino>) {
+        let mut state = directory.state.lock();
+        state.names_given |= ino.is_some();
+        self.name_changed(directory, state, name, view, ino);
+    }
+
     /// After a mutation: the directory's view, and what a name in it means now.
     fn renamed(&self, directory: &Arc<Inode>, name: &Name, view: &InodeView, ino: Option<Ino>) {
-        let mut state = directory.state.lock();
+        self.name_changed(directory, directory.state.lock(), name, view, ino);
+    }
+
+    fn name_changed(
+        &self,
+        directory: &Arc<Inode>,
+        mut state: MutexGuard<'_, State>,
+        name: &Name,
+        view: &InodeView,
+        ino: Option<Ino>,
+    ) {
         state.see(view);
         if state.is_fresh(view) {
             if state.directory.change(name.clone(), ino) {

@@ -252,3 +252,39 @@ async fn times_set_during_a_recall_are_kept() {
         assert_eq!(cluster.world.lock().violations, Vec::<String>::new());
     }
 }
+
+/// A listing that is answered from memory gives names to the kernel like one that the master answers.
+#[tokio::test(start_paused = true)]
+async fn a_name_that_came_with_a_known_listing_is_taken_back() {
+    let cluster = Cluster::new(9);
+    let (maker, other) = (Kernel::mount(&cluster, 1), Kernel::mount(&cluster, 2));
+    let directory = maker.fs.make(ROOT, b"d", NewNode::Directory, 0o755, OWNER).await.unwrap().attr.ino;
+    let ino = maker.fs.make(directory, b"x", NewNode::File, 0o644, OWNER).await.unwrap().attr.ino;
+    other.list(directory, false).await.unwrap();
+    other.stat(ino).await.unwrap();
+    other.list(directory, true).await.unwrap();
+    let misses = other.fs.stats().meta_misses;
+    assert_eq!(other.lookup(directory, b"x").await.unwrap(), Some(ino));
+    assert_eq!(other.fs.stats().meta_misses, misses, "the kernel keeps it, or this mount knows it");
+    maker.fs.unlink(directory, b"x").await.unwrap();
+    assert_eq!(other.lookup(directory, b"x").await.unwrap(), None);
+}
+
+/// A name that is moved into a contended directory keeps the time to live that the kernel was given for it elsewhere.
+#[tokio::test(start_paused = true)]
+async fn a_name_that_moved_into_a_contended_directory_is_taken_back() {
+    let cluster = Cluster::new(10);
+    let (mover, other) = (Kernel::mount(&cluster, 1), Kernel::mount(&cluster, 2));
+    let quiet = mover.fs.make(ROOT, b"quiet", NewNode::Directory, 0o755, OWNER).await.unwrap().attr.ino;
+    let contended = mover.fs.make(ROOT, b"both", NewNode::Directory, 0o755, OWNER).await.unwrap().attr.ino;
+    let ino = mover.fs.make(quiet, b"x", NewNode::File, 0o644, OWNER).await.unwrap().attr.ino;
+    for name in [b"1", b"2", b"3"] {
+        other.fs.make(contended, name, NewNode::File, 0o644, OWNER).await.unwrap();
+        assert!(mover.lookup(contended, name).await.unwrap().is_some());
+    }
+    assert_eq!(mover.lookup(quiet, b"x").await.unwrap(), Some(ino));
+    mover.rename((quiet, b"x"), (contended, b"x")).await.unwrap();
+    assert_eq!(mover.lookup(contended, b"x").await.unwrap(), Some(ino));
+    other.fs.unlink(contended, b"x").await.unwrap();
+    assert_eq!(mover.lookup(contended, b"x").await.unwrap(), None);
+}

@@ -7,7 +7,7 @@ use godrive_client::driver::BoxFuture;
 use godrive_client::error::Result;
 use godrive_client::fs::{AttrReply, Found, Fs, Handle, Invalidate, Invalidation, Served};
 use godrive_proto::Ino;
-use godrive_proto::meta::Attr;
+use godrive_proto::meta::{Attr, RenameMode};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -229,4 +229,45 @@ fn forget_attr(caches: &Arc<Mutex<Caches>>, ino: Ino) {
     let mut caches = caches.lock();
     *caches.versions.entry(ino).or_default() += 1;
     caches.attrs.remove(&ino);
+}
+
+/// What a kernel knows of names without having looked them up one by one.
+impl Kernel {
+    /// The names that a listing gives with their inodes are kept as if they had been looked up.
+    pub async fn list(&self, directory: Ino, plus: bool) -> Result<()> {
+        let lock = self.directory(directory);
+        let _shared = lock.read().await;
+        let handle = self.fs.opendir(directory)?.handle;
+        let answer = match self.fs.try_readdir(handle, 0, 100, plus) {
+            Some(answer) => answer,
+            None => self.fs.readdir(handle, 0, 100, plus).await,
+        };
+        let Served { value, pass } = answer?;
+        let now = Instant::now();
+        for listed in value {
+            if let Some(entry) = listed.entry {
+                let dentry = (Some(entry.attr), now + entry.entry_ttl);
+                self.caches.lock().names.insert((directory, listed.name), dentry);
+            }
+        }
+        drop(pass);
+        self.fs.releasedir(handle);
+        Ok(())
+    }
+
+    /// What is known of a name moves with it, and so does its time to live.
+    pub async fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8])) -> Result<()> {
+        let (first, second) = (self.directory(from.0), self.directory(to.0));
+        let _first = first.write().await;
+        let _second = if from.0 == to.0 { None } else { Some(second.write().await) };
+        self.fs.rename(from.0, from.1, to.0, to.1, RenameMode::Replace).await?;
+        let mut caches = self.caches.lock();
+        let moved = caches.names.remove(&(from.0, from.1.to_vec()));
+        let target = (to.0, to.1.to_vec());
+        match moved {
+            Some(dentry) => caches.names.insert(target, dentry),
+            None => caches.names.remove(&target),
+        };
+        Ok(())
+    }
 }
