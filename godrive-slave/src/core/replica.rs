@@ -50,7 +50,7 @@ pub struct Replica {
     pub version: Version,
     pub last_op: OpId,
     pub partial: bool,
-    /// When it was put aside.
+    /// When it was put aside; of a partial copy, when it last changed.
     pub since: Timestamp,
     /// Sequence of the last record that changed it: stable when the log is synced so far.
     pub position: u64,
@@ -161,6 +161,7 @@ impl Replica {
         self.version = record.version;
         self.last_op = record.op;
         self.partial = record.partial;
+        self.since = if record.partial { record.time } else { Timestamp(0) };
         self.position = record.sequence;
         match record.kind {
             Kind::Delta | Kind::Copy => self.leaves.apply(&record.leaves, data),

@@ -1,6 +1,7 @@
 //! What each disk needs beside requests: everything is synced within some seconds, the index is checkpointed, what
 //! was kept aside long enough is removed.
 
+use super::copy::Copying;
 use super::shared::Shared;
 use crate::store::DiskStore;
 use godrive_proto::time::Timestamp;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 const SYNC_EVERY: Duration = Duration::from_secs(2);
 const CHECKPOINT_TICKS: u32 = 2;
 const EXPIRY_TICKS: u32 = 1800;
-/// How long what the master does not know is kept.
+/// How long what was put aside and what a copy left unfinished are kept: the master knows of neither.
 const KEEP_ASIDE_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;
 
 pub async fn look_after(shared: Arc<Shared>, store: Arc<DiskStore>) {
@@ -51,11 +52,23 @@ fn checkpoint(shared: &Shared, store: &DiskStore) -> Result<(), godrive_proto::F
     godrive_disk::blocking(store.is_instant(), || store.checkpoint(now))
 }
 
-fn expire(shared: &Shared, store: &DiskStore) -> Result<(), godrive_proto::Fault> {
+pub(super) fn expire(shared: &Shared, store: &DiskStore) -> Result<(), godrive_proto::Fault> {
     let before = Timestamp(shared.clock.wall().0.saturating_sub(KEEP_ASIDE_NS));
     let expired = godrive_disk::blocking(store.is_instant(), || store.expire_asides(before))?;
     if expired > 0 {
         tracing::info!(disk = %store.id(), expired, "removed replicas that were kept aside for a week");
+    }
+    godrive_disk::blocking(store.is_instant(), || expire_copies(shared, store, before))
+}
+
+/// Where a copy is under way, what is here is its base.
+fn expire_copies(shared: &Shared, store: &DiskStore, before: Timestamp) -> Result<(), godrive_proto::Fault> {
+    for chunk in store.abandoned_copies(before)? {
+        let Ok(_no_other) = Copying::begin(shared, chunk) else { continue };
+        if let Some(row) = store.row(chunk)?.filter(|row| row.is_abandoned(before)) {
+            store.delete(&[(chunk, row.epoch)], shared.clock.wall())?;
+            tracing::info!(disk = %store.id(), %chunk, "removed a partial copy that was not gone on with for a week");
+        }
     }
     Ok(())
 }

@@ -56,11 +56,11 @@ pub async fn copy(
     Err(Fault::new(Code::Internal, "unreachable: the last round returns"))
 }
 
-/// One copy of a chunk at a time.
-struct Copying<'a>(&'a Shared, ChunkId);
+/// One copy of a chunk at a time, and none while what an earlier one left is removed.
+pub(super) struct Copying<'a>(&'a Shared, ChunkId);
 
 impl<'a> Copying<'a> {
-    fn begin(shared: &'a Shared, chunk: ChunkId) -> Result<Self, Fault> {
+    pub(super) fn begin(shared: &'a Shared, chunk: ChunkId) -> Result<Self, Fault> {
         if !shared.copying.lock().insert(chunk) {
             return Err(Fault::new(Code::Busy, format!("chunk {chunk} is being copied already")));
         }

@@ -1,15 +1,18 @@
 //! A slave's insides over several simulated disks, without connections.
 
+use super::copy::Copying;
 use super::shared::Shared;
 use super::*;
-use crate::store::DiskStore;
+use crate::core::leaves::LeafSum;
+use crate::core::replica::Key;
+use crate::store::{Adoption, DiskStore};
 use godrive_disk::SimulatedDisk;
 use godrive_proto::data::{Contents, DeltaRequest, Extent, Fill};
 use godrive_proto::limits::LEAF_BYTES;
 use godrive_proto::net::identity::Authority;
 use godrive_proto::net::machine::{MachineClock, MachineSockets};
 use godrive_proto::time::Timestamp;
-use godrive_proto::{ChunkId, ClusterId, DiskId, Epoch, NodeId, OpId, Role, SessionId, Version, sums};
+use godrive_proto::{ChunkId, ClusterId, Code, DiskId, Epoch, NodeId, OpId, Role, SessionId, Version, sums};
 use std::time::Duration;
 
 const NOW_S: i64 = 1_795_000_000;
@@ -29,10 +32,11 @@ fn open(disks: &[SimulatedDisk]) -> Arc<Shared> {
     Shared::open(Config { reserve_bytes: Some(0), ..Config::default() }, &world, &endpoint).unwrap()
 }
 
+const LEAF: [u8; LEAF_BYTES as usize] = [7; LEAF_BYTES as usize];
+
 /// One leaf on top of `base`.
-fn write(store: &DiskStore, chunk: u64, epoch: u64, base: u64) -> Contents {
-    let payload = [7; LEAF_BYTES as usize];
-    let request = DeltaRequest {
+fn delta(chunk: u64, epoch: u64, base: u64) -> DeltaRequest {
+    DeltaRequest {
         chunk: ChunkId(chunk),
         chunk_bytes: 1 << 20,
         disk: DiskId(0),
@@ -40,12 +44,15 @@ fn write(store: &DiskStore, chunk: u64, epoch: u64, base: u64) -> Contents {
         base: Version(base),
         op: OpId { session: SessionId(1), sequence: base + 1 },
         extents: vec![Extent { offset: 0, len: LEAF_BYTES, fill: Fill::Bytes }],
-        sums: vec![sums::piece(ChunkId(chunk), 0, &payload)],
+        sums: vec![sums::piece(ChunkId(chunk), 0, &LEAF)],
         chain: Vec::new(),
         sync: false,
         mtime: Timestamp(1),
-    };
-    store.delta(&request, &payload).unwrap().contents
+    }
+}
+
+fn write(store: &DiskStore, chunk: u64, epoch: u64, base: u64) -> Contents {
+    store.delta(&delta(chunk, epoch, base), &LEAF).unwrap().contents
 }
 
 #[tokio::test(start_paused = true)]
@@ -69,7 +76,9 @@ async fn a_busy_disk_does_not_keep_another_from_its_syncs() {
 async fn of_two_replicas_the_newer_one_counts_and_the_other_is_put_aside() {
     let shared = open(&[SimulatedDisk::new(1 << 30), SimulatedDisk::new(1 << 30)]);
     let [a, b] = shared.stores() else { panic!("two disks") };
-    (0..3).for_each(|base| drop(write(a, 1, 1, base)));
+    for base in 0..3 {
+        write(a, 1, 1, base);
+    }
     let newer_epoch = write(b, 1, 2, 0);
     write(b, 2, 1, 0);
     write(a, 2, 1, 0);
@@ -90,4 +99,61 @@ async fn of_two_replicas_the_newer_one_counts_and_the_other_is_put_aside() {
         };
         assert_eq!((asides(a), asides(b)), (1, 1), "round {round}");
     }
+}
+
+/// What a copy left that ended before its source held still.
+fn leave_partial(store: &DiskStore, chunk: u64, at: Timestamp) {
+    let adoption = Adoption {
+        chunk: ChunkId(chunk),
+        chunk_bytes: 1 << 20,
+        version: Version(0),
+        partial: true,
+        keep_aside: false,
+        based_on: store.row(ChunkId(chunk)).unwrap().map_or(0, |row| row.position),
+        leaves: vec![LeafSum { leaf: 0, sum: sums::piece(ChunkId(chunk), 0, &LEAF) }],
+        data: vec![LEAF.to_vec().into()],
+        digest: Default::default(),
+        epoch: Epoch(9),
+        now: at,
+    };
+    store.adopt(&adoption).unwrap();
+}
+
+#[tokio::test]
+async fn a_partial_copy_is_removed_a_week_after_the_last_that_was_done_for_it() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let shared = open(std::slice::from_ref(&disk));
+    let store = &shared.stores()[0];
+    let (long_ago, now) = (Timestamp(1), shared.clock.wall());
+    write(store, 1, 1, 0);
+    for chunk in 2..6 {
+        leave_partial(store, chunk, long_ago);
+    }
+    // A member that a copy was to bring level; sealed, and the seal is of long ago too.
+    write(store, 6, 3, 0);
+    store.seal(ChunkId(6), Epoch(5), long_ago).unwrap();
+    leave_partial(store, 6, long_ago);
+    // Gone on with: by a copy that left something, by a seal, by one that is under way.
+    leave_partial(store, 2, now);
+    store.seal(ChunkId(3), Epoch(2), now).unwrap();
+    let under_way = Copying::begin(&shared, ChunkId(4)).unwrap();
+    let chunks = |store: &DiskStore| -> Vec<u64> {
+        store.page(None, 100).unwrap().iter().map(|(key, _)| key.chunk.0).collect()
+    };
+    background::expire(&shared, store).unwrap();
+    assert_eq!(chunks(store), [1, 2, 3, 4]);
+    assert_eq!(store.verify(Key::live(ChunkId(4)), 0, 1).unwrap().unwrap().read, 1, "the base of a copy");
+    drop(under_way);
+    background::expire(&shared, store).unwrap();
+    assert_eq!(chunks(store), [1, 2, 3]);
+    let late = store.delta(&delta(6, 4, 0), &LEAF).unwrap_err();
+    assert_eq!(late.code, Code::WrongEpoch, "the seal outlives its replica");
+    // The removals are in the log, and the time of the last change is too.
+    drop(shared);
+    disk.kill();
+    let shared = open(std::slice::from_ref(&disk));
+    let store = &shared.stores()[0];
+    background::expire(&shared, store).unwrap();
+    assert_eq!(chunks(store), [1, 2, 3]);
+    write(store, 6, 5, 0);
 }

@@ -280,6 +280,20 @@ impl DiskStore {
         }
     }
 
+    /// Chunks of which there is only a partial copy here that nothing changed since `before`.
+    pub fn abandoned_copies(&self, before: Timestamp) -> Result<Vec<ChunkId>, Fault> {
+        let (mut after, mut abandoned) = (None, Vec::new());
+        loop {
+            let page = self.page(after, 256)?;
+            let live = page.iter().filter(|(key, _)| key.aside == 0);
+            abandoned.extend(live.filter(|(_, row)| row.is_abandoned(before)).map(|(key, _)| key.chunk));
+            match page.last() {
+                Some((last, _)) if last.aside == 0 => after = Some(*last),
+                _ => return Ok(abandoned),
+            }
+        }
+    }
+
     /// Deletes what was kept aside before `before`.
     pub fn expire_asides(&self, before: Timestamp) -> Result<u64, Fault> {
         let mut after = Some(Key { chunk: ChunkId(u64::MAX), aside: 0 });

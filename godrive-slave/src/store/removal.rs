@@ -55,7 +55,9 @@ impl DiskStore {
                     Life::Gone => false,
                 };
                 if goes {
-                    record.deletions.push(Deletion { chunk: key.chunk, aside: key.aside, floor: *floor });
+                    // A seal outlives the replica that it was made on.
+                    let floor = guard.sealed.max(*floor);
+                    record.deletions.push(Deletion { chunk: key.chunk, aside: key.aside, floor });
                 }
             }
             let written =

@@ -92,6 +92,11 @@ impl Row {
     pub fn contents(&self) -> Contents {
         Contents { version: self.version, digest: self.digest }
     }
+
+    /// A partial copy that nothing changed since `before`.
+    pub fn is_abandoned(&self, before: Timestamp) -> bool {
+        self.partial && self.since < before
+    }
 }
 
 /// One checkpoint's transaction.
