@@ -17,7 +17,13 @@ use std::ops::Range;
 pub const NO_PAGES: Range<u64> = 0..0;
 
 /// All pages.
-pub const EVERYTHING: Range<u64> = 0..u64::MAX;
+pub const EVERYTHING: Range<u64> = 0..PAGES_END;
+
+/// Behind all pages: for an operation that waits at a closed gate, but for which the kernel has no pages locked.
+pub const NO_LOCKED_PAGES: Range<u64> = PAGES_END..u64::MAX;
+
+/// The kernel's offsets are signed.
+const PAGES_END: u64 = 1 << 63;
 
 #[derive(Debug, Default)]
 pub struct Gate {
@@ -150,8 +156,23 @@ mod tests {
         let mut gate = Gate::default();
         let waiting = gate.wait(5000..9000);
         gate.close();
-        assert_eq!(gate.first_round(), vec![0..4096, 12288..u64::MAX]);
+        assert_eq!(gate.first_round(), vec![0..4096, 12288..EVERYTHING.end]);
         gate.end_wait(waiting);
         assert_eq!(gate.next_round(), None);
+    }
+
+    #[test]
+    fn an_operation_without_locked_pages_waits_and_keeps_none_from_being_invalidated() {
+        let mut gate = Gate::default();
+        let inside = gate.admit(NO_LOCKED_PAGES).unwrap();
+        gate.wait(NO_LOCKED_PAGES);
+        gate.close();
+        assert!(!gate.is_empty(), "a recall lets it leave first");
+        gate.leave(inside);
+        assert_eq!(gate.first_round(), vec![EVERYTHING]);
+        assert!(gate.admit(NO_LOCKED_PAGES).is_none(), "no invalidation waits for it");
+        assert_eq!(gate.next_round(), None);
+        gate.open();
+        assert!(gate.admit(NO_LOCKED_PAGES).is_some());
     }
 }

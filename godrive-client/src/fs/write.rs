@@ -253,11 +253,11 @@ impl<B: Backend> Fs<B> {
     }
 }
 
-/// The pages that the kernel has locked for a write. Where an append goes, the kernel may not know.
+/// The pages that the kernel has locked for a write. A file opened for appending bypasses them.
 fn kernel_pages(place: Place, len: usize) -> Range<u64> {
     match place {
         Place::At(offset) => offset..offset.saturating_add(len as u64),
-        Place::Append => crate::core::gate::EVERYTHING,
+        Place::Append => crate::core::gate::NO_LOCKED_PAGES,
     }
 }
 

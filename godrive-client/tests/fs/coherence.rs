@@ -288,3 +288,42 @@ async fn a_name_that_moved_into_a_contended_directory_is_taken_back() {
     other.fs.unlink(contended, b"x").await.unwrap();
     assert_eq!(mover.lookup(contended, b"x").await.unwrap(), None);
 }
+
+/// An append that waits for its lease has no page locked: the others are taken back from the kernel meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_waiting_append_keeps_no_old_pages() {
+    let mut overtaken = 0;
+    for seed in 0..24 {
+        let cluster = Cluster::new(seed);
+        let [kernel, other, third] = [1, 2, 3].map(|id| Kernel::mount(&cluster, id));
+        let (ino, handle) = create(&kernel, b"log").await;
+        let writer = other.fs.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+        kernel.write(handle, ino, 0, &[1; 4096]).await.unwrap();
+        let appending = kernel.fs.open(ino, libc::O_WRONLY | libc::O_APPEND).await.unwrap().value.handle;
+        let reader = third.fs.open(ino, libc::O_RDONLY).await.unwrap().value.handle;
+        assert!(kernel.read(handle, ino, 0, 4096).await.unwrap() == [1; 4096]);
+        // The append and the write both wait for this answer to be given; then one of them is first.
+        let answer = third.fs.read(reader, 0, 4096).await.unwrap();
+        let append = tokio::spawn({
+            let fs = kernel.fs.clone();
+            async move { fs.write(appending, 0, vec![3; 10].into(), false).await.map(|served| served.value) }
+        });
+        let write = tokio::spawn({
+            let other = other.clone();
+            async move { other.write(writer, ino, 0, &[2; 4096]).await }
+        });
+        while cluster.world.lock().leases.recalls < 5 {
+            tokio::time::sleep(Duration::from_micros(100)).await;
+        }
+        drop(answer);
+        write.await.unwrap().unwrap();
+        overtaken += u32::from(!append.is_finished());
+        let seen = kernel.read(handle, ino, 0, 4096).await.unwrap();
+        assert!(seen == [2; 4096], "{} is old, seed {seed}", seen[0]);
+        assert_eq!(append.await.unwrap().unwrap(), 10);
+        let expected = [vec![2; 4096], vec![3; 10]].concat();
+        assert!(other.fs.read(writer, 0, 10_000).await.unwrap().value.concat() == expected);
+        assert_eq!(cluster.world.lock().violations, Vec::<String>::new());
+    }
+    assert!(overtaken > 0, "the write was first at least once");
+}
