@@ -85,7 +85,10 @@ impl<B: Backend> Fs<B> {
             Ok(file) => file,
             Err(error) => return Some(Err(error)),
         };
-        if file.sync || self.dirty_bytes.load(Ordering::Relaxed) >= self.limits.write_buffer_bytes {
+        if data.is_empty()
+            || file.sync
+            || self.dirty_bytes.load(Ordering::Relaxed) >= self.limits.write_buffer_bytes
+        {
             return None;
         }
         let place = place(&file);
@@ -109,6 +112,9 @@ impl<B: Backend> Fs<B> {
         place: impl FnOnce(&OpenFile) -> Place,
     ) -> Result<Served<u32>> {
         let file = self.writable(handle)?;
+        if data.is_empty() {
+            return Ok(Served { value: 0, pass: Default::default() });
+        }
         let place = place(&file);
         let served = self.write_to(&file.inode, place, &data, kill_privileges).await?;
         if file.sync {
@@ -262,7 +268,7 @@ fn kernel_pages(place: Place, len: usize) -> Range<u64> {
 }
 
 fn writable_range(start: u64, len: usize, max: u64) -> Result<Range<u64>> {
-    if start >= max && len > 0 {
+    if start >= max {
         return Err(FsError::bare(libc::EFBIG));
     }
     Ok(start..start.saturating_add(len as u64).min(max))
@@ -277,7 +283,9 @@ fn to_open<T>(state: &State, range: &Range<u64>, chunk_bytes: u32) -> Option<Ste
     let needed = closed.len();
     let first = closed[0];
     if first > 0 && is_open(&(first - 1)) {
-        closed.extend((last + 1..last + OPEN_AHEAD).filter(|index| !is_open(index)));
+        // The last of all chunks has the highest number there is.
+        let ahead = last.saturating_add(1)..last.saturating_add(OPEN_AHEAD);
+        closed.extend(ahead.filter(|index| !is_open(index)));
     }
     Some(Step::Open(closed, needed))
 }

@@ -327,3 +327,22 @@ async fn a_waiting_append_keeps_no_old_pages() {
     }
     assert!(overtaken > 0, "the write was first at least once");
 }
+
+/// The last byte that a file can have lies in the chunk with the highest number; behind it nothing is written.
+#[tokio::test(start_paused = true)]
+async fn a_file_ends_where_chunks_have_no_numbers_any_more() {
+    let cluster = Cluster::new(11);
+    let kernel = Kernel::mount(&cluster, 1);
+    let (_, handle) = create(&kernel, b"large").await;
+    let end = u64::from(crate::cluster::CHUNK) << 32;
+    let write = |offset: u64, len: usize| kernel.fs.write(handle, offset, vec![1; len].into(), false);
+    for offset in [end, end + 1, u64::MAX] {
+        assert_eq!(write(offset, 1).await.unwrap_err().errno, libc::EFBIG, "{offset}");
+        assert_eq!(write(offset, 0).await.unwrap().value, 0, "nothing is written anywhere");
+    }
+    for index in (0..6).rev() {
+        assert_eq!(write(end - (index + 1) * u64::from(crate::cluster::CHUNK), 1).await.unwrap().value, 1);
+    }
+    assert_eq!(write(end - 1, 2).await.unwrap().value, 1);
+    assert_eq!(write(end, 1).await.unwrap_err().errno, libc::EFBIG);
+}
