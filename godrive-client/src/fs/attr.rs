@@ -59,7 +59,8 @@ impl<B: Backend> Fs<B> {
             if inode.state.lock().is_dirty() {
                 self.flush_inode(&inode, Level::Held, Mode::Exclusive).await?;
             }
-            let view = self.backend.mutate::<SetAttrOperation>(&SetAttrRequest { ino, changes }).await?;
+            let request = SetAttrRequest { ino, changes };
+            let view = self.mutate::<SetAttrOperation>(&request, || self.distrust(&inode)).await?;
             self.not_durable_yet(&view);
             self.take_view(&view);
         }

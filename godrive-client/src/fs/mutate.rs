@@ -16,21 +16,63 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl<B: Backend> Fs<B> {
-    /// A mutation in directories. If its outcome stays unknown, they are asked for anew.
+    /// A mutation. If its outcome stays unknown, `doubt` says what is not trusted any longer.
+    pub(super) async fn mutate<O: Operation>(
+        &self,
+        request: &O::Request,
+        doubt: impl FnOnce() + Send,
+    ) -> Result<O::Reply> {
+        let reply = self.backend.mutate::<O>(request).await;
+        if let Err(fault) = &reply
+            && is_unknown(fault)
+        {
+            tracing::warn!(operation = O::NAME, %fault, "outcome unknown, what it may have changed is read anew");
+            doubt();
+        }
+        Ok(reply?)
+    }
+
+    /// A mutation in directories.
     pub(super) async fn mutate_in<O: Operation>(
         &self,
         directories: &[&Arc<Inode>],
         request: &O::Request,
     ) -> Result<O::Reply> {
+        self.mutate_names::<O>(directories, &[], request).await
+    }
+
+    /// The same where inodes may lose or get a name.
+    async fn mutate_names<O: Operation>(
+        &self,
+        directories: &[&Arc<Inode>],
+        inodes: &[Arc<Inode>],
+        request: &O::Request,
+    ) -> Result<O::Reply> {
         let _busy: Vec<Busy> = directories.iter().map(|directory| Busy::new(directory)).collect();
-        let reply = self.backend.mutate::<O>(request).await;
-        if let Err(fault) = &reply
-            && is_unknown(fault)
-        {
-            tracing::warn!(operation = O::NAME, %fault, "outcome unknown, the directories are read anew");
+        let doubt = || {
             directories.iter().for_each(|directory| self.distrust(directory));
+            inodes.iter().for_each(|inode| self.may_be_removed(inode));
+        };
+        self.mutate::<O>(request, doubt).await
+    }
+
+    /// What a name in this directory is known to mean.
+    fn named(&self, directory: &Arc<Inode>, name: &Name) -> Option<Arc<Inode>> {
+        let ino = directory.state.lock().directory.look_up(name)??;
+        self.table.find(ino)
+    }
+
+    /// Its last name may be gone. Then the master keeps it for this mount, until it is told that it need not.
+    fn may_be_removed(&self, inode: &Arc<Inode>) {
+        self.distrust(inode);
+        let open = {
+            let mut state = inode.state.lock();
+            state.told_open |= state.open > 0;
+            state.open > 0
+        };
+        if !open {
+            self.report_closed(inode.ino);
         }
-        Ok(reply?)
     }
 
     /// mknod, mkdir and symlink.
@@ -62,7 +104,8 @@ impl<B: Backend> Fs<B> {
         let name = checked(name)?;
         let directory = self.table.get(parent);
         let request = LinkRequest { ino, parent, name: name.clone() };
-        let reply = self.mutate_in::<Link>(&[&directory], &request).await?;
+        let inode = self.table.get(ino);
+        let reply = self.mutate_names::<Link>(&[&directory], &[inode], &request).await?;
         self.made(&directory, name, &reply.parent, &reply.entry)
     }
 
@@ -94,7 +137,8 @@ impl<B: Backend> Fs<B> {
         let name = checked(name)?;
         let within = self.table.get(parent);
         let request = UnlinkRequest { parent, name: name.clone(), directory };
-        let reply = self.mutate_in::<Unlink>(&[&within], &request).await?;
+        let named: Vec<_> = self.named(&within, &name).into_iter().collect();
+        let reply = self.mutate_names::<Unlink>(&[&within], &named, &request).await?;
         self.renamed(&within, &name, &reply.parent, None);
         self.unlinked(&reply.entry);
         Ok(())
@@ -119,7 +163,9 @@ impl<B: Backend> Fs<B> {
         let (from, to) = (self.table.get(parent), self.table.get(new_parent));
         let request =
             RenameRequest { parent, name: name.clone(), new_parent, new_name: new_name.clone(), mode };
-        let reply = self.mutate_in::<Rename>(&[&from, &to], &request).await?;
+        let named = [self.named(&from, &name), self.named(&to, &new_name)];
+        let named: Vec<_> = named.into_iter().flatten().collect();
+        let reply = self.mutate_names::<Rename>(&[&from, &to], &named, &request).await?;
         let same = reply.other.as_ref().is_some_and(|other| other.attr.ino == reply.entry.attr.ino);
         if same {
             // Two names of one inode: nothing happened.

@@ -182,12 +182,22 @@ impl<B: Backend> Fs<B> {
         names
     }
 
-    /// After a mutation whose outcome is unknown, nothing that it may have changed is trusted.
-    pub(super) fn distrust(&self, directory: &Arc<Inode>) {
-        let names = self.forget(&mut directory.state.lock());
+    /// After a mutation whose outcome is unknown, nothing that it may have changed is trusted. What is dirty is kept,
+    /// and the answer to its commit tells the rest.
+    pub(super) fn distrust(&self, inode: &Arc<Inode>) {
+        let names = {
+            let mut state = inode.state.lock();
+            if state.is_dirty() {
+                state.xattrs = None;
+                // There may be some now.
+                state.attr.iter_mut().for_each(|attr| attr.xattrs = true);
+                return;
+            }
+            self.forget(&mut state)
+        };
         for name in names {
-            self.invalidate_later(Invalidation::Entry(directory.ino, name.0));
+            self.invalidate_later(Invalidation::Entry(inode.ino, name.0));
         }
-        self.invalidate_later(Invalidation::Pages(directory.ino, crate::core::gate::EVERYTHING));
+        self.invalidate_later(Invalidation::Pages(inode.ino, crate::core::gate::EVERYTHING));
     }
 }

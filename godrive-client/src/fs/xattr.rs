@@ -49,14 +49,16 @@ impl<B: Backend> Fs<B> {
             return Err(FsError::bare(libc::E2BIG));
         }
         let request = SetXattrRequest { ino, name: name.to_vec(), value: value.to_vec(), mode };
-        let view = self.backend.mutate::<SetXattr>(&request).await?;
+        let inode = self.table.get(ino);
+        let view = self.mutate::<SetXattr>(&request, || self.distrust(&inode)).await?;
         self.xattrs_changed(&view);
         Ok(())
     }
 
     pub async fn removexattr(self: &Arc<Self>, ino: Ino, name: &[u8]) -> Result<()> {
-        let view =
-            self.backend.mutate::<RemoveXattr>(&RemoveXattrRequest { ino, name: name.to_vec() }).await?;
+        let request = RemoveXattrRequest { ino, name: name.to_vec() };
+        let inode = self.table.get(ino);
+        let view = self.mutate::<RemoveXattr>(&request, || self.distrust(&inode)).await?;
         self.xattrs_changed(&view);
         Ok(())
     }

@@ -7,3 +7,4 @@ mod kernel;
 mod leases;
 mod master;
 mod posix;
+mod unknown;

@@ -1,0 +1,166 @@
+//! Mutations that the master executed, and whose reply was lost: what this mount shows then is what the master has.
+
+use crate::cluster::{Client, Cluster};
+use godrive_client::driver::{Config as DriverConfig, Delta, Run};
+use godrive_client::fs::config::Config;
+use godrive_client::fs::{Backend, Caller, Found, Fs, Handle, SetAttr};
+use godrive_proto::data::{Applied, Layout};
+use godrive_proto::lease::ClusterParameters;
+use godrive_proto::meta::{RenameMode, SetXattrMode};
+use godrive_proto::time::Timestamp;
+use godrive_proto::{Code, Fault, Ino, Operation, ROOT};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+struct Lossy {
+    client: Client,
+    /// The next mutation is executed and not answered.
+    lose: Arc<AtomicBool>,
+}
+
+impl Backend for Lossy {
+    async fn query<O: Operation>(&self, request: &O::Request) -> Result<O::Reply, Fault> {
+        self.client.query::<O>(request).await
+    }
+
+    async fn mutate<O: Operation>(&self, request: &O::Request) -> Result<O::Reply, Fault> {
+        let reply = self.client.mutate::<O>(request).await;
+        if self.lose.swap(false, Ordering::SeqCst) {
+            reply.expect("it is executed");
+            return Err(Fault::new(Code::Timeout, "the reply was lost"));
+        }
+        reply
+    }
+
+    fn parameters(&self) -> ClusterParameters {
+        self.client.parameters()
+    }
+
+    fn lease_remaining(&self) -> Option<Duration> {
+        self.client.lease_remaining()
+    }
+
+    fn wall(&self) -> Timestamp {
+        self.client.wall()
+    }
+
+    async fn write(&self, layout: &mut Layout, delta: Delta) -> Result<Applied, Fault> {
+        self.client.write(layout, delta).await
+    }
+
+    async fn settle(&self, layout: &mut Layout) -> Result<(), Fault> {
+        self.client.settle(layout).await
+    }
+
+    async fn sync(&self, layout: &mut Layout) -> Result<Applied, Fault> {
+        self.client.sync(layout).await
+    }
+
+    async fn read(&self, layout: &mut Layout, first_leaf: u32, leaves: u32) -> Result<Vec<Run>, Fault> {
+        self.client.read(layout, first_leaf, leaves).await
+    }
+
+    fn meet(&self, layouts: &[Layout]) {
+        self.client.meet(layouts);
+    }
+
+    async fn stop(&self) {
+        self.client.stop().await;
+    }
+}
+
+struct Mount {
+    cluster: Arc<Cluster>,
+    fs: Arc<Fs<Lossy>>,
+    lose: Arc<AtomicBool>,
+}
+
+impl Mount {
+    fn new() -> Self {
+        let (cluster, lose) = (Cluster::new(1), Arc::new(AtomicBool::new(false)));
+        let client = Client { cluster: cluster.clone(), id: 1 };
+        let config = Config::new(DriverConfig::new("127.0.0.1:1".parse().unwrap(), "model"));
+        let fs = Fs::over(Arc::new(Lossy { client, lose: lose.clone() }), config);
+        Self { cluster, fs, lose }
+    }
+
+    /// A file that is open for reading, and clean.
+    async fn file(&self, name: &[u8]) -> (Ino, Handle) {
+        let caller = Caller { uid: 0, gid: 0 };
+        let created = self.fs.create(ROOT, name, 0o644, libc::O_RDONLY, caller).await.unwrap();
+        (created.entry.attr.ino, created.opened.handle)
+    }
+
+    async fn unanswered<T>(&self, operation: impl Future<Output = godrive_client::error::Result<T>>) {
+        self.lose.store(true, Ordering::SeqCst);
+        let errno = operation.await.map(drop).unwrap_err().errno;
+        assert_eq!((errno, self.lose.load(Ordering::SeqCst)), (libc::EIO, false));
+    }
+
+    async fn links(&self, ino: Ino) -> u32 {
+        self.fs.getattr(ino).await.unwrap().attr.nlink
+    }
+
+    /// The last name of an open file is gone: the master keeps it until it is closed here.
+    async fn ends_with(&self, ino: Ino, handle: Handle) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(self.links(ino).await, 0);
+        self.fs.release(handle);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!self.cluster.world.lock().master.nodes.contains_key(&ino), "nobody has it open");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn attributes() {
+    let mount = Mount::new();
+    let (ino, _) = mount.file(b"file").await;
+    let mode = |mode| SetAttr { mode: Some(mode), ..SetAttr::default() };
+    assert_eq!(mount.fs.getattr(ino).await.unwrap().attr.mode, 0o644);
+    mount.unanswered(mount.fs.setattr(ino, None, mode(0o600))).await;
+    assert_eq!(mount.fs.getattr(ino).await.unwrap().attr.mode, 0o600);
+    assert!(mount.fs.getxattr(ino, b"user.a").await.is_err());
+    mount.unanswered(mount.fs.setxattr(ino, b"user.a", b"1", SetXattrMode::Set)).await;
+    assert_eq!(&mount.fs.getxattr(ino, b"user.a").await.unwrap()[..], b"1");
+    mount.unanswered(mount.fs.removexattr(ino, b"user.a")).await;
+    assert_eq!(mount.fs.getxattr(ino, b"user.a").await.unwrap_err().errno, libc::ENODATA);
+}
+
+#[tokio::test(start_paused = true)]
+async fn extended_attributes_of_a_file_that_is_dirty() {
+    let mount = Mount::new();
+    let caller = Caller { uid: 0, gid: 0 };
+    let created = mount.fs.create(ROOT, b"file", 0o644, libc::O_RDWR, caller).await.unwrap();
+    let (ino, handle) = (created.entry.attr.ino, created.opened.handle);
+    mount.fs.write(handle, 0, vec![1; 10].into(), false).await.unwrap();
+    mount.unanswered(mount.fs.setxattr(ino, b"user.a", b"1", SetXattrMode::Set)).await;
+    assert_eq!(&mount.fs.getxattr(ino, b"user.a").await.unwrap()[..], b"1");
+    assert_eq!(mount.fs.read(handle, 0, 100).await.unwrap().concat(), [1; 10], "nothing is lost");
+}
+
+#[tokio::test(start_paused = true)]
+async fn names() {
+    let mount = Mount::new();
+    let (ino, handle) = mount.file(b"a").await;
+    mount.unanswered(mount.fs.link(ino, ROOT, b"b")).await;
+    assert_eq!(mount.links(ino).await, 2);
+    for name in [b"a", b"b"] {
+        assert!(matches!(mount.fs.lookup(ROOT, name).await.unwrap().value, Found::Entry(_)));
+        mount.unanswered(mount.fs.unlink(ROOT, name)).await;
+    }
+    mount.ends_with(ino, handle).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_another_took() {
+    let mount = Mount::new();
+    let (ino, handle) = mount.file(b"target").await;
+    let (moved, closed) = mount.file(b"source").await;
+    mount.fs.release(closed);
+    mount.unanswered(mount.fs.rename(ROOT, b"source", ROOT, b"target", RenameMode::Replace)).await;
+    let found = mount.fs.lookup(ROOT, b"target").await.unwrap().value;
+    assert!(matches!(found, Found::Entry(entry) if entry.attr.ino == moved));
+    mount.ends_with(ino, handle).await;
+    assert_eq!(mount.links(moved).await, 1);
+}
