@@ -129,7 +129,7 @@ pub fn missing(start: u32, end: u32, have: &[(u32, Bytes)]) -> Vec<(u32, u32)> {
     runs
 }
 
-const FIRST_WINDOW: u64 = 512 << 10;
+const FIRST_WINDOW: u64 = 2 << 20;
 const LAST_WINDOW: u64 = 16 << 20;
 
 /// Finds sequential streams and says what to fetch ahead of them. One per open handle.

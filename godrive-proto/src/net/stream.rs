@@ -12,6 +12,10 @@ use std::task::Poll;
 /// The stream was given up by its writer (a deadline passed, a task was dropped).
 pub(super) const CANCELLED: VarInt = VarInt::from_u32(1);
 
+/// Pieces shorter than this are sent together, as pieces of up to so many bytes.
+const SHORT_BYTES: usize = 16 << 10;
+const JOINED_BYTES: usize = 256 << 10;
+
 /// Why a message did not arrive.
 #[derive(Debug)]
 pub(super) enum StreamError {
@@ -115,6 +119,23 @@ pub(super) fn ends_early(missing: usize) -> StreamError {
     StreamError::Malformed(format!("the stream ends {missing} bytes early"))
 }
 
+/// The next piece to write and how many of `pieces` it is made of. Short ones are copied together, because quinn searches
+/// its send buffer piece by piece for every packet.
+fn gather(pieces: &[Bytes]) -> Option<(Bytes, usize)> {
+    let first = pieces.first()?;
+    let short = pieces.iter().take_while(|piece| piece.len() < SHORT_BYTES);
+    let mut room = JOINED_BYTES;
+    let used = short.take_while(|piece| {
+        let fits = piece.len() <= room;
+        room = room.saturating_sub(piece.len());
+        fits
+    });
+    match used.count() {
+        0 | 1 => Some((first.clone(), 1)),
+        used => Some((pieces[..used].concat().into(), used)),
+    }
+}
+
 /// The sending half. Dropped before [`Writer::finish`] it resets the stream: quinn alone would end it as if whole.
 pub(super) struct Writer {
     stream: SendStream,
@@ -138,8 +159,10 @@ impl Writer {
     /// Writes a frame and its whole payload and ends the stream. False as for [`Self::write`].
     pub async fn message(&mut self, frame: Bytes, payload: &[Bytes]) -> Result<bool, ConnectionError> {
         let mut wanted = self.write(frame).await?;
-        for piece in payload {
-            wanted = wanted && self.write(piece.clone()).await?;
+        let mut rest = payload;
+        while wanted && let Some((piece, used)) = gather(rest) {
+            wanted = self.write(piece).await?;
+            rest = &rest[used..];
         }
         self.finish();
         Ok(wanted)
@@ -175,4 +198,28 @@ pub(super) async fn now<F: Future>(future: F) -> Option<F::Output> {
         })
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_pieces_are_joined_and_nothing_is_left_out() {
+        for lengths in
+            [vec![], vec![0, 0], vec![5], vec![4096; 300], vec![1 << 20, 1, 2, 1 << 20, SHORT_BYTES, 7]]
+        {
+            let pieces: Vec<Bytes> =
+                lengths.iter().enumerate().map(|(n, len)| Bytes::from(vec![n as u8; *len])).collect();
+            let (mut rest, mut joined, mut writes) = (&pieces[..], Vec::new(), 0);
+            while let Some((piece, used)) = gather(rest) {
+                assert!(used == 1 || piece.len() <= JOINED_BYTES);
+                joined.extend_from_slice(&piece);
+                writes += 1;
+                rest = &rest[used..];
+            }
+            assert_eq!(joined, pieces.concat());
+            assert!(writes <= pieces.len().min(6), "{writes} writes for {} pieces", pieces.len());
+        }
+    }
 }
