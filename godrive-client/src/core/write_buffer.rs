@@ -108,8 +108,10 @@ impl WriteBuffer {
 
     /// Forgets what lies at or behind `offset` of chunk `index`, and all later chunks. Nothing there may be in flight.
     pub fn cut(&mut self, index: u32, offset: u32) -> Result<(), Rotten> {
-        let behind = self.chunks.split_off(&(index + u32::from(offset > 0)));
-        self.cost -= behind.values().map(ChunkBuffer::cost).sum::<u64>();
+        if let Some(first) = index.checked_add(u32::from(offset > 0)) {
+            let behind = self.chunks.split_off(&first);
+            self.cost -= behind.values().map(ChunkBuffer::cost).sum::<u64>();
+        }
         self.change(index, None, |buffer| buffer.dirty.carve(buffer.chunk, offset, u32::MAX))
     }
 

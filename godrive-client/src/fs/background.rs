@@ -143,11 +143,19 @@ impl<B: Backend> Fs<B> {
         self.uncollected.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// False if it was opened again since its report was queued: its next close reports it.
+    fn is_closed(&self, ino: Ino) -> bool {
+        let Some(inode) = self.table.find(ino) else { return true };
+        let mut state = inode.state.lock();
+        state.told_open |= state.open > 0;
+        state.open == 0
+    }
+
     fn report_orphans(self: &Arc<Self>) {
         let closed_orphans: Vec<Ino> = {
             let mut orphans = self.orphans.lock();
             let batch = orphans.len().min(MAX_ORPHANS);
-            orphans.drain(..batch).collect()
+            orphans.drain(..batch).filter(|ino| self.is_closed(*ino)).collect()
         };
         if closed_orphans.is_empty() {
             return;

@@ -105,7 +105,11 @@ impl<B: Backend> Fs<B> {
     /// False: the lease was recalled in between; try again.
     async fn shrink(self: &Arc<Self>, inode: &Arc<Inode>, size: u64, kill: bool) -> Result<bool> {
         let chunk_bytes = u64::from(inode.state.lock().chunk_bytes().max(1));
-        let (last, offset) = ((size / chunk_bytes) as u32, (size % chunk_bytes) as u32);
+        // At the largest size there is, all of the last chunk stays.
+        let (last, offset) = match u32::try_from(size / chunk_bytes) {
+            Ok(last) => (last, (size % chunk_bytes) as u32),
+            Err(_) => (u32::MAX, chunk_bytes as u32),
+        };
         self.quiesce(inode, last).await;
         self.change(inode, |state| state.buffer.cut(last, offset)).map_err(rotten)?;
         if inode.state.lock().is_dirty() && size > 0 {
@@ -143,8 +147,10 @@ impl<B: Backend> Fs<B> {
             state.pending.mtime = false;
             state.pending.ctime = false;
             state.pending.mode &= !kill;
-            state.slots.split_off(&(last + u32::from(offset > 0)));
-            state.chunks.split_off(&(last + u32::from(offset > 0)));
+            if let Some(first) = last.checked_add(u32::from(offset > 0)) {
+                state.slots.split_off(&first);
+                state.chunks.split_off(&first);
+            }
             state.synced = state.synced.max(answered_early);
             state.trimming = false;
             state.see(&reply.view);
