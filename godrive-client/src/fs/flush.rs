@@ -152,22 +152,27 @@ impl<B: Backend> Fs<B> {
         self.commit(inode, sync, keeps, size).await
     }
 
-    /// Sends the dirty pieces of these chunks, several at a time.
+    /// Sends the dirty pieces of these chunks, several at a time. In a task of its own: a caller that goes away must not
+    /// break off deltas, whose pieces would stay in flight for ever.
     async fn flush_chunks(self: &Arc<Self>, inode: &Arc<Inode>, indexes: Vec<u32>, sync: bool) -> Result<()> {
-        let mut indexes = indexes.into_iter();
-        let mut tasks = JoinSet::new();
-        let mut result = Ok(());
-        loop {
-            // After an error no more are begun: each may take until its deadline.
-            while tasks.len() < MAX_FLIGHTS && result.is_ok() {
-                let Some(index) = indexes.next() else { break };
-                let (fs, inode) = (self.clone(), inode.clone());
-                tasks.spawn(async move { fs.flush_chunk(&inode, index, sync, true).await });
+        let broke_off = |error| Err(FsError::new(libc::EIO, format!("a delta broke off: {error}")));
+        let (fs, inode) = (self.clone(), inode.clone());
+        let all = tokio::spawn(async move {
+            let mut indexes = indexes.into_iter();
+            let mut tasks = JoinSet::new();
+            let mut result = Ok(());
+            loop {
+                // After an error no more are begun: each may take until its deadline.
+                while tasks.len() < MAX_FLIGHTS && result.is_ok() {
+                    let Some(index) = indexes.next() else { break };
+                    let (fs, inode) = (fs.clone(), inode.clone());
+                    tasks.spawn(async move { fs.flush_chunk(&inode, index, sync, true).await });
+                }
+                let Some(ended) = tasks.join_next().await else { return result };
+                result = result.and(ended.unwrap_or_else(broke_off));
             }
-            let Some(ended) = tasks.join_next().await else { return result };
-            let broke_off = |error| Err(FsError::new(libc::EIO, format!("a delta broke off: {error}")));
-            result = result.and(ended.unwrap_or_else(broke_off));
-        }
+        });
+        all.await.unwrap_or_else(broke_off)
     }
 
     /// Sends the dirty pieces of one chunk, one delta after the other: all of them, or as long as they fill a delta.

@@ -42,7 +42,15 @@ impl<B: Backend> Fs<B> {
         Ok(())
     }
 
+    /// Goes on to its end even if the caller goes away: the master may have cut the file already.
     pub(super) async fn truncate(self: &Arc<Self>, inode: &Arc<Inode>, size: u64, kill: bool) -> Result<()> {
+        let (fs, inode) = (self.clone(), inode.clone());
+        let task = tokio::spawn(async move { fs.set_length(&inode, size, kill).await });
+        task.await
+            .unwrap_or_else(|error| Err(FsError::new(libc::EIO, format!("a truncation broke off: {error}"))))
+    }
+
+    async fn set_length(self: &Arc<Self>, inode: &Arc<Inode>, size: u64, kill: bool) -> Result<()> {
         let _content = self.within("waiting for writes", inode.content.write()).await?;
         let _order = self.within("waiting for a flush", inode.order.lock()).await?;
         let mut attempts = 0;

@@ -371,6 +371,22 @@ async fn an_fsync_waits_for_a_change_that_came_while_another_fsync_was_under_way
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_caller_that_goes_away_breaks_no_delta_off() {
+    for micros in (0..6000).step_by(150) {
+        let cluster = Cluster::new(14);
+        let fs = cluster.mount(1);
+        let (ino, handle) = create(&fs, b"a").await;
+        write(&fs, handle, 0, b"precious and superfluous").await;
+        let shorter = SetAttr { size: Some(8), ..SetAttr::default() };
+        // Whether it was done in time does not matter.
+        let _ = tokio::time::timeout(Duration::from_micros(micros), fs.setattr(ino, None, shorter)).await;
+        fs.fsync(handle, false).await.unwrap();
+        let kept = durable(&cluster, ino);
+        assert!(kept.starts_with(b"precious"), "{micros}: {}", String::from_utf8_lossy(&kept));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn writers_wait_for_room_in_the_buffer() {
     let cluster = Cluster::new(12);
     let limit = 1 << 20;
