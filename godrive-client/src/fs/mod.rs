@@ -65,7 +65,7 @@ use tokio::time::Instant;
 /// Deltas on their way at one time, over all files.
 const MAX_FLIGHTS: usize = 32;
 /// Read-aheads on their way: of streams, and of small files.
-const MAX_AHEADS: usize = 16;
+const MAX_AHEADS: usize = 32;
 const MAX_NEIGHBOURS: usize = 8;
 /// Below this, the largest read might not fit into the page cache.
 const MIN_CACHE_BYTES: u64 = 16 << 20;

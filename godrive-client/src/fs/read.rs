@@ -20,6 +20,9 @@ use std::sync::Arc;
 /// The longest file that is read ahead because its neighbours are read.
 const SMALL_BYTES: u64 = 64 << 10;
 
+/// Bytes in one request of a read-ahead.
+const AHEAD_BYTES: u32 = 1 << 20;
+
 /// What a look at the caches comes to.
 enum Look {
     Whole(Pieces),
@@ -252,7 +255,7 @@ impl<B: Backend> Fs<B> {
             return;
         }
         let Some(wanted) = file.ahead.lock().on_read(range, size) else { return };
-        for span in spans(wanted, chunk_bytes) {
+        for span in spans(wanted, chunk_bytes).flat_map(pieces) {
             let Ok(permit) = self.aheads.clone().try_acquire_owned() else { return };
             let (fs, inode) = (self.clone(), file.inode.clone());
             tokio::spawn(async move {
@@ -328,6 +331,12 @@ impl Drop for Fetching {
         self.inode.state.lock().fetching.remove(&self.key);
         self.inode.changed.notify_waiters();
     }
+}
+
+/// A read-ahead goes in pieces of their own: while one is verified here, the next is on its way and another is read from a disk.
+fn pieces(span: Span) -> impl Iterator<Item = Span> {
+    let starts = (span.start..span.end).step_by(AHEAD_BYTES as usize);
+    starts.map(move |start| Span { start, end: span.end.min(start + AHEAD_BYTES), ..span })
 }
 
 fn zero_parts(start: u32, len: u32) -> Vec<(u32, Bytes)> {
