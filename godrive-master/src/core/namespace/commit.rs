@@ -5,11 +5,11 @@ use super::truncate::{check_extending, check_size};
 use crate::core::state::Transaction;
 use crate::core::state::keys;
 use crate::core::state::transaction::{Result, refuse};
-use crate::core::state::values::{Chunk, Inode};
+use crate::core::state::values::{Chunk, Inode, Node};
 use godrive_proto::data::ChunkState;
 use godrive_proto::lease::Mode;
 use godrive_proto::meta::{AttrChanges, CommitRequest, Committed};
-use godrive_proto::{Code, Ino};
+use godrive_proto::{Code, Ino, LogIndex};
 
 pub fn commit(transaction: &mut Transaction<'_>, request: &CommitRequest) -> Result<Committed> {
     let CommitRequest { ino, size, changes, chunks, trimmed, sync: _, keeps } = request;
@@ -57,6 +57,20 @@ fn change_times(transaction: &Transaction<'_>, inode: &mut Inode, changes: &Attr
     }
 }
 
+/// The record at which the members had what is committed now. A replica takes no delta between its node's restart and an
+/// election, so a commit that comes behind restarts within the epoch, repeated perhaps by a mount that met a restarted
+/// master, tells of what was held before them.
+fn held_since(transaction: &Transaction<'_>, chunk: &Chunk) -> Result<LogIndex> {
+    let mut since = transaction.index;
+    for member in &chunk.members {
+        let node: Option<Node> = transaction.value(&keys::node(member.node))?;
+        if let Some(node) = node.filter(|node| node.booted_at > chunk.held_at) {
+            since = since.min(LogIndex(node.booted_at.0.saturating_sub(1)));
+        }
+    }
+    Ok(since)
+}
+
 /// True if the chunk's contents advanced.
 fn commit_chunk(
     transaction: &mut Transaction<'_>,
@@ -82,7 +96,7 @@ fn commit_chunk(
     let before = chunk.clone();
     let advanced = held.version > chunk.held.version;
     if advanced {
-        chunk.held_at = transaction.index;
+        chunk.held_at = held_since(transaction, &chunk)?;
     }
     if held.version >= chunk.held.version {
         chunk.held = held;

@@ -123,6 +123,41 @@ fn a_commit_moves_what_is_held_and_never_back() {
     bench.check();
 }
 
+/// A mount that met a restarted master repeats its commit: what that says was held before the nodes restarted.
+#[test]
+fn a_commit_behind_restarts_tells_of_what_was_before_them() {
+    let mut bench = Bench::new();
+    let (ino, layouts) = bench.written("a", 1, 100);
+    let (layout, id) = (&layouts[0], layouts[0].chunk.id);
+    let commit = |bench: &mut Bench, chunk| {
+        let request = CommitRequest { chunks: vec![chunk], ..nothing(ino) };
+        bench.ask(Body::Mutation(Mutation::Commit(request))).unwrap();
+    };
+    commit(&mut bench, state_of(layout, 2));
+    assert_eq!(bench.chunk(id).held_at, bench.state.applied());
+    let restart = |bench: &mut Bench, node: u128| {
+        let (disks, boot) = (vec![DiskId(node + 100)], godrive_proto::BootId(1));
+        let (address, domain) = (member(node).address, "rack1".to_owned());
+        bench.own(Body::NodeRegistered { node: NodeId(node), address, domain, disks, boot }).unwrap();
+    };
+    for node in [4, 5] {
+        restart(&mut bench, node);
+    }
+    for version in [3, 4] {
+        commit(&mut bench, state_of(layout, version));
+        let held_at = bench.chunk(id).held_at;
+        for node in [4, 5] {
+            let node = bench.state.node(NodeId(node)).unwrap().unwrap();
+            assert!(node.booted_at > held_at, "version {version} may be lost");
+        }
+    }
+    bench.own(Body::EpochPending { chunk: id, epoch: Epoch(2) }).unwrap();
+    bench.install(id, 2, &[4, 5], 4).unwrap();
+    let next = ChunkState { epoch: Epoch(2), ..state_of(layout, 5) };
+    commit(&mut bench, next);
+    assert_eq!(bench.chunk(id).held_at, bench.state.applied());
+}
+
 #[test]
 fn a_commit_that_cannot_be_is_refused() {
     let mut bench = Bench::new();
