@@ -98,23 +98,27 @@ impl Mount {
     }
 
     pub(crate) fn op_unlink(&self, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (fs, name, parent) = (self.fs.clone(), name.as_bytes().to_vec(), convert::ino(parent));
-        self.answers.spawn(
-            What::new("unlink", parent),
-            reply,
-            async move { fs.unlink(parent, &name).await },
-            done,
-        );
+        let parent = convert::ino(parent);
+        let what = What::new("unlink", parent);
+        if !self.answers.stopping()
+            && let Some(removed) = self.fs.try_unlink(parent, name.as_bytes())
+        {
+            return finish(what, reply, removed, done);
+        }
+        let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
+        self.answers.spawn(what, reply, async move { fs.unlink(parent, &name).await }, done);
     }
 
     pub(crate) fn op_rmdir(&self, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (fs, name, parent) = (self.fs.clone(), name.as_bytes().to_vec(), convert::ino(parent));
-        self.answers.spawn(
-            What::new("rmdir", parent),
-            reply,
-            async move { fs.rmdir(parent, &name).await },
-            done,
-        );
+        let parent = convert::ino(parent);
+        let what = What::new("rmdir", parent);
+        if !self.answers.stopping()
+            && let Some(removed) = self.fs.try_rmdir(parent, name.as_bytes())
+        {
+            return finish(what, reply, removed, done);
+        }
+        let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
+        self.answers.spawn(what, reply, async move { fs.rmdir(parent, &name).await }, done);
     }
 
     pub(crate) fn op_rename(

@@ -5,7 +5,9 @@ mod common;
 
 use common::{Answer, Cluster, create, name, quick};
 use godrive_proto::frame::RequestHeader;
+use godrive_proto::lease::Ended;
 use godrive_proto::meta::*;
+use godrive_proto::time::Timestamp;
 use godrive_proto::{Code, Operation, ROOT};
 
 /// An answer that must wait for the log does not come within this time.
@@ -70,6 +72,30 @@ async fn a_change_shows_what_others_changed_before_it_only_when_that_is_durable(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_batch_is_answered_at_once_and_shown_to_others_when_it_is_durable() {
+    let cluster = Cluster::start(quick(1)).await;
+    let (one, two) = (cluster.client("one").await, cluster.client("two").await);
+    let ino = one.create("f").await.unwrap().entry.attr.ino;
+    one.call::<Barrier>(&()).await.unwrap();
+    cluster.gate.set_closed(true);
+    let request = UnlinkRequest { parent: ROOT, name: name("f"), directory: false };
+    let batch = BatchRequest { steps: vec![Step::Unlink { request, ino, at: Timestamp(1) }] };
+    let header = RequestHeader { sequence: one.next_sequence(), ..one.header() };
+    let first = one.call_with::<Batch>(header.clone(), &batch).await.unwrap().body;
+    let shortly = |header: RequestHeader| RequestHeader { deadline_ms: A_WHILE_MS, ..header };
+    let lookup = LookupRequest { parent: ROOT, name: name("f") };
+    let seen = two.call_with::<Lookup>(shortly(two.header()), &lookup).await;
+    assert_eq!(seen.err().map(|fault| fault.code), Some(Code::Timeout), "{}", Lookup::NAME);
+    let again = one.call_with::<Batch>(shortly(header.clone()), &batch).await;
+    assert_eq!(again.err().map(|fault| fault.code), Some(Code::Timeout), "repeated {}", Batch::NAME);
+    cluster.gate.set_closed(false);
+    assert!(two.call::<Lookup>(&lookup).await.unwrap().entry.is_none());
+    let again = one.call_with::<Batch>(header, &batch).await.unwrap().body;
+    let attrs = |batched: Batched| batched.views.into_iter().map(|view| view.attr).collect::<Vec<_>>();
+    assert_eq!(attrs(again), attrs(first));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn on_a_full_disk_changes_are_refused_and_reads_go_on() {
     let cluster = Cluster::start(quick(1)).await;
     let (mut one, two) = (cluster.client("one").await, cluster.client("two").await);
@@ -92,4 +118,23 @@ async fn on_a_full_disk_changes_are_refused_and_reads_go_on() {
     two.mutate::<SetAttr>(&change).await.unwrap();
     two.create("g").await.unwrap();
     assert!(!cluster.status().await.warnings.iter().any(|warning| warning.contains("disk is full")));
+}
+
+/// A mount whose changes were answered early asks a restarted master which of them are left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_restarted_master_tells_where_the_log_of_the_term_before_ended() {
+    let mut cluster = Cluster::start(quick(1)).await;
+    let mut one = cluster.client("one").await;
+    let created = one.create("f").await.unwrap();
+    let term = cluster.status().await.term;
+    cluster.restart().await;
+    one.reconnect(&cluster).await;
+    // Before anything else: the session has not resumed yet.
+    let last = one.call::<Ended>(&term).await.unwrap().expect("it was the term before");
+    assert!(last.0 >= created.entry.attr.change, "{last} {created:?}");
+    assert_eq!(one.call::<StatFs>(&()).await.err().map(|fault| fault.code), Some(Code::NotReady));
+    cluster.restart().await;
+    one.reconnect(&cluster).await;
+    assert_eq!(one.call::<Ended>(&term).await.unwrap(), None, "another term lies between");
+    assert!(one.call::<Ended>(&term.next()).await.unwrap().is_some_and(|later| later > last));
 }

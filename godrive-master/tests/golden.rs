@@ -4,7 +4,7 @@
 //! A failure prints what was found; a new line belongs into the file once its version is released.
 
 use godrive_disk::{Disk, SimulatedDisk};
-use godrive_master::core::record::{Body, Mutation, Origin, Placed, Record, Reply};
+use godrive_master::core::record::{Body, Mutation, Origin, Placed, Record, Reply, Taken};
 use godrive_master::core::state::values::*;
 use godrive_master::log::{Log, LogOptions};
 use godrive_proto::data::{ChunkState, Contents, LayoutTag, Member};
@@ -68,6 +68,9 @@ fn mutations() -> Vec<(&'static str, Mutation)> {
     let xattr =
         SetXattrRequest { ino, name: b"user.a".to_vec(), value: b"v".to_vec(), mode: SetXattrMode::Create };
     let elsewhere = vec![SessionId(4)];
+    let gone = UnlinkRequest { parent, name: name("g"), directory: true };
+    let step = Step::Unlink { request: gone, ino, at: Timestamp(300) };
+    let taken = Taken { step, open_elsewhere: elsewhere.clone() };
     vec![
         ("Create", Mutation::Create { request: create, members: vec![member()] }),
         ("MakeNode directory", Mutation::MakeNode(node(NewNode::Directory))),
@@ -81,6 +84,7 @@ fn mutations() -> Vec<(&'static str, Mutation)> {
         ("Commit", Mutation::Commit(commit)),
         ("SetXattr", Mutation::SetXattr(xattr)),
         ("RemoveXattr", Mutation::RemoveXattr(RemoveXattrRequest { ino, name: b"user.a".to_vec() })),
+        ("Batch", Mutation::Batch(vec![taken])),
     ]
 }
 
@@ -187,8 +191,12 @@ fn values() -> Vec<(&'static str, bytes::Bytes)> {
     };
     let token = Token { role: Role::Client, secret_hash: [1; 32], expires: time, uses_left: 2 };
     let deleted = Deleted { epoch: Epoch(1), members: vec![member()], time };
-    let answers: [Result<Reply, Fault>; 2] =
-        [Ok(Reply::View(inode.view(ino))), Err(Fault::new(Code::NotEmpty, "it is not"))];
+    let batched = Batched { views: vec![inode.view(ino)] };
+    let answers: [Result<Reply, Fault>; 3] = [
+        Ok(Reply::View(inode.view(ino))),
+        Err(Fault::new(Code::NotEmpty, "it is not")),
+        Ok(Reply::Batched(batched)),
+    ];
     vec![
         ("Meta", meta.encode().unwrap()),
         ("Inode", inode.encode().unwrap()),
@@ -202,6 +210,7 @@ fn values() -> Vec<(&'static str, bytes::Bytes)> {
         ("Token", token.encode().unwrap()),
         ("Answer", answers[0].encode().unwrap()),
         ("Answer fault", answers[1].encode().unwrap()),
+        ("Answer batched", answers[2].encode().unwrap()),
     ]
 }
 

@@ -3,7 +3,7 @@
 use crate::meta::InodeView;
 use crate::operation::operations;
 use crate::time::Timestamp;
-use crate::{ChunkId, Ino, LeaseId, NodeId, SessionId};
+use crate::{ChunkId, Ino, LeaseId, LogIndex, NodeId, SessionId, Term};
 use serde::{Deserialize, Serialize};
 
 /// What a lease allows.
@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 pub enum Mode {
     /// Cache attributes, names (of a directory), xattrs and pages.
     Shared,
-    /// Also buffer writes and own size, times, mode and owners. Files only, until directories follow.
+    /// Of a file: also buffer writes and own size, times, mode and owners. Of a directory and of what it contains: also
+    /// remove names, and tell the master afterwards ([`crate::meta::Batch`]).
     Exclusive,
 }
 
@@ -121,6 +122,22 @@ pub struct AcquireRequest {
     pub layout: Option<LayoutRange>,
 }
 
+/// Asks for what is needed to remove names of a directory under leases: the exclusive lease of the directory, for which
+/// it waits as [`Acquire`] does, and those of some of what it contains, as far as they can be had at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnRequest {
+    pub directory: Ino,
+    /// At most 1024.
+    pub also: Vec<Ino>,
+}
+
+/// The directory, and each of the others that exists; those without a lease were not to be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owned {
+    pub directory: InodeView,
+    pub also: Vec<InodeView>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayoutRange {
     pub first: u32,
@@ -213,6 +230,9 @@ operations! {
     0x0102 Resume(ResumeRequest) -> Resumed [Client];
     /// A clean unmount: releases everything.
     0x0103 CloseSession(()) -> () [Client];
+    /// After the master's restart: how far the log of the term that ended reaches in the new one. What was answered of it
+    /// behind that is lost. None: not known, because other terms lie between.
+    0x0104 Ended(Term) -> Option<LogIndex> [Client];
     0x0110 Acquire(AcquireRequest) -> Acquired [Client];
     /// The layout of a file that the session holds a lease on. Indexes without an entry are holes.
     0x0111 GetLayout(LayoutRequest) -> Vec<crate::data::Layout> [Client];
@@ -223,6 +243,7 @@ operations! {
     /// As GetLayout for each of the files on which the session holds a lease; the others are left out, and so are the
     /// last ones where there are more than 1024 layouts in all.
     0x0115 GetLayouts(LayoutsRequest) -> Vec<(Ino, Vec<crate::data::Layout>)> [Client];
+    0x0116 Own(OwnRequest) -> Owned [Client];
     /// From the master to a client, on the client's own connection.
     0x0180 Recall(RecallRequest) -> Release [Master];
 }

@@ -33,5 +33,7 @@ pub const MAX_FILE_BYTES: u64 = (1 << 62) - 1;
 
 /// Members of one chunk's epoch.
 pub const MAX_MEMBERS: usize = 16;
+/// Steps in one [`crate::meta::BatchRequest`].
+pub const MAX_STEPS: usize = 256;
 /// Mutations a session may have unanswered at one time; their results are kept for retries.
 pub const MAX_OUTSTANDING: u64 = 1024;

@@ -216,6 +216,27 @@ pub struct Unlinked {
     pub entry: InodeView,
 }
 
+/// A change that was made and answered under exclusive leases, as the master has to follow it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    /// The name led to `ino` and went at `at`, by the holder's estimate of the master's clock.
+    Unlink { request: UnlinkRequest, ino: Ino, at: Timestamp },
+}
+
+/// Steps in the order in which they were made: all are executed, or none if one of them cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchRequest {
+    /// 1 to [`limits::MAX_STEPS`].
+    pub steps: Vec<Step>,
+}
+
+/// Every inode that the steps changed, once, after all of them. As after [`Unlink`], one without a name is an orphan of
+/// the session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batched {
+    pub views: Vec<InodeView>,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RenameMode {
     #[default]
@@ -373,4 +394,5 @@ operations! {
     0x0219 RemoveXattr(RemoveXattrRequest) -> InodeView [Client];
     /// Everything of this session that was answered is on stable storage when this returns (fsync of a directory).
     0x021a Barrier(()) -> () [Client];
+    0x021b Batch(BatchRequest) -> Batched [Client];
 }

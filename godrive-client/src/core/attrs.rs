@@ -3,7 +3,7 @@
 //! Replies can arrive out of order; [`Attr::change`] orders them. Under an exclusive lease size, times, mode and owners
 //! belong to the holder until they are committed, and a reply's older values of them are ignored.
 
-use godrive_proto::meta::{Attr, AttrChanges, SetTime};
+use godrive_proto::meta::{Attr, AttrChanges, Kind, SetTime};
 use godrive_proto::time::Timestamp;
 
 /// Which of the holder's changes the master does not know yet.
@@ -18,6 +18,8 @@ pub struct Pending {
 }
 
 impl Pending {
+    pub const ALL: Self = Self { size: true, mode: true, owner: true, atime: true, mtime: true, ctime: true };
+
     pub fn any(&self) -> bool {
         *self != Self::default()
     }
@@ -44,8 +46,9 @@ impl Pending {
     }
 }
 
-/// Takes a reply's attributes in; `local` are the fields that the master does not know yet.
-pub fn merge(known: &mut Option<Attr>, local: Pending, new: Attr) {
+/// Takes a reply's attributes in; `local` are the fields that the master does not know yet, and so are the links and what
+/// a directory's names make of it while removals of names are `unfollowed`.
+pub fn merge(known: &mut Option<Attr>, local: Pending, unfollowed: bool, new: Attr) {
     let Some(old) = known else {
         *known = Some(new);
         return;
@@ -69,7 +72,13 @@ pub fn merge(known: &mut Option<Attr>, local: Pending, new: Attr) {
     if local.mtime {
         merged.mtime = old.mtime;
     }
-    if local.ctime {
+    if unfollowed {
+        merged.nlink = old.nlink;
+        if old.kind == Kind::Directory {
+            (merged.size, merged.mtime) = (old.size, old.mtime);
+        }
+    }
+    if local.ctime || unfollowed {
         merged.ctime = old.ctime.max(merged.ctime);
     }
     *known = Some(merged);
@@ -101,7 +110,6 @@ pub fn touch_contents(attr: &mut Attr, now: Timestamp) {
 mod tests {
     use super::*;
     use godrive_proto::Ino;
-    use godrive_proto::meta::Kind;
 
     fn attr(change: u64, size: u64) -> Attr {
         Attr {
@@ -128,9 +136,9 @@ mod tests {
     #[test]
     fn an_older_reply_changes_nothing() {
         let mut known = Some(attr(5, 50));
-        merge(&mut known, Pending::default(), attr(4, 40));
+        merge(&mut known, Pending::default(), false, attr(4, 40));
         assert_eq!(known, Some(attr(5, 50)));
-        merge(&mut known, Pending::default(), attr(6, 60));
+        merge(&mut known, Pending::default(), false, attr(6, 60));
         assert_eq!(known, Some(attr(6, 60)));
     }
 
@@ -139,11 +147,27 @@ mod tests {
         let mut known = Some(attr(5, 500));
         let mut linked = attr(7, 0);
         linked.nlink = 2;
-        merge(&mut known, Pending { size: true, mtime: true, ..Pending::default() }, linked);
+        merge(&mut known, Pending { size: true, mtime: true, ..Pending::default() }, false, linked);
         let merged = known.unwrap();
         assert_eq!((merged.size, merged.nlink, merged.change), (500, 2, 7));
         assert_eq!(merged.mtime, Timestamp(5));
         assert_eq!(merged.ctime, Timestamp(7));
+    }
+
+    #[test]
+    fn what_removals_changed_stays_until_they_are_followed() {
+        let mut directory = attr(5, 50);
+        directory.kind = Kind::Directory;
+        let mut told = Attr { change: 6, mode: 0o700, nlink: 3, ..directory.clone() };
+        let mut known =
+            Some(Attr { size: 49, nlink: 2, mtime: Timestamp(9), ctime: Timestamp(9), ..directory });
+        merge(&mut known, Pending::default(), true, told.clone());
+        let merged = known.clone().unwrap();
+        assert_eq!((merged.size, merged.nlink, merged.mode, merged.change), (49, 2, 0o700, 6));
+        assert_eq!((merged.mtime, merged.ctime), (Timestamp(9), Timestamp(9)));
+        told.change = 7;
+        merge(&mut known, Pending::default(), false, told.clone());
+        assert_eq!(known, Some(told));
     }
 
     #[test]

@@ -68,6 +68,12 @@ impl Directory {
         self.names.keys()
     }
 
+    /// What is known to exist, from this name on and round to it.
+    pub fn named_from(&self, name: &Name) -> impl Iterator<Item = Ino> {
+        let (before, from) = (self.names.range::<Name, _>(..name), self.names.range::<Name, _>(name..));
+        from.chain(before).filter_map(|(_, ino)| *ino)
+    }
+
     /// Forgets everything; gives the names, which the kernel may have cached.
     pub fn clear(&mut self) -> Vec<Name> {
         let old = std::mem::take(self);

@@ -9,7 +9,7 @@ use super::master::{Gate, Link, Master, Session, connect, open_session};
 use super::retry::Backoff;
 use super::upcalls::Upcalls;
 use godrive_proto::frame::ReplyHeader;
-use godrive_proto::lease::{Recall, Renew, Resume, ResumeRequest};
+use godrive_proto::lease::{Ended, Recall, Renew, Resume, ResumeRequest};
 use godrive_proto::net::{Connection, Incoming};
 use godrive_proto::{Code, Fault, Ino, LeaseId, Operation};
 use std::sync::Arc;
@@ -167,8 +167,13 @@ impl Keeper {
         if !current(&self.master.link.borrow()) {
             return;
         }
-        let (exclusive, open) = self.up.clone().resume().await;
-        let outcome = self.declare(&begun, exclusive, open).await;
+        let outcome = match self.tell_end(&begun).await {
+            Ok(()) => {
+                let (exclusive, open) = self.up.clone().resume().await;
+                self.declare(&begun, exclusive, open).await
+            }
+            Err(fault) => Err(fault),
+        };
         let sent = match outcome {
             Ok(sent) => Some(sent),
             Err(fault) if fault.code == Code::SessionLost => {
@@ -195,6 +200,17 @@ impl Keeper {
             current
         });
         self.master.renew_now.notify_one();
+    }
+
+    /// Asks how much of the ended term's log is left, and tells the file system.
+    async fn tell_end(&self, link: &Link) -> Result<(), Fault> {
+        let Some((term, seen)) = self.master.ended() else { return Ok(()) };
+        let header = self.master.header(&link.session, 0);
+        let timeout = self.master.config.timeouts.renewal;
+        let reply = self.master.send::<Ended>(&link.connection, header, &term, timeout).await?;
+        self.up.clone().log_ended(reply.body.unwrap_or_default().max(seen)).await;
+        self.master.told_end();
+        Ok(())
     }
 
     /// Sends the pages, and tells the file system what was lost. Returns when the last page was sent.
@@ -237,15 +253,20 @@ impl Keeper {
             |_, _, _| {},
         )
         .await?;
-        master.resumed_term.fetch_max(header.term.0, Ordering::SeqCst);
+        master.notice(&header)?;
         let id = session.id;
         master.link.send_modify(|link| {
             link.session = session;
             link.gate = Gate::Dropping;
         });
-        let keeper = self.clone();
+        let (keeper, link) = (self.clone(), self.link());
         tokio::spawn(async move {
             let _turn = keeper.turn.lock().await;
+            match keeper.tell_end(&link).await {
+                Ok(()) => _ = keeper.master.resumed_term.fetch_max(header.term.0, Ordering::SeqCst),
+                // The next renewal finds that the term was not resumed.
+                Err(fault) => tracing::warn!(%fault, "how the last term ended is not known yet"),
+            }
             keeper.up.clone().session_lost().await;
             keeper.master.link.send_if_modified(|link| {
                 let current = link.session.id == id && link.gate == Gate::Dropping;

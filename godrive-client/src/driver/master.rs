@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
@@ -61,6 +61,34 @@ pub struct Link {
     pub generation: u64,
 }
 
+/// How far the master's log has come, as its replies said.
+struct Progress {
+    term: Term,
+    /// The last record known to be on stable storage.
+    seen: LogIndex,
+    ended: Option<(Term, LogIndex)>,
+}
+
+impl Progress {
+    fn new(header: &ReplyHeader) -> Self {
+        Self { term: header.term, seen: header.index, ended: None }
+    }
+
+    fn notice(&mut self, header: &ReplyHeader) -> Result<(), Fault> {
+        if header.term < self.term && header.term.0 != 0 {
+            let detail = format!("the answer is of term {}, but term {} has begun", header.term, self.term);
+            return Err(Fault::new(Code::WrongTerm, detail));
+        }
+        if header.term > self.term {
+            // Nothing is changed between two terms before the file system was told of the end of the first.
+            self.ended.get_or_insert((self.term, self.seen));
+            self.term = header.term;
+        }
+        self.seen = self.seen.max(header.index);
+        Ok(())
+    }
+}
+
 pub struct Master {
     pub config: Config,
     pub endpoint: Endpoint,
@@ -71,8 +99,7 @@ pub struct Master {
     pub renew_now: Notify,
     /// The term in which the session was opened or resumed.
     pub resumed_term: AtomicU64,
-    term: AtomicU64,
-    seen: AtomicU64,
+    progress: Mutex<Progress>,
     dice: Mutex<StdRng>,
 }
 
@@ -97,8 +124,7 @@ impl Master {
                         link: watch::Sender::new(link),
                         renew_now: Notify::new(),
                         resumed_term: AtomicU64::new(header.term.0),
-                        term: AtomicU64::new(header.term.0),
-                        seen: AtomicU64::new(header.index.0),
+                        progress: Mutex::new(Progress::new(&header)),
                         dice: Mutex::new(dice),
                     });
                 }
@@ -129,19 +155,35 @@ impl Master {
 
     /// The header of a request in this session.
     pub fn header(&self, session: &Session, sequence: u64) -> RequestHeader {
+        let Progress { term, seen, .. } = *self.progress.lock();
         RequestHeader {
             feature_level: FEATURE_LEVEL,
             session: session.id,
             sequence,
             answered_below: session.window.lock().answered_below(),
-            term: Term(self.term.load(Ordering::SeqCst)),
-            seen: LogIndex(self.seen.load(Ordering::SeqCst)),
+            term,
+            seen,
             ..RequestHeader::default()
         }
     }
 
     pub fn term(&self) -> Term {
-        Term(self.term.load(Ordering::SeqCst))
+        self.progress.lock().term
+    }
+
+    /// The term that ended while this mount had a session, and the last record that it knew to be on stable storage then.
+    pub fn ended(&self) -> Option<(Term, LogIndex)> {
+        self.progress.lock().ended
+    }
+
+    /// The file system was told what that term's end has taken.
+    pub fn told_end(&self) {
+        self.progress.lock().ended = None;
+    }
+
+    /// What a reply's header says of the log. Refused: an earlier term's.
+    pub fn notice(&self, header: &ReplyHeader) -> Result<(), Fault> {
+        self.progress.lock().notice(header)
     }
 
     /// One try, with the connection as it is.
@@ -164,12 +206,7 @@ impl Master {
         deadline: Duration,
     ) -> Result<Reply<Bytes>, Fault> {
         let reply = send(&self.stats, connection, header, message, deadline).await?;
-        let term = self.term.fetch_max(reply.header.term.0, Ordering::SeqCst);
-        if reply.header.term.0 < term && reply.header.term.0 != 0 {
-            let detail = format!("the answer is of term {}, but term {term} has begun", reply.header.term);
-            return Err(Fault::new(Code::WrongTerm, detail));
-        }
-        self.seen.fetch_max(reply.header.index.0, Ordering::SeqCst);
+        self.notice(&reply.header)?;
         Ok(reply)
     }
 

@@ -1,7 +1,7 @@
 //! What the driver asks of the file system above it.
 
 use godrive_proto::lease::{RecallRequest, Release, RenewRequest};
-use godrive_proto::{Ino, LeaseId};
+use godrive_proto::{Ino, LeaseId, LogIndex};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -18,6 +18,10 @@ pub trait Upcalls: Send + Sync + 'static {
     /// Flush, commit, invalidate the kernel's caches, give back. Must end within the lease time.
     /// The same recall may come again after a reconnect.
     fn recall(self: Arc<Self>, recall: RecallRequest) -> BoxFuture<'static, Release>;
+
+    /// The master restarted, and what it had answered behind this record of its log is lost, if there was any. Comes before
+    /// `resume` or `session_lost`.
+    fn log_ended(self: Arc<Self>, last: LogIndex) -> BoxFuture<'static, ()>;
 
     /// The master restarted: drop shared leases and what was cached under them (the kernel's caches too), then
     /// say what is held exclusively and what is open.

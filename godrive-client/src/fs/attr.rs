@@ -3,6 +3,7 @@
 use super::flush::Level;
 use super::inode::{Inode, State};
 use super::lease::Step;
+use super::names::Busy;
 use super::types::{AttrReply, Handle, Served, SetAttr};
 use super::{Backend, Fs};
 use crate::core::attrs::{touch_status, without_privileges};
@@ -59,6 +60,7 @@ impl<B: Backend> Fs<B> {
             if inode.state.lock().is_dirty() {
                 self.flush_inode(&inode, Level::Held, Mode::Exclusive).await?;
             }
+            let _busy = Busy::new(&inode);
             let request = SetAttrRequest { ino, changes };
             let view = self.mutate::<SetAttrOperation>(&request, || self.distrust(&inode)).await?;
             self.not_durable_yet(&view);
@@ -67,11 +69,12 @@ impl<B: Backend> Fs<B> {
         self.attr_reply(&inode).await
     }
 
-    /// The holder of an exclusive lease changes its own attributes; they go with the next commit.
+    /// The holder of a file's exclusive lease changes its own attributes; they go with the next commit.
     fn set_locally(&self, inode: &Arc<Inode>, changes: &AttrChanges) -> bool {
         let wall = self.backend.wall();
         self.change(inode, |state| {
-            if !state.is_exclusive() || !self.is_valid(state) || state.gate.is_closed() || state.removed {
+            let owned = state.is_exclusive() && state.kind() == Some(Kind::File) && self.is_valid(state);
+            if !owned || state.gate.is_closed() || state.removed {
                 return false;
             }
             apply(state, changes, wall)

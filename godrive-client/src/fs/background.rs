@@ -213,6 +213,7 @@ impl<B: Backend> Fs<B> {
 
     /// Flushes everything, closes the session; says what could not be flushed.
     pub async fn stop(self: &Arc<Self>) -> std::result::Result<(), Unflushed> {
+        self.catch_up().await;
         let inodes: Vec<Arc<Inode>> = self.dirty.lock().values().cloned().collect();
         let tasks: Vec<_> = inodes
             .into_iter()
@@ -242,6 +243,7 @@ impl<B: Backend> Fs<B> {
         }
         self.stopped.store(true, Ordering::Relaxed);
         self.wake.notify_one();
+        self.catch_up().await;
         self.backend.stop().await;
         if unflushed.is_empty() { Ok(()) } else { Err(Unflushed(unflushed)) }
     }

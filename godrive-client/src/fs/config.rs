@@ -26,6 +26,9 @@ pub struct Config {
     /// Inodes and names that are remembered; beyond it the least recently used are forgotten.
     pub max_inodes: usize,
     pub max_names: usize,
+    /// After so many removals in a row, those that follow in a directory are made under its exclusive lease and the
+    /// master is told behind them; `u32::MAX`: never.
+    pub removals_in_a_row: u32,
 }
 
 impl Config {
@@ -38,6 +41,7 @@ impl Config {
             ttl_max: Duration::from_secs(60),
             max_inodes: 1 << 18,
             max_names: 1 << 19,
+            removals_in_a_row: 4,
         }
     }
 }

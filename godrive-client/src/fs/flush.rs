@@ -70,13 +70,15 @@ impl<B: Backend> Fs<B> {
 
     pub async fn fsync(self: &Arc<Self>, handle: Handle, datasync: bool) -> Result<()> {
         let file = self.sound(handle)?;
+        self.catch_up_on(&file.inode).await;
         self.collect_error(&file.inode)?;
         self.flush_inode(&file.inode, Level::Stable { datasync }, Mode::Exclusive).await?;
+        collect_loss(&file.inode)?;
         self.sound(handle).map(drop)
     }
 
     /// What failed behind the caller's back is told once.
-    fn collect_error(&self, inode: &Arc<Inode>) -> Result<()> {
+    pub(super) fn collect_error(&self, inode: &Arc<Inode>) -> Result<()> {
         collect_regression(inode)?;
         let error = inode.state.lock().error.take();
         match error {
@@ -330,7 +332,7 @@ impl<B: Backend> Fs<B> {
             if request.sync {
                 state.synced = state.synced.max(taken.answered_early);
             } else if taken.matters() || request.trimmed {
-                state.answered_early += 1;
+                state.not_durable_yet(view);
             }
             if request.keeps == Mode::Shared {
                 state.close_chunks();
@@ -418,6 +420,18 @@ impl<B: Backend> Fs<B> {
             self.dirty.lock().remove(&inode.ino);
         }
     }
+}
+
+/// After a wait for the master's log: changes that it had answered and then lost with its power are told of once.
+pub(super) fn collect_loss(inode: &Inode) -> Result<()> {
+    if !std::mem::take(&mut inode.state.lock().unkept) {
+        return Ok(());
+    }
+    let lost = format!(
+        "a loss of the master's power has undone changes of inode {} that were not fsynced",
+        inode.ino
+    );
+    Err(FsError::new(libc::EIO, lost))
 }
 
 /// A power loss took what was held: an fsync that returned 0 now would say that it is there.

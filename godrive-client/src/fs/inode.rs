@@ -1,7 +1,8 @@
 //! What this mount knows of one inode.
 //!
 //! [`State`] is behind a short mutex that is never held over an await. What must be in order over awaits has locks
-//! of its own, always taken in this order: `content`, `order`, a chunk's `io`, then `state`.
+//! of its own, always taken in this order: `content`, `order`, a chunk's `io`, then `state`; two states at once in the order
+//! of their inodes' numbers.
 
 use crate::core::attrs::{self, Pending};
 use crate::core::directory::Directory;
@@ -16,7 +17,7 @@ use godrive_proto::data::{ChunkState, Layout};
 use godrive_proto::lease::Mode;
 use godrive_proto::limits::MAX_FILE_BYTES;
 use godrive_proto::meta::{Attr, InodeView, Kind};
-use godrive_proto::{Ino, LeaseId};
+use godrive_proto::{Ino, LeaseId, LogIndex};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -62,6 +63,10 @@ pub struct State {
     /// later sync covers.
     pub answered_early: u64,
     pub synced: u64,
+    /// The last record of the master's log in which such a change lies, of this inode or of a name in it.
+    pub early: LogIndex,
+    /// The master lost such a change with its power; the next fsync says so.
+    pub unkept: bool,
     pub buffer: WriteBuffer,
     /// Since when there is something to flush or to commit.
     pub dirty_since: Option<Instant>,
@@ -75,8 +80,12 @@ pub struct State {
     pub directory: Directory,
     /// Names asked of the master under this lease.
     pub unknown_names: u32,
-    /// Operations in this directory that the master has not answered.
+    /// Operations in this directory, or changes of this inode, that the master has not answered.
     pub busy: u32,
+    /// Removals here that changed this inode and that the master has not followed.
+    pub unfollowed: u32,
+    /// The master restarted meanwhile: when all is followed, this is read anew.
+    pub outdated: bool,
     /// Until then the directory is contended: its names are given to the kernel with no time to live.
     pub hot_until: Option<Instant>,
     pub last_recall: Option<Instant>,
@@ -186,7 +195,7 @@ impl State {
             self.xattrs = None;
         }
         let local = self.local();
-        attrs::merge(&mut self.attr, local, view.attr.clone());
+        attrs::merge(&mut self.attr, local, self.unfollowed > 0, view.attr.clone());
         self.used = true;
     }
 
@@ -205,7 +214,9 @@ impl State {
             && !self.is_dirty()
             && self.error.is_none()
             && self.regressed.is_none()
+            && !self.unkept
             && self.busy == 0
+            && self.unfollowed == 0
             && self.claims == 0
             && !self.told_open
             && !self.is_exclusive()
@@ -287,6 +298,17 @@ impl State {
             self.regressed = Some(layout.index);
         }
         slot.layout = layout;
+    }
+
+    /// The master answered a change of this inode before it was on stable storage: an fsync has to wait for that.
+    pub fn not_durable_yet(&mut self, view: &InodeView) {
+        self.answered_early += 1;
+        self.touched_early(view);
+    }
+
+    /// The same of a directory, whose fsync always waits.
+    pub fn touched_early(&mut self, view: &InodeView) {
+        self.early = self.early.max(LogIndex(view.attr.change));
     }
 
     /// An fsync must wait for the master's log.

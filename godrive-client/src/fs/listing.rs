@@ -2,6 +2,7 @@
 //!
 //! A position is the master's plus two: `.` and `..` come first and are made here.
 
+use super::flush::collect_loss;
 use super::inode::Inode;
 use super::names::Busy;
 use super::passes::Pass;
@@ -114,6 +115,7 @@ impl<B: Backend> Fs<B> {
             views: plus,
         };
         let _busy = Busy::new(&directory);
+        self.catch_up_on(&directory).await;
         let page = self.backend.query::<ReadDirectory>(&request).await?;
         Ok(self.take_page(&directory, page, offset, max, plus))
     }
@@ -178,9 +180,13 @@ impl<B: Backend> Fs<B> {
         Served { value: entries, pass }
     }
 
-    /// Every change of the namespace that this mount was told of is durable.
-    pub async fn fsyncdir(self: &Arc<Self>, _handle: Handle) -> Result<()> {
-        Ok(self.backend.query::<Barrier>(&()).await?)
+    /// Every change of the namespace that this mount was told of is durable; or what was removed here still exists.
+    pub async fn fsyncdir(self: &Arc<Self>, handle: Handle) -> Result<()> {
+        let directory = self.handles.find(handle)?.inode.clone();
+        self.catch_up().await;
+        self.collect_error(&directory)?;
+        self.backend.query::<Barrier>(&()).await?;
+        collect_loss(&directory)
     }
 
     pub fn releasedir(self: &Arc<Self>, handle: Handle) {

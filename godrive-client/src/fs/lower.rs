@@ -1,4 +1,4 @@
-//! Exclusive leases that nobody writes under any longer go back by themselves: the master then closes the file's chunks
+//! Exclusive leases that nobody writes or removes names under any longer go back by themselves: the master then closes the file's chunks
 //! and takes back the space that it had reserved for them, and the inode may be forgotten here.
 
 use super::inode::Inode;
@@ -52,7 +52,12 @@ impl<B: Backend> Fs<B> {
             if state.writers > 0 || !state.is_exclusive() || state.removed {
                 continue;
             }
-            if state.is_dirty() || !state.doubtful.is_empty() || state.claims > 0 || state.gate.is_closed() {
+            if state.unfollowed > 0
+                || state.is_dirty()
+                || !state.doubtful.is_empty()
+                || state.claims > 0
+                || state.gate.is_closed()
+            {
                 drop(state);
                 self.lower_later(inode);
                 continue;

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `lease` | acquires, waits at the gate, runs an operation under a lease |
 //! | `names`, `mutate`, `listing`, `xattr`, `attr` | the namespace |
+//! | `removals` | names removed under exclusive leases, ahead of the master |
 //! | `open`, `read`, `write`, `truncate`, `space` | files |
 //! | `flush`, `stable` | deltas, commits, close, fsync |
 //! | `recall` | gives leases back, survives the master's restart and the session's loss |
@@ -32,6 +33,7 @@ mod open;
 mod passes;
 mod read;
 mod recall;
+mod removals;
 mod space;
 mod stable;
 mod stats;
@@ -114,6 +116,7 @@ pub struct Fs<B: Backend = Driver> {
     orphans: Mutex<Vec<Ino>>,
     /// Errors that no call has collected.
     uncollected: AtomicU64,
+    removals: removals::Removals,
     /// The names of a directory are being taken back from the kernel.
     evicting: AtomicBool,
     stopped: AtomicBool,
@@ -125,6 +128,7 @@ struct Limits {
     write_buffer_bytes: u64,
     max_inodes: usize,
     max_names: usize,
+    removals_in_a_row: u32,
     /// None: wait for ever.
     deadline: Option<Duration>,
 }
@@ -138,6 +142,7 @@ impl<B: Backend> Fs<B> {
             write_buffer_bytes: config.write_buffer_bytes,
             max_inodes: config.max_inodes,
             max_names: config.max_names,
+            removals_in_a_row: config.removals_in_a_row,
             deadline: (!config.driver.hard).then_some(config.driver.deadline),
         };
         let fs = Arc::new(Self {
@@ -162,6 +167,7 @@ impl<B: Backend> Fs<B> {
             wake: Notify::new(),
             orphans: Mutex::default(),
             uncollected: AtomicU64::new(0),
+            removals: removals::Removals::default(),
             evicting: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
         });

@@ -16,12 +16,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl<B: Backend> Fs<B> {
-    /// A mutation. If its outcome stays unknown, `doubt` says what is not trusted any longer.
+    /// A mutation, in its order behind the removals made here. If its outcome stays unknown, `doubt` says what is not
+    /// trusted any longer.
     pub(super) async fn mutate<O: Operation>(
         &self,
         request: &O::Request,
         doubt: impl FnOnce() + Send,
     ) -> Result<O::Reply> {
+        self.catch_up().await;
         let reply = self.backend.mutate::<O>(request).await;
         if let Err(fault) = &reply
             && is_unknown(fault)
@@ -32,12 +34,12 @@ impl<B: Backend> Fs<B> {
         Ok(reply?)
     }
 
-    /// A mutation in directories.
+    /// A mutation in directories; they are busy until its reply was taken in.
     pub(super) async fn mutate_in<O: Operation>(
         &self,
         directories: &[&Arc<Inode>],
         request: &O::Request,
-    ) -> Result<O::Reply> {
+    ) -> Result<(O::Reply, Vec<Busy>)> {
         self.mutate_names::<O>(directories, &[], request).await
     }
 
@@ -47,23 +49,26 @@ impl<B: Backend> Fs<B> {
         directories: &[&Arc<Inode>],
         inodes: &[Arc<Inode>],
         request: &O::Request,
-    ) -> Result<O::Reply> {
-        let _busy: Vec<Busy> = directories.iter().map(|directory| Busy::new(directory)).collect();
+    ) -> Result<(O::Reply, Vec<Busy>)> {
+        if O::CODE != Unlink::CODE {
+            self.removals.interrupted();
+        }
+        let busy = directories.iter().copied().chain(inodes).map(Busy::new).collect();
         let doubt = || {
             directories.iter().for_each(|directory| self.distrust(directory));
             inodes.iter().for_each(|inode| self.may_be_removed(inode));
         };
-        self.mutate::<O>(request, doubt).await
+        Ok((self.mutate::<O>(request, doubt).await?, busy))
     }
 
     /// What a name in this directory is known to mean.
-    fn named(&self, directory: &Arc<Inode>, name: &Name) -> Option<Arc<Inode>> {
+    pub(super) fn named(&self, directory: &Arc<Inode>, name: &Name) -> Option<Arc<Inode>> {
         let ino = directory.state.lock().directory.look_up(name)??;
         self.table.find(ino)
     }
 
     /// Its last name may be gone. Then the master keeps it for this mount, until it is told that it need not.
-    fn may_be_removed(&self, inode: &Arc<Inode>) {
+    pub(super) fn may_be_removed(&self, inode: &Arc<Inode>) {
         self.distrust(inode);
         let open = {
             let mut state = inode.state.lock();
@@ -88,7 +93,7 @@ impl<B: Backend> Fs<B> {
         let directory = self.table.get(parent);
         let request =
             MakeNodeRequest { parent, name: name.clone(), node, mode, uid: caller.uid, gid: caller.gid };
-        let reply = self.mutate_in::<MakeNode>(&[&directory], &request).await?;
+        let (reply, _busy) = self.mutate_in::<MakeNode>(&[&directory], &request).await?;
         let made = self.made(&directory, name, &reply.parent, &reply.entry)?;
         if reply.entry.attr.kind == Kind::Directory {
             let inode = self.table.get(reply.entry.attr.ino);
@@ -105,7 +110,7 @@ impl<B: Backend> Fs<B> {
         let directory = self.table.get(parent);
         let request = LinkRequest { ino, parent, name: name.clone() };
         let inode = self.table.get(ino);
-        let reply = self.mutate_names::<Link>(&[&directory], &[inode], &request).await?;
+        let (reply, _busy) = self.mutate_names::<Link>(&[&directory], &[inode], &request).await?;
         self.made(&directory, name, &reply.parent, &reply.entry)
     }
 
@@ -136,9 +141,15 @@ impl<B: Backend> Fs<B> {
     async fn remove(self: &Arc<Self>, parent: Ino, name: &[u8], directory: bool) -> Result<()> {
         let name = checked(name)?;
         let within = self.table.get(parent);
-        let request = UnlinkRequest { parent, name: name.clone(), directory };
         let named: Vec<_> = self.named(&within, &name).into_iter().collect();
-        let reply = self.mutate_names::<Unlink>(&[&within], &named, &request).await?;
+        if let Some(inode) = named.first()
+            && self.own_many(&within, inode, &name).await
+            && self.remove_here(&within, inode, name.clone(), directory)
+        {
+            return Ok(());
+        }
+        let request = UnlinkRequest { parent, name: name.clone(), directory };
+        let (reply, _busy) = self.mutate_names::<Unlink>(&[&within], &named, &request).await?;
         self.renamed(&within, &name, &reply.parent, None);
         self.unlinked(&reply.entry);
         Ok(())
@@ -165,7 +176,7 @@ impl<B: Backend> Fs<B> {
             RenameRequest { parent, name: name.clone(), new_parent, new_name: new_name.clone(), mode };
         let named = [self.named(&from, &name), self.named(&to, &new_name)];
         let named: Vec<_> = named.into_iter().flatten().collect();
-        let reply = self.mutate_names::<Rename>(&[&from, &to], &named, &request).await?;
+        let (reply, _busy) = self.mutate_names::<Rename>(&[&from, &to], &named, &request).await?;
         let same = reply.other.as_ref().is_some_and(|other| other.attr.ino == reply.entry.attr.ino);
         if same {
             // Two names of one inode: nothing happened.
@@ -183,9 +194,9 @@ impl<B: Backend> Fs<B> {
         Ok(())
     }
 
-    /// The master answered a change of this inode before it was on stable storage: an fsync has to wait for that.
+    /// See [`State::not_durable_yet`].
     pub(super) fn not_durable_yet(&self, view: &InodeView) {
-        self.table.get(view.attr.ino).state.lock().answered_early += 1;
+        self.table.get(view.attr.ino).state.lock().not_durable_yet(view);
     }
 
     async fn settle_before_rename(self: &Arc<Self>, from: (Ino, &Name), to: (Ino, &Name)) -> Result<()> {
@@ -224,6 +235,7 @@ impl<B: Backend> Fs<B> {
         view: &InodeView,
         ino: Option<Ino>,
     ) {
+        state.touched_early(view);
         state.see(view);
         if state.is_fresh(view) {
             if state.directory.change(name.clone(), ino) {
@@ -251,7 +263,7 @@ impl<B: Backend> Fs<B> {
     }
 
     /// The last name is gone: the inode lives until its last handle here is closed.
-    fn removed(self: &Arc<Self>, inode: &Arc<Inode>) {
+    pub(super) fn removed(self: &Arc<Self>, inode: &Arc<Inode>) {
         let closed = {
             let mut state = inode.state.lock();
             state.removed = true;

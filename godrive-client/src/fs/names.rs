@@ -15,8 +15,9 @@ use tokio::time::Instant;
 /// Names looked up in a directory after which the others are likely to follow.
 const MANY_NAMES: u32 = 4;
 
-/// An operation in a directory that waits for the master. The kernel holds the directory's lock meanwhile, and would
-/// not let an invalidation of its names pass.
+/// An operation in a directory, or a change of an inode, that waits for the master. The kernel holds the inode's lock
+/// meanwhile, and would not let an invalidation of a directory's names pass; and nothing is removed here under leases
+/// that the answer would not know of.
 pub(super) struct Busy(Arc<Inode>);
 
 impl Busy {
@@ -78,6 +79,7 @@ impl<B: Backend> Fs<B> {
         self.stats.meta_misses.add(1);
         let directory = self.table.get(parent);
         let _busy = Busy::new(&directory);
+        self.catch_up_on(&directory).await;
         if self.looks_for_many(&directory) {
             match self.learn_names(&directory).await {
                 Ok(()) => {

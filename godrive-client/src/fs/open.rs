@@ -117,9 +117,10 @@ impl<B: Backend> Fs<B> {
             exclusive: flags & libc::O_EXCL != 0,
             for_writing: access.writes(),
         };
-        let reply = self.mutate_in::<Create>(&[&directory], &request).await?;
+        let (reply, busy) = self.mutate_in::<Create>(&[&directory], &request).await?;
         let inode = self.table.get(reply.entry.attr.ino);
         let Served { value: entry, pass } = self.made(&directory, name, &reply.parent, &reply.entry)?;
+        drop(busy);
         if reply.existed {
             // The pass would hold back a recall that the open may have to wait for; so the name may not be cached.
             drop(pass);

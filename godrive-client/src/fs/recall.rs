@@ -4,10 +4,12 @@ use super::flush::Level;
 use super::inode::Inode;
 use super::types::Invalidation;
 use super::{Backend, Fs};
+use crate::core::attrs::Pending;
 use crate::driver::{BoxFuture, Upcalls};
 use crate::error::FsError;
 use godrive_proto::lease::{Mode, RecallRequest, Release, RenewRequest};
-use godrive_proto::{Ino, LeaseId};
+use godrive_proto::meta::Kind;
+use godrive_proto::{Ino, LeaseId, LogIndex};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -90,10 +92,11 @@ impl<B: Backend> Fs<B> {
         }
         loop {
             self.flush_for_recall(inode).await;
+            self.catch_up_on(inode).await;
             self.settle_doubtful(inode).await;
             let given_back = self.change(inode, |state| {
                 // What passes the gate, as a change of the length does, may have made it dirty again.
-                if state.is_dirty() {
+                if state.is_dirty() || state.unfollowed > 0 {
                     return false;
                 }
                 match keeps {
@@ -231,16 +234,39 @@ impl<B: Backend> Fs<B> {
         what
     }
 
+    /// What the master answered behind `last` is lost with its power: whoever has the inodes open is told by fsync. What
+    /// this mount owns it tells again.
+    fn lose_early(&self, last: LogIndex) {
+        let mut inodes = 0;
+        for inode in self.table.all() {
+            self.change(&inode, |state| {
+                if std::mem::take(&mut state.early) <= last {
+                    return;
+                }
+                inodes += 1;
+                state.unkept = true;
+                if owned(state) && state.kind() == Some(Kind::File) && !state.removed {
+                    state.pending = Pending::ALL;
+                }
+            });
+        }
+        if inodes > 0 {
+            tracing::error!(inodes, "a loss of the master's power has undone changes that were not fsynced");
+        }
+    }
+
     async fn after_restart(self: Arc<Self>) -> (Vec<(Ino, LeaseId)>, Vec<Ino>) {
-        let what = self.drop_caches(|state| !owned(state));
+        let what = self.drop_caches(|state| !resumed(state));
         // The kernel may wait for operations that wait for the master, and the master waits for this.
         self.invalidate(what, FORGET_NAMES_BUSY).await;
         let mut exclusive = Vec::new();
         let mut open = Vec::new();
         for inode in self.table.all() {
-            let state = inode.state.lock();
+            let mut state = inode.state.lock();
             if let (true, Some(id)) = (owned(&state), state.lease.id()) {
                 exclusive.push((inode.ino, id));
+                // Its loss of power may have taken removals that it had followed.
+                state.outdated = state.unfollowed > 0;
             }
             if state.open > 0 {
                 open.push(inode.ino);
@@ -258,15 +284,18 @@ impl<B: Backend> Fs<B> {
     }
 
     fn lose_inode(&self, inode: &Arc<Inode>, why: &str) {
-        let told = self.change(inode, |state| {
+        let (told, names) = self.change(inode, |state| {
             let dirty = state.is_dirty();
             if dirty {
                 state.lose_dirty();
             }
-            self.forget(state);
-            dirty && !state.removed
+            let names = self.forget(state);
+            (dirty && !state.removed, names)
         });
         inode.changed.notify_waiters();
+        for name in names {
+            self.invalidate_later(Invalidation::Entry(inode.ino, name.0));
+        }
         self.settle_dirty(inode);
         if told {
             self.note_error(inode, FsError::new(libc::EIO, why));
@@ -301,9 +330,20 @@ fn owned(state: &super::inode::State) -> bool {
     state.is_exclusive() || (state.has_commit() && state.mode().is_some())
 }
 
+/// A lease to go on with when the master has restarted. Others are given up: what was learned under them may not be in
+/// its log any longer.
+fn resumed(state: &super::inode::State) -> bool {
+    let in_use = state.open > 0 || state.is_dirty() || !state.doubtful.is_empty();
+    owned(state) && (state.unfollowed > 0 || (state.kind() == Some(Kind::File) && in_use))
+}
+
 impl<B: Backend> Upcalls for Fs<B> {
     fn recall(self: Arc<Self>, recall: RecallRequest) -> BoxFuture<'static, Release> {
         Box::pin(self.recall_lease(recall))
+    }
+
+    fn log_ended(self: Arc<Self>, last: LogIndex) -> BoxFuture<'static, ()> {
+        Box::pin(async move { self.lose_early(last) })
     }
 
     fn resume(self: Arc<Self>) -> BoxFuture<'static, (Vec<(Ino, LeaseId)>, Vec<Ino>)> {

@@ -7,6 +7,7 @@
 
 use super::inode::Inode;
 use super::lease::{Claim, Step};
+use super::names::Busy;
 use super::write::rotten;
 use super::{Backend, Fs};
 use crate::core::attrs::{touch_contents, without_privileges};
@@ -51,6 +52,8 @@ impl<B: Backend> Fs<B> {
     }
 
     async fn set_length(self: &Arc<Self>, inode: &Arc<Inode>, size: u64, kill: bool) -> Result<()> {
+        let _busy = Busy::new(inode);
+        self.catch_up_on(inode).await;
         let _content = self.within("waiting for writes", inode.content.write()).await?;
         let _order = self.within("waiting for a flush", inode.order.lock()).await?;
         let mut attempts = 0;

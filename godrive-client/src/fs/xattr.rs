@@ -1,5 +1,6 @@
 //! Extended attributes, cached whole under the lease.
 
+use super::names::Busy;
 use super::{Backend, Fs};
 use crate::error::{FsError, Result};
 use bytes::Bytes;
@@ -50,6 +51,7 @@ impl<B: Backend> Fs<B> {
         }
         let request = SetXattrRequest { ino, name: name.to_vec(), value: value.to_vec(), mode };
         let inode = self.table.get(ino);
+        let _busy = Busy::new(&inode);
         let view = self.mutate::<SetXattr>(&request, || self.distrust(&inode)).await?;
         self.xattrs_changed(&view);
         Ok(())
@@ -58,6 +60,7 @@ impl<B: Backend> Fs<B> {
     pub async fn removexattr(self: &Arc<Self>, ino: Ino, name: &[u8]) -> Result<()> {
         let request = RemoveXattrRequest { ino, name: name.to_vec() };
         let inode = self.table.get(ino);
+        let _busy = Busy::new(&inode);
         let view = self.mutate::<RemoveXattr>(&request, || self.distrust(&inode)).await?;
         self.xattrs_changed(&view);
         Ok(())

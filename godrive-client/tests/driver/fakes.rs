@@ -30,6 +30,8 @@ pub struct State {
     pub must_resume: BTreeSet<SessionId>,
     pub resumes: Vec<ResumeRequest>,
     pub lost_by_resume: Vec<Ino>,
+    /// Where the log of the last term ended.
+    pub last_record: Option<LogIndex>,
     /// (session, sequence) of every mutation, once.
     pub executed: BTreeSet<(SessionId, u64)>,
     pub answered_below: u64,
@@ -218,6 +220,11 @@ async fn serve_master(state: &Mutex<State>, connection: &Connection, incoming: I
                 Renewed { now: Timestamp(5_000_000_000), must_resume, errors_pending: 0 }
             };
             answer::<Renew>(incoming, term, Ok(renewed), &[]).await;
+        }
+        Ended::CODE => {
+            assert_eq!(incoming.decode::<Ended>().expect("a term"), Term(term - 1));
+            let last = state.lock().last_record;
+            answer::<Ended>(incoming, term, Ok(last), &[]).await;
         }
         Resume::CODE => {
             let request = incoming.decode::<Resume>().expect("resume");

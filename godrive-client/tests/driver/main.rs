@@ -9,7 +9,7 @@ use fakes::Cluster;
 use godrive_client::driver::{BoxFuture, Config, Driver, Upcalls, World};
 use godrive_proto::lease::{RecallRequest, Release, RenewRequest};
 use godrive_proto::net::machine::{MachineClock, MachineSockets};
-use godrive_proto::{Ino, LeaseId};
+use godrive_proto::{Ino, LeaseId, LogIndex};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use std::time::Duration;
 #[derive(Default)]
 pub struct Calls {
     pub recalls: Mutex<Vec<RecallRequest>>,
+    pub ends: Mutex<Vec<LogIndex>>,
     pub resumes: Mutex<u32>,
     pub lost_leases: Mutex<Vec<Ino>>,
     pub sessions_lost: Mutex<u32>,
@@ -29,6 +30,11 @@ impl Upcalls for Calls {
             self.recalls.lock().push(recall);
             Release { ino: recall.ino, id: recall.id, keeps: None, open: true }
         })
+    }
+
+    fn log_ended(self: Arc<Self>, last: LogIndex) -> BoxFuture<'static, ()> {
+        self.ends.lock().push(last);
+        Box::pin(async {})
     }
 
     fn resume(self: Arc<Self>) -> BoxFuture<'static, (Vec<(Ino, LeaseId)>, Vec<Ino>)> {

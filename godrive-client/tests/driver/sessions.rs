@@ -6,7 +6,7 @@ use godrive_client::driver::Driver;
 use godrive_proto::lease::{Acquire, AcquireRequest, Mode, RecallRequest};
 use godrive_proto::meta::{Barrier, StatFs};
 use godrive_proto::time::Timestamp;
-use godrive_proto::{Code, Fault, Ino, LeaseId, SessionId};
+use godrive_proto::{Code, Fault, Ino, LeaseId, LogIndex, SessionId};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -108,11 +108,13 @@ async fn a_restarted_master_is_told_of_the_leases_before_anything_else() {
     let cluster = Cluster::start(0);
     let (driver, calls) = driver(&cluster).await;
     cluster.state.lock().lost_by_resume = vec![Ino(5)];
+    cluster.state.lock().last_record = Some(LogIndex(70));
     cluster.restart_master().await;
     // The fake master asserts that nothing comes before the resume.
     driver.query::<StatFs>(&()).await.expect("an answer of the new term");
     mutate(&driver).await.expect("an answer of the new term");
     assert_eq!(*calls.resumes.lock(), 1);
+    assert_eq!(*calls.ends.lock(), [LogIndex(70)]);
     assert_eq!(*calls.lost_leases.lock(), [Ino(5)]);
     assert_eq!(*calls.sessions_lost.lock(), 0);
     assert_eq!(driver.session(), SessionId(1));
@@ -160,4 +162,16 @@ async fn a_hundred_mutations_at_once_are_each_executed_once() {
     assert_eq!(cluster.state.lock().executed.len(), 100);
     mutate(&driver).await.expect("one more");
     assert_eq!(cluster.state.lock().answered_below, 101);
+}
+
+#[tokio::test]
+async fn where_the_end_of_the_log_is_not_known_only_what_was_known_to_be_durable_is_kept() {
+    let cluster = Cluster::start(0);
+    let (driver, calls) = driver(&cluster).await;
+    cluster.restart_master().await;
+    mutate(&driver).await.expect("an answer of the new term");
+    cluster.restart_master().await;
+    mutate(&driver).await.expect("an answer of the new term");
+    // Every answer of the fake master names its first record.
+    assert_eq!(*calls.ends.lock(), [LogIndex(1), LogIndex(1)]);
 }

@@ -9,7 +9,7 @@ use godrive_client::fs::config::Config;
 use godrive_client::fs::{Backend, Caller, Fs, Handle, SetAttr, Whence};
 use godrive_proto::lease::{GetLayout, GetLayouts, OpenChunks, RecallRequest};
 use godrive_proto::meta::{Barrier, Commit, Create, Lookup, NewNode, RenameMode};
-use godrive_proto::{Ino, LeaseId, Operation, ROOT};
+use godrive_proto::{Ino, LeaseId, LogIndex, Operation, ROOT};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -436,6 +436,41 @@ async fn a_restarted_master_is_told_what_is_owned_and_what_is_open() {
     assert!(fs.try_getattr(shared).is_none() && fs.try_lookup(ROOT, b"owned").is_none());
     fs.flush(writer).await.unwrap();
     assert_eq!(durable(&cluster, owned), b"dirty");
+}
+
+/// The master answers changes of names before they are on stable storage. Where its power took some, fsync says so, once.
+#[tokio::test(start_paused = true)]
+async fn what_the_master_lost_with_its_power_is_told_by_the_next_fsync() {
+    let cluster = Cluster::new(14);
+    let fs = cluster.mount(1);
+    let kept = fs.make(ROOT, b"kept", NewNode::Directory, 0o755, OWNER).await.unwrap().attr.ino;
+    let (file, handle) = create(&fs, b"file").await;
+    write(&fs, handle, 0, b"x").await;
+    fs.flush(handle).await.unwrap();
+    let last = cluster.world.lock().master.nodes[&file].attr.change;
+    let below = fs.make(kept, b"below", NewNode::Directory, 0o755, OWNER).await.unwrap().attr.ino;
+    let set = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+    let (root, kept, below) =
+        (fs.opendir(ROOT).unwrap(), fs.opendir(kept).unwrap(), fs.opendir(below).unwrap());
+    cluster.upcalls(1).log_ended(LogIndex(last)).await;
+    cluster.upcalls(1).resume().await;
+    for lost in [kept.handle, below.handle] {
+        assert_eq!(fs.fsyncdir(lost).await.unwrap_err().errno, libc::EIO);
+        fs.fsyncdir(lost).await.expect("it is told once");
+    }
+    fs.fsyncdir(root.handle).await.expect("its changes were kept");
+    fs.fsync(handle, false).await.expect("so were the file's");
+    // An owner's own changes are told to the master again.
+    write(&fs, handle, 1, b"y").await;
+    fs.setattr(file, None, set).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let commits = requests(&cluster, Commit::CODE);
+    cluster.upcalls(1).log_ended(LogIndex(last)).await;
+    cluster.upcalls(1).resume().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(requests(&cluster, Commit::CODE), commits + 1);
+    assert_eq!(fs.fsync(handle, false).await.unwrap_err().errno, libc::EIO);
+    assert_eq!(read(&fs, handle, 0, 10).await, b"xy");
 }
 
 #[tokio::test(start_paused = true)]

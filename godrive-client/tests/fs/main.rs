@@ -7,4 +7,5 @@ mod kernel;
 mod leases;
 mod master;
 mod posix;
+mod removals;
 mod unknown;

@@ -88,6 +88,21 @@ impl Master {
         self.nodes.get(&parent)?.entries.get(name).map(|(_, ino)| *ino)
     }
 
+    /// A fault of the master: a name is lost.
+    pub fn forget_name(&mut self, parent: Ino, name: &[u8]) {
+        let name = Name::new(name).expect("a name");
+        self.nodes.get_mut(&parent).and_then(|node| node.entries.remove(&name)).expect("it was there");
+    }
+
+    /// A loss of power: the removal of a name is undone.
+    pub fn remember_name(&mut self, parent: Ino, name: &[u8], ino: Ino) {
+        self.position += 1;
+        let directory = self.nodes.get_mut(&parent).expect("a directory");
+        directory.entries.insert(Name::new(name).expect("a name"), (self.position, ino));
+        directory.attr.size += 1;
+        self.nodes.get_mut(&ino).expect("an inode").attr.nlink += 1;
+    }
+
     pub fn open_elsewhere(&mut self, ino: Ino, client: u64) {
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.open_at.insert(client);
@@ -104,11 +119,18 @@ impl Master {
                 needs.push((request.parent, Share));
                 needs.extend(self.child(request.parent, &request.name).map(|ino| (ino, Share)));
             }
+            ReadDirectory::CODE => needs.push((cast::<ReadDirectoryRequest>(request).directory, Share)),
             ReadSymlink::CODE | ReadXattrs::CODE => needs.push((*cast::<Ino>(request), Share)),
             Acquire::CODE => {
                 let request: &AcquireRequest = cast(request);
                 let need = if request.mode == Mode::Exclusive { Alone } else { Share };
                 needs.extend(request.inodes.iter().map(|ino| (*ino, need)));
+            }
+            Own::CODE => needs.push((cast::<OwnRequest>(request).directory, Alone)),
+            Batch::CODE => {
+                for Step::Unlink { request, ino, .. } in &cast::<BatchRequest>(request).steps {
+                    needs.extend([(request.parent, Alone), (*ino, Alone)]);
+                }
             }
             Create::CODE => {
                 let request: &CreateRequest = cast(request);
@@ -179,6 +201,11 @@ pub fn execute(
         }
         StatFs::CODE => boxed(FsStat::default()),
         Acquire::CODE => boxed(run.acquire(cast(request))?),
+        Own::CODE => {
+            let OwnRequest { directory, also } = cast(request);
+            let also = also.iter().filter_map(|ino| run.view_as(*ino, Mode::Exclusive).ok()).collect();
+            boxed(Owned { directory: run.view_as(*directory, Mode::Exclusive)?, also })
+        }
         GetLayout::CODE => {
             let request: &LayoutRequest = cast(request);
             if !run.world.leases.holds(client, request.ino) {
@@ -231,6 +258,7 @@ pub fn execute(
             run.change(*ino, |node| node.attr.xattrs = !node.xattrs.is_empty())?;
             boxed(run.view(*ino)?)
         }
+        Batch::CODE => boxed(run.batch(&cast::<BatchRequest>(request).steps)?),
         Barrier::CODE => boxed(()),
         _ => panic!("the model does not know operation {code:#x}"),
     }
@@ -452,6 +480,26 @@ impl Run<'_> {
         let entry = self.drop_name(request.parent, ino)?;
         self.touch(request.parent)?;
         Ok(Unlinked { parent: self.view(request.parent)?, entry })
+    }
+
+    /// All steps or none; those of a correct client can always be followed.
+    fn batch(&mut self, steps: &[Step]) -> Done<Batched> {
+        let mut changed = BTreeSet::new();
+        let before = self.world.master.nodes.clone();
+        for Step::Unlink { request, ino, at } in steps {
+            self.own(request.parent, "a removal")?;
+            self.own(*ino, "a removal")?;
+            let named = self.world.master.child(request.parent, &request.name);
+            self.now = *at;
+            if named != Some(*ino) || self.unlink(request).is_err() {
+                self.world.master.nodes = before;
+                let what = format!("client {} removes {request:?} of {ino}, it is {named:?}", self.client);
+                return Err(self.world.violation(what));
+            }
+            changed.extend([request.parent, *ino]);
+        }
+        let views: Done<Vec<_>> = changed.into_iter().map(|ino| self.view(ino)).collect();
+        Ok(Batched { views: views? })
     }
 
     /// One name less; gives the view after it.

@@ -3,7 +3,9 @@
 
 use crate::cluster::{CHUNK, Client, Cluster};
 use bytes::Bytes;
+use godrive_client::driver::Config as DriverConfig;
 use godrive_client::error::FsError;
+use godrive_client::fs::config::Config;
 use godrive_client::fs::{Caller, Found, Fs, Handle, SetAttr};
 use godrive_proto::meta::{Kind, NewNode, RenameMode};
 use godrive_proto::{Ino, ROOT};
@@ -25,25 +27,84 @@ struct Path {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Create { path: Path, exclusive: bool, truncate: bool },
-    Open { path: Path },
-    Write { handle: usize, offset: u64, len: u32, byte: u8 },
-    Append { path: Path, len: u32, byte: u8 },
-    Read { handle: usize, offset: u64, len: u32 },
-    Flush { handle: usize },
-    Fsync { handle: usize },
-    Close { handle: usize },
-    Truncate { path: Path, size: u64 },
-    Punch { handle: usize, offset: u64, len: u64 },
-    Stat { path: Path },
-    Chmod { path: Path, mode: u16 },
-    Mkdir { path: Path },
-    Unlink { path: Path },
-    Rmdir { path: Path },
-    Rename { from: Path, to: Path, replace: bool },
-    Link { from: Path, to: Path },
-    List { directory: Option<usize> },
-    Wait { ms: u64 },
+    Create {
+        path: Path,
+        exclusive: bool,
+        truncate: bool,
+    },
+    Open {
+        path: Path,
+    },
+    Write {
+        handle: usize,
+        offset: u64,
+        len: u32,
+        byte: u8,
+    },
+    Append {
+        path: Path,
+        len: u32,
+        byte: u8,
+    },
+    Read {
+        handle: usize,
+        offset: u64,
+        len: u32,
+    },
+    Flush {
+        handle: usize,
+    },
+    Fsync {
+        handle: usize,
+    },
+    Close {
+        handle: usize,
+    },
+    Truncate {
+        path: Path,
+        size: u64,
+    },
+    Punch {
+        handle: usize,
+        offset: u64,
+        len: u64,
+    },
+    Stat {
+        path: Path,
+    },
+    Chmod {
+        path: Path,
+        mode: u16,
+    },
+    Mkdir {
+        path: Path,
+    },
+    Unlink {
+        path: Path,
+    },
+    Rmdir {
+        path: Path,
+    },
+    /// Removes all names, then the directory; perhaps when it is contended no longer.
+    Clear {
+        directory: Option<usize>,
+        after_rest: bool,
+    },
+    Rename {
+        from: Path,
+        to: Path,
+        replace: bool,
+    },
+    Link {
+        from: Path,
+        to: Path,
+    },
+    List {
+        directory: Option<usize>,
+    },
+    Wait {
+        ms: u64,
+    },
 }
 
 fn step() -> impl Strategy<Value = (usize, Step)> {
@@ -71,8 +132,10 @@ fn step() -> impl Strategy<Value = (usize, Step)> {
         3 => path().prop_map(|path| Step::Stat { path }),
         1 => (path(), 0..0o7777u16).prop_map(|(path, mode)| Step::Chmod { path, mode }),
         2 => path().prop_map(|path| Step::Mkdir { path }),
-        2 => path().prop_map(|path| Step::Unlink { path }),
-        1 => path().prop_map(|path| Step::Rmdir { path }),
+        4 => path().prop_map(|path| Step::Unlink { path }),
+        2 => path().prop_map(|path| Step::Rmdir { path }),
+        2 => (proptest::option::of(0..NAMES.len()), any::<bool>())
+            .prop_map(|(directory, after_rest)| Step::Clear { directory, after_rest }),
         3 => (path(), path(), any::<bool>()).prop_map(|(from, to, replace)| Step::Rename { from, to, replace }),
         1 => (path(), path()).prop_map(|(from, to)| Step::Link { from, to }),
         2 => proptest::option::of(0..NAMES.len()).prop_map(|directory| Step::List { directory }),
@@ -339,17 +402,35 @@ impl Run {
             }
             Step::Unlink { path } => {
                 let real = match parent_of(&fs, path).await {
-                    Ok(parent) => errno(fs.unlink(parent, NAMES[path.name]).await),
+                    Ok(parent) => match fs.try_unlink(parent, NAMES[path.name]) {
+                        Some(removed) => errno(removed),
+                        None => errno(fs.unlink(parent, NAMES[path.name]).await),
+                    },
                     Err(error) => Err(error),
                 };
                 assert_eq!(real, self.model.remove(path, false));
             }
             Step::Rmdir { path } => {
                 let real = match parent_of(&fs, path).await {
-                    Ok(parent) => errno(fs.rmdir(parent, NAMES[path.name]).await),
+                    Ok(parent) => match fs.try_rmdir(parent, NAMES[path.name]) {
+                        Some(removed) => errno(removed),
+                        None => errno(fs.rmdir(parent, NAMES[path.name]).await),
+                    },
                     Err(error) => Err(error),
                 };
                 assert_eq!(real, self.model.remove(path, true));
+            }
+            Step::Clear { directory, after_rest } => {
+                if after_rest {
+                    tokio::time::sleep(Duration::from_secs(3)).await;
+                }
+                for name in 0..NAMES.len() {
+                    Box::pin(self.step(mount, &Step::Unlink { path: Path { directory, name } })).await;
+                }
+                if let Some(name) = directory {
+                    let path = Path { directory: None, name };
+                    Box::pin(self.step(mount, &Step::Rmdir { path })).await;
+                }
             }
             Step::Rename { from, to, replace } => {
                 let mode = if replace { RenameMode::Replace } else { RenameMode::NoReplace };
@@ -461,17 +542,19 @@ impl Run {
                 };
                 errno(attr).map(|reply| {
                     let attr = &reply.value.attr;
-                    let size = if attr.kind == Kind::File { attr.size } else { 0 };
-                    (size, attr.mode, if attr.kind == Kind::File { attr.nlink } else { 0 })
+                    (attr.size, attr.mode, if attr.kind == Kind::File { attr.nlink } else { 0 })
                 })
             }
             Err(error) => Err(error),
         };
         let model = &mut self.model;
         let expected = model.find(path).map(|id| {
-            let size = model.bytes(id).map_or(0, |bytes| bytes.len() as u64);
+            let size = match &model.inodes[id].content {
+                Content::File(bytes) => bytes.len(),
+                Content::Directory(names) => names.len(),
+            };
             let entry = &model.inodes[id];
-            (size, entry.mode, if model.is_directory(id) { 0 } else { entry.nlink })
+            (size as u64, entry.mode, if model.is_directory(id) { 0 } else { entry.nlink })
         });
         assert_eq!(real, expected, "{path:?}");
     }
@@ -531,7 +614,7 @@ impl Run {
                     );
                 }
             }
-            for mount in 0..MOUNTS {
+            for mount in 0..self.mounts.len() {
                 let fs = self.mounts[mount].clone();
                 let handle = fs.open(ino, libc::O_RDONLY).await.unwrap().value.handle;
                 self.check_bytes(mount, handle, id, 0, 8 * CHUNK).await;
@@ -565,15 +648,19 @@ proptest! {
     #[test]
     fn mounts_behave_like_one_file_system(
         seed in any::<u64>(),
+        count in 1..=MOUNTS,
+        removals_in_a_row in prop_oneof![3 => Just(0u32), 1 => Just(4u32)],
         steps in proptest::collection::vec(step(), 1..80),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let cluster = Cluster::new(seed);
-            let mounts = (0..MOUNTS).map(|id| cluster.mount(id as u64)).collect();
+            let driver = DriverConfig::new("127.0.0.1:1".parse().unwrap(), "model");
+            let config = Config { removals_in_a_row, ..Config::new(driver) };
+            let mounts = (0..count).map(|id| cluster.mount_with(id as u64, config.clone())).collect();
             let mut run = Run { cluster, mounts, model: Model::new(), open: Vec::new() };
             for (mount, step) in &steps {
-                run.step(*mount, step).await;
+                run.step(*mount % count, step).await;
             }
             run.finish().await;
         });

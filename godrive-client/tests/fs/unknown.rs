@@ -6,7 +6,7 @@ use godrive_client::fs::config::Config;
 use godrive_client::fs::{Backend, Caller, Found, Fs, Handle, SetAttr};
 use godrive_proto::data::{Applied, Layout};
 use godrive_proto::lease::ClusterParameters;
-use godrive_proto::meta::{RenameMode, SetXattrMode};
+use godrive_proto::meta::{NewNode, RenameMode, SetXattrMode};
 use godrive_proto::time::Timestamp;
 use godrive_proto::{Code, Fault, Ino, Operation, ROOT};
 use std::sync::Arc;
@@ -80,7 +80,8 @@ impl Mount {
     fn new() -> Self {
         let (cluster, lose) = (Cluster::new(1), Arc::new(AtomicBool::new(false)));
         let client = Client { cluster: cluster.clone(), id: 1 };
-        let config = Config::new(DriverConfig::new("127.0.0.1:1".parse().unwrap(), "model"));
+        let driver = DriverConfig::new("127.0.0.1:1".parse().unwrap(), "model");
+        let config = Config { removals_in_a_row: 0, ..Config::new(driver) };
         let fs = Fs::over(Arc::new(Lossy { client, lose: lose.clone() }), config);
         Self { cluster, fs, lose }
     }
@@ -163,4 +164,66 @@ async fn a_name_that_another_took() {
     assert!(matches!(found, Found::Entry(entry) if entry.attr.ino == moved));
     mount.ends_with(ino, handle).await;
     assert_eq!(mount.links(moved).await, 1);
+}
+
+/// Files whose names this mount may remove ahead of the master.
+async fn owned_files(mount: &Mount, count: u8) -> Handle {
+    let caller = Caller { uid: 0, gid: 0 };
+    for number in 0..count {
+        mount.fs.make(ROOT, &[b'a' + number], NewNode::File, 0o644, caller).await.unwrap();
+    }
+    mount.fs.make(ROOT, b"first", NewNode::File, 0o644, caller).await.unwrap();
+    mount.fs.unlink(ROOT, b"first").await.unwrap();
+    let handle = mount.fs.opendir(ROOT).unwrap().handle;
+    mount.fs.fsyncdir(handle).await.unwrap();
+    handle
+}
+
+async fn names_left(mount: &Mount, count: u8) -> Vec<u8> {
+    let mut left = Vec::new();
+    for name in b'a'..b'a' + count {
+        if matches!(mount.fs.lookup(ROOT, &[name]).await.unwrap().value, Found::Entry(_)) {
+            left.push(name);
+        }
+    }
+    left
+}
+
+#[tokio::test(start_paused = true)]
+async fn removals_ahead_of_the_master() {
+    let mount = Mount::new();
+    let handle = owned_files(&mount, 6).await;
+    mount.lose.store(true, Ordering::SeqCst);
+    for name in [b"a", b"b"] {
+        assert!(mount.fs.try_unlink(ROOT, name).unwrap().is_ok());
+    }
+    // The master has followed them, and nobody here knows: the directory is read anew.
+    assert_eq!(mount.fs.fsyncdir(handle).await.unwrap_err().errno, libc::EIO);
+    assert_eq!(mount.fs.stats().errors_after_close, 1);
+    assert_eq!(names_left(&mount, 6).await, b"cdef");
+    mount.fs.fsyncdir(handle).await.expect("it is told once");
+    mount.fs.unlink(ROOT, b"c").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let inodes = mount.cluster.world.lock().master.nodes.len();
+    assert_eq!(inodes, 4, "the root and three files; what was removed was let go");
+    assert_eq!(mount.cluster.world.lock().violations, Vec::<String>::new());
+    mount.fs.releasedir(handle);
+}
+
+/// That this cannot happen does not mean that it never does.
+#[tokio::test(start_paused = true)]
+async fn a_removal_that_the_master_refuses_and_those_behind_it() {
+    let mount = Mount::new();
+    let handle = owned_files(&mount, 6).await;
+    mount.cluster.world.lock().master.forget_name(ROOT, b"c");
+    for name in [b"a", b"b", b"c", b"d"] {
+        assert!(mount.fs.try_unlink(ROOT, name).unwrap().is_ok());
+    }
+    assert_eq!(mount.fs.fsyncdir(handle).await.unwrap_err().errno, libc::EIO);
+    assert_eq!(names_left(&mount, 6).await, b"def", "those before it are gone, those behind it are not");
+    mount.fs.unlink(ROOT, b"d").await.unwrap();
+    mount.fs.fsyncdir(handle).await.unwrap();
+    assert_eq!(names_left(&mount, 6).await, b"ef");
+    assert_eq!(mount.cluster.world.lock().violations.len(), 2, "the batch, and the step alone");
+    mount.fs.releasedir(handle);
 }

@@ -168,6 +168,15 @@ pub enum Mutation {
     Commit(CommitRequest),
     SetXattr(SetXattrRequest),
     RemoveXattr(RemoveXattrRequest),
+    /// What the session did under exclusive leases.
+    Batch(Vec<Taken>),
+}
+
+/// One step of a batch, with the other sessions that have its inode open, as in [`Mutation::Unlink`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    pub step: Step,
+    pub open_elsewhere: Vec<SessionId>,
 }
 
 /// Where a chunk that does not exist yet goes. Ignored if the index has a chunk by now.
@@ -195,6 +204,7 @@ pub enum Reply {
     Committed(Committed),
     Layouts(Vec<Layout>),
     Token(u64),
+    Batched(Batched),
 }
 
 /// A reply or a fault; both are functions of the state and the record.

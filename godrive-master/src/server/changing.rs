@@ -4,9 +4,10 @@ use super::hub::{Hub, over};
 use super::reading::no_lease;
 use super::requests::{Attempt, Context, Job};
 use crate::core::leases::{Need, Turn, WaiterId};
-use crate::core::record::{Body, Mutation, Origin, Placed, Reply};
+use crate::core::record::{Body, Mutation, Origin, Placed, Reply, Taken};
 use godrive_proto::data::Layout;
 use godrive_proto::lease::*;
+use godrive_proto::limits::MAX_STEPS;
 use godrive_proto::meta::*;
 use godrive_proto::time::Instant;
 use godrive_proto::{Code, Fault, Ino, LogIndex, SessionId};
@@ -78,6 +79,11 @@ impl Change {
                 removed.flat_map(|ino| hub.leases.open_elsewhere(self.session, *ino)).collect();
             *open_elsewhere = open.into_iter().collect();
         }
+        if let Mutation::Batch(steps) = &mut self.mutation {
+            for Taken { step: Step::Unlink { ino, .. }, open_elsewhere } in steps {
+                *open_elsewhere = hub.leases.open_elsewhere(self.session, *ino);
+            }
+        }
         let (answer, durable) = hub.propose(self.origin, Body::Mutation(self.mutation.clone()))?;
         let mut reply = answer?;
         dress_reply(hub, now, self.session, &mut reply, &without_grant, owns);
@@ -127,6 +133,11 @@ fn dress_reply(
             }
         }
         Reply::View(view) => shared(hub, view),
+        Reply::Batched(batched) => {
+            for view in &mut batched.views {
+                view.lease = hub.leases.current(session, view.attr.ino);
+            }
+        }
         // A writer's own requests leave its lease as it is.
         Reply::Truncated(truncated) => {
             truncated.view.lease = hub.leases.current(session, truncated.view.attr.ino);
@@ -166,6 +177,7 @@ fn repeated(hub: &mut Hub, now: Instant, origin: Origin, owns: bool) -> Result<O
                 .collect()
         }
         Reply::View(view) => vec![view],
+        Reply::Batched(batched) => batched.views.iter_mut().collect(),
         Reply::Truncated(truncated) => vec![&mut truncated.view],
         Reply::Committed(committed) => vec![&mut committed.view],
         Reply::Done | Reply::Session(_) | Reply::Layouts(_) | Reply::Token(_) => vec![],
@@ -223,6 +235,18 @@ changes! {
     set_attr(SetAttrRequest) -> View(InodeView) = Mutation::SetAttr;
     set_xattr(SetXattrRequest) -> View(InodeView) = Mutation::SetXattr;
     remove_xattr(RemoveXattrRequest) -> View(InodeView) = Mutation::RemoveXattr;
+}
+
+pub async fn batch(context: &Context, request: BatchRequest) -> Result<Batched, Fault> {
+    if request.steps.is_empty() || request.steps.len() > MAX_STEPS {
+        return Err(Fault::new(Code::Malformed, format!("a batch has 1 to {MAX_STEPS} steps")));
+    }
+    let taken = |step| Taken { step, open_elsewhere: Vec::new() };
+    let mutation = Mutation::Batch(request.steps.into_iter().map(taken).collect());
+    match change(context, mutation).await? {
+        Reply::Batched(reply) => Ok(reply),
+        other => Err(unexpected(&other)),
+    }
 }
 
 /// What only the owner of a file may ask; it never waits for leases. What others had changed of the file was waited for

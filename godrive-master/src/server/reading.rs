@@ -173,6 +173,36 @@ pub async fn acquire(context: &Context, request: AcquireRequest) -> Result<Acqui
     context.run(Look { session: context.session()?, request, wants, answer }).await
 }
 
+pub async fn own(context: &Context, request: OwnRequest) -> Result<Owned, Fault> {
+    if request.also.len() > MAX_LIST {
+        return Err(Fault::new(Code::Malformed, format!("at most {MAX_LIST} inodes can be owned besides")));
+    }
+    let wants = |hub: &Hub, request: &OwnRequest| {
+        if hub.state.inode(request.directory)?.kind != Kind::Directory {
+            return Err(Fault::bare(Code::NotDirectory));
+        }
+        Ok(vec![(request.directory, Need::Own)])
+    };
+    let answer = |hub: &mut Hub, now: Instant, session: SessionId, request: &OwnRequest, without: &[Ino]| {
+        let mut directory = bare(hub.state.attr(request.directory)?);
+        hub.dress(now, session, &mut directory, Mode::Exclusive, without);
+        let mut also = Vec::new();
+        for ino in &request.also {
+            let mut view = match hub.state.attr(*ino) {
+                Ok(attr) => bare(attr),
+                Err(fault) if fault.code == Code::Stale => continue,
+                Err(fault) => return Err(fault),
+            };
+            if hub.leases.free_now(session, *ino, Need::Own) {
+                hub.dress(now, session, &mut view, Mode::Exclusive, &[]);
+            }
+            also.push(view);
+        }
+        Ok(Owned { directory, also })
+    };
+    context.run(Look { session: context.session()?, request, wants, answer }).await
+}
+
 pub async fn layout(context: &Context, request: LayoutRequest) -> Result<Vec<Layout>, Fault> {
     check_range(request.range)?;
     let session = context.session()?;

@@ -209,7 +209,9 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
         l::Resume::CODE => answer!(context, incoming, l::Resume, sessions::resume),
         l::CloseSession::CODE => answer!(context, incoming, l::CloseSession, sessions::close),
         l::Releases::CODE => answer!(context, incoming, l::Releases, sessions::release),
+        l::Ended::CODE => answer!(context, incoming, l::Ended, sessions::ended),
         l::Acquire::CODE => answer!(context, incoming, l::Acquire, reading::acquire),
+        l::Own::CODE => answer!(context, incoming, l::Own, reading::own),
         l::GetLayout::CODE => answer!(context, incoming, l::GetLayout, reading::layout),
         l::GetLayouts::CODE => answer!(context, incoming, l::GetLayouts, reading::layouts),
         l::OpenChunks::CODE => answer!(context, incoming, l::OpenChunks, changing::open_chunks),
@@ -229,6 +231,7 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
         m::Commit::CODE => answer!(context, incoming, m::Commit, changing::commit),
         m::SetXattr::CODE => answer!(context, incoming, m::SetXattr, changing::set_xattr),
         m::RemoveXattr::CODE => answer!(context, incoming, m::RemoveXattr, changing::remove_xattr),
+        m::Batch::CODE => answer!(context, incoming, m::Batch, changing::batch),
         m::Barrier::CODE => answer!(context, incoming, m::Barrier, reading::barrier),
         c::Register::CODE => answer!(context, incoming, c::Register, slaves::register),
         c::Inventory::CODE => answer!(context, incoming, c::Inventory, inventory::page),
@@ -281,8 +284,13 @@ fn admit(hub: &mut Hub, _now: Instant, context: &Context, header: &RequestHeader
     if hub.clients.get(&header.session).is_none_or(|known| known.number < context.link.number) {
         hub.clients.insert(header.session, context.link.clone());
     }
-    let may_come_first =
-        [lease::OpenSession::CODE, lease::Renew::CODE, lease::Resume::CODE, lease::CloseSession::CODE];
+    let may_come_first = [
+        lease::OpenSession::CODE,
+        lease::Renew::CODE,
+        lease::Ended::CODE,
+        lease::Resume::CODE,
+        lease::CloseSession::CODE,
+    ];
     if hub.leases.must_resume(header.session) && !may_come_first.contains(&header.code) {
         return Err(Fault::new(Code::NotReady, "the master restarted: send Resume first"));
     }

@@ -6,9 +6,8 @@ use super::shared::Shared;
 use crate::core::record::{Body, Reply};
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::lease::*;
-use godrive_proto::meta::Kind;
 use godrive_proto::time::Instant;
-use godrive_proto::{Code, Fault, LogIndex, SessionId};
+use godrive_proto::{Code, Fault, LogIndex, SessionId, Term};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +47,14 @@ pub async fn renew(context: &Context, request: RenewRequest) -> Result<Renewed, 
     context.step(step).await
 }
 
+pub async fn ended(context: &Context, term: Term) -> Result<Option<LogIndex>, Fault> {
+    let step = |hub: &mut Hub, _: Instant| {
+        let known = term.next() == hub.term;
+        Ok((known.then_some(hub.began_at), LogIndex(0)))
+    };
+    context.step(step).await
+}
+
 pub async fn resume(context: &Context, request: ResumeRequest) -> Result<Resumed, Fault> {
     if request.exclusive.len() > MAX_LIST || request.open.len() > MAX_LIST {
         return Err(Fault::new(Code::Malformed, format!("a page has at most {MAX_LIST} entries")));
@@ -57,8 +64,8 @@ pub async fn resume(context: &Context, request: ResumeRequest) -> Result<Resumed
         let (mut exclusive, mut lost) = (Vec::new(), Vec::new());
         for (ino, id) in request.exclusive {
             match hub.state.inode(ino) {
-                Ok(inode) if inode.kind == Kind::File => exclusive.push((ino, id)),
-                _ => lost.push(ino),
+                Ok(_) => exclusive.push((ino, id)),
+                Err(_) => lost.push(ino),
             }
         }
         for ino in &request.open {

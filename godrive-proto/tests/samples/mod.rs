@@ -172,6 +172,11 @@ fn meta() -> Vec<Sample> {
         exclusive: true,
         for_writing: true,
     };
+    let step = Step::Unlink {
+        request: UnlinkRequest { parent: Ino(1), name: name("gone"), directory: true },
+        ino: Ino(2),
+        at: Timestamp(300),
+    };
     let rename = RenameRequest {
         parent: Ino(1),
         name: name("old"),
@@ -228,6 +233,7 @@ fn meta() -> Vec<Sample> {
         ),
         sample::<RemoveXattr>(RemoveXattrRequest { ino: Ino(2), name: b"user.a".to_vec() }, entry),
         sample::<Barrier>((), ()),
+        sample::<Batch>(BatchRequest { steps: vec![step] }, Batched { views: vec![view(1), view(2)] }),
     ]
     .into_iter()
     .flatten()
@@ -260,6 +266,7 @@ fn lease() -> Vec<Sample> {
             Resumed { lost: vec![Ino(4)] },
         ),
         sample::<CloseSession>((), ()),
+        sample::<Ended>(Term(3), Some(LogIndex(300))),
         sample::<Acquire>(
             AcquireRequest { inodes: vec![Ino(1)], mode: Mode::Exclusive, layout: Some(range) },
             Acquired { views: vec![view(1)], layout: vec![layout()] },
@@ -271,6 +278,10 @@ fn lease() -> Vec<Sample> {
         sample::<GetLayouts>(
             LayoutsRequest { inodes: vec![Ino(1), Ino(300)], range },
             vec![(Ino(1), vec![layout()]), (Ino(300), vec![])],
+        ),
+        sample::<Own>(
+            OwnRequest { directory: Ino(1), also: vec![Ino(2), Ino(300)] },
+            Owned { directory: view(1), also: vec![view(2)] },
         ),
         sample::<Recall>(
             RecallRequest { ino: Ino(1), id: LeaseId(2), may_keep: Some(Mode::Shared) },

@@ -4,6 +4,7 @@
 //! What POSIX says of existence, kinds, link counts and times is decided here, in the order in which Linux
 //! checks it. An operation may fail half way: its transaction is then thrown away.
 
+mod batch;
 mod commit;
 mod create;
 mod link;
@@ -19,6 +20,7 @@ mod xattr;
 #[cfg(test)]
 mod tests;
 
+pub use batch::batch;
 pub use commit::commit;
 pub use create::{create, make_node};
 pub use link::link;

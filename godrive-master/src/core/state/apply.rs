@@ -105,6 +105,7 @@ pub fn mutate(transaction: &mut Transaction<'_>, mutation: &Mutation) -> Done<Re
         Mutation::Commit(request) => namespace::commit(transaction, request).map(Reply::Committed),
         Mutation::SetXattr(request) => namespace::set_xattr(transaction, request).map(Reply::View),
         Mutation::RemoveXattr(request) => namespace::remove_xattr(transaction, request).map(Reply::View),
+        Mutation::Batch(steps) => namespace::batch(transaction, steps).map(Reply::Batched),
     }
 }
 

@@ -9,7 +9,7 @@ mod sessions;
 
 use super::{Outcome, State};
 use crate::core::kv::{Batch, Kv, MemoryKv, StoreError, Visit};
-use crate::core::record::{Answer, Body, Mutation, Origin, Record, Reply};
+use crate::core::record::{Answer, Body, Mutation, Origin, Record, Reply, Taken};
 use bytes::Bytes;
 use godrive_proto::data::Member;
 use godrive_proto::lease::{ClusterParameters, Mode};
@@ -223,6 +223,16 @@ pub fn create(parent: Ino, text: &str, for_writing: bool) -> Mutation {
     let (mode, uid, gid, exclusive) = (0o644, 10, 20, true);
     let request = CreateRequest { parent, name: Name(text.into()), mode, uid, gid, exclusive, for_writing };
     Mutation::Create { request, members: vec![member(1), member(2), member(3)] }
+}
+
+/// A step of a batch, dated as late as the record is.
+pub fn taken(parent: Ino, text: &str, directory: bool, ino: Ino) -> Taken {
+    taken_at(parent, text, directory, ino, Timestamp(i64::MAX))
+}
+
+pub fn taken_at(parent: Ino, text: &str, directory: bool, ino: Ino, at: Timestamp) -> Taken {
+    let request = UnlinkRequest { parent, name: name(text), directory };
+    Taken { step: Step::Unlink { request, ino, at }, open_elsewhere: Vec::new() }
 }
 
 /// A commit that says nothing.

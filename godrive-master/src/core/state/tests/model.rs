@@ -24,6 +24,7 @@ pub struct Node {
 }
 
 /// Nodes are never taken out of the list; the root is the first.
+#[derive(Clone)]
 pub struct Model {
     pub nodes: Vec<Node>,
 }
@@ -74,7 +75,7 @@ impl Model {
         if self.nlink(node) == 0 { Err(Code::NotFound) } else { Ok(()) }
     }
 
-    fn child(&self, directory: usize, name: &str) -> Option<usize> {
+    pub fn child(&self, directory: usize, name: &str) -> Option<usize> {
         self.nodes[directory].children.get(name).copied()
     }
 
@@ -130,6 +131,17 @@ impl Model {
             _ => {}
         }
         self.nodes[directory].children.remove(name);
+        Ok(())
+    }
+
+    /// Each a directory, a name in it and whether it is a directory's: all of them go, or none.
+    pub fn remove_all(&mut self, steps: &[(usize, String, bool)]) -> Done {
+        let mut after = self.clone();
+        for (directory, name, rmdir) in steps {
+            after.child(*directory, name).ok_or(Code::NotFound)?;
+            after.remove(*directory, name, *rmdir)?;
+        }
+        *self = after;
         Ok(())
     }
 

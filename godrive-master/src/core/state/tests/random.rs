@@ -11,6 +11,7 @@ enum Op {
     Make { directory: usize, name: u8, shape: u8 },
     Link { node: usize, directory: usize, name: u8 },
     Remove { directory: usize, name: u8, rmdir: bool },
+    Batch { steps: Vec<(usize, u8, bool)>, then_directory: bool },
     Rename { from: (usize, u8), to: (usize, u8), mode: u8 },
     Chmod { node: usize, mode: u16 },
     Resize { node: usize, size: u64, shrink: bool },
@@ -30,6 +31,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(node, (directory, name))| Op::Link { node, directory, name }),
         4 => (place.clone(), any::<bool>())
             .prop_map(|((directory, name), rmdir)| Op::Remove { directory, name, rmdir }),
+        4 => (prop::collection::vec((node.clone(), name.clone(), any::<bool>()), 1..3), any::<bool>())
+            .prop_map(|(steps, then_directory)| Op::Batch { steps, then_directory }),
         6 => (place.clone(), place, 0..4u8).prop_map(|(from, to, mode)| Op::Rename { from, to, mode }),
         1 => (node.clone(), 0..0o10000u16).prop_map(|(node, mode)| Op::Chmod { node, mode }),
         2 => (node.clone(), 0..9_000_000u64, any::<bool>())
@@ -99,6 +102,7 @@ impl Pair {
                 let ours = self.bench.remove(self.inos[node], &text(name), rmdir);
                 assert_eq!(ours.map(drop), self.model.remove(node, &text(name), rmdir));
             }
+            Op::Batch { steps, then_directory } => self.batch(&steps, then_directory),
             Op::Rename { from, to, mode } => {
                 let mode =
                     [RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange]
@@ -109,6 +113,28 @@ impl Pair {
                 assert_eq!(ours.map(drop), self.model.rename((a, &old), (b, &new), mode));
             }
             other => self.run_on_inode(other),
+        }
+    }
+
+    fn batch(&mut self, steps: &[(usize, u8, bool)], then_directory: bool) {
+        let mut steps: Vec<_> =
+            steps.iter().map(|(node, name, rmdir)| (self.node(*node), text(*name), *rmdir)).collect();
+        let first = steps[0].0;
+        let nodes = self.model.nodes.iter().enumerate();
+        let names =
+            nodes.flat_map(|(node, found)| found.children.iter().map(move |(name, at)| (node, name, *at)));
+        let above = names.into_iter().find(|(_, _, child)| *child == first);
+        if let Some((parent, name, _)) = above.filter(|_| then_directory) {
+            steps.push((parent, name.clone(), true));
+        }
+        let taken = steps.iter().map(|(node, name, rmdir)| {
+            let ino = self.model.child(*node, name).map_or(ROOT, |child| self.inos[child]);
+            taken(self.inos[*node], name, *rmdir, ino)
+        });
+        let ours = self.bench.batch(taken.collect());
+        assert_eq!(ours.as_ref().map(drop).map_err(|code| *code), self.model.remove_all(&steps));
+        for view in ours.into_iter().flatten() {
+            assert_eq!(view.attr, self.bench.attr(view.attr.ino));
         }
     }
 

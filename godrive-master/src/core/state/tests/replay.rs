@@ -81,10 +81,19 @@ impl Chaos {
         Mutation::Commit(CommitRequest { size, chunks, keeps, trimmed, ..nothing(ino) })
     }
 
+    fn taken(&mut self) -> Taken {
+        let (parent, text, directory) = (self.ino(), self.name(), self.rng.random());
+        let found = self.bench.state.lookup(parent, &text).ok().and_then(|(_, entry)| entry);
+        let ino = found.map_or_else(|| self.ino(), |entry| entry.ino);
+        let at = Timestamp(self.rng.random_range(0..2 * self.bench.now.0));
+        let step = Step::Unlink { request: UnlinkRequest { parent, name: text, directory }, ino, at };
+        Taken { step, open_elsewhere: vec![self.session()] }
+    }
+
     fn mutation(&mut self) -> Mutation {
         let (parent, ino, text) = (self.ino(), self.ino(), self.name());
         let (mode, uid, gid) = (self.rng.random(), 1, 2);
-        match self.rng.random_range(0..9) {
+        match self.rng.random_range(0..10) {
             0 | 1 => {
                 let (exclusive, for_writing) = (self.rng.random(), self.rng.random());
                 let request = CreateRequest { parent, name: text, mode, uid, gid, exclusive, for_writing };
@@ -109,6 +118,7 @@ impl Chaos {
                 let size = self.rng.random_range(0..4 * CHUNK);
                 Mutation::Truncate(TruncateRequest { ino, size, kill_privileges: self.rng.random() })
             }
+            7 => Mutation::Batch((0..self.rng.random_range(1..3)).map(|_| self.taken()).collect()),
             _ => self.commit(),
         }
     }

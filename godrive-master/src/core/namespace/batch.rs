@@ -1,0 +1,31 @@
+//! Changes that a session made under exclusive leases, followed in its order: all of them or none.
+
+use super::unlink::unlink;
+use crate::core::record::Taken;
+use crate::core::state::Transaction;
+use crate::core::state::transaction::{Result, refuse};
+use godrive_proto::Code;
+use godrive_proto::meta::{Batched, Step};
+use std::collections::BTreeSet;
+
+pub fn batch(transaction: &mut Transaction<'_>, steps: &[Taken]) -> Result<Batched> {
+    let now = transaction.now;
+    let mut changed = BTreeSet::new();
+    for Taken { step, open_elsewhere } in steps {
+        let Step::Unlink { request, ino, at } = step;
+        let dentry = transaction.required(request.parent, &request.name)?;
+        if dentry.ino != *ino {
+            let detail = format!("{:?} leads to inode {}, not to {ino}", request.name, dentry.ino);
+            return refuse(Code::Stale, detail);
+        }
+        // A holder's clock may be wrong; it dates nothing later than the master does.
+        transaction.now = (*at).min(now);
+        unlink(transaction, request, open_elsewhere)?;
+        changed.extend([request.parent, *ino]);
+    }
+    transaction.now = now;
+    let gone = &transaction.effects.removed;
+    let left = changed.into_iter().filter(|ino| !gone.contains(ino));
+    let views = left.map(|ino| transaction.view_of(ino)).collect::<Result<_>>()?;
+    Ok(Batched { views })
+}
