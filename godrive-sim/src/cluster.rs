@@ -248,7 +248,8 @@ impl Parts {
             node.to_string(),
         );
         driver.deadline = Duration::from_secs(15);
-        let config = godrive_client::Config::new(driver);
+        let mut config = godrive_client::Config::new(driver);
+        config.removals_in_a_row = 0;
         let mut seeds = SmallRng::seed_from_u64(self.dice.random());
         let starts = move || {
             let world = godrive_client::World {

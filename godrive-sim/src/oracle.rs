@@ -83,6 +83,8 @@ pub struct Oracle {
     registers: BTreeMap<Place, Register>,
     /// Clients that may be past their lease.
     cut: BTreeMap<u16, bool>,
+    /// How often something happened after which what was not flushed may be gone.
+    pub disturbances: u64,
     pub tally: Tally,
     pub violations: Vec<String>,
 }
@@ -149,6 +151,7 @@ impl Oracle {
     pub fn cut(&mut self, client: u16, cut: bool) {
         self.cut.insert(client, cut);
         if cut {
+            self.disturbances += 1;
             self.loses(Safety::Held, |write| write.client == client);
         }
     }
@@ -164,6 +167,7 @@ impl Oracle {
 
     /// Everything that held it lost its power: what was not fsynced may be gone.
     pub fn power_fails(&mut self) {
+        self.disturbances += 1;
         self.loses(Safety::Stable, |_| true);
         for write in self.registers.values_mut().flat_map(|register| register.writes.iter_mut()) {
             write.unpowered |= write.safety < Safety::Stable;

@@ -1,6 +1,7 @@
 //! What the run and its hosts have in common: the oracle, and what everyone is doing.
 
 use crate::oracle::Oracle;
+use godrive_proto::Ino;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,6 +10,16 @@ use std::time::Duration;
 /// Operations that took longer are logged.
 const SLOW: Duration = Duration::from_millis(400);
 
+/// See [`crate::folder`].
+#[derive(Clone, Copy, Debug)]
+pub struct Folder {
+    pub ino: Ino,
+    /// Its number as a file of the oracle's.
+    pub file: u32,
+    /// [`Oracle::disturbances`] when it was made.
+    pub disturbances: u64,
+}
+
 #[derive(Default)]
 pub struct Notes {
     pub oracle: Oracle,
@@ -16,6 +27,9 @@ pub struct Notes {
     pub doing: BTreeMap<u16, (Duration, String)>,
     /// When each acknowledged operation of each client ended.
     pub acknowledged: Vec<(u16, Duration)>,
+    /// The folder that each client works in.
+    pub folders: BTreeMap<u16, Folder>,
+    pub made_folders: u32,
     /// Clients that have done all they had to.
     pub finished: BTreeMap<u16, bool>,
     /// What must not happen, apart from what the oracle finds.

@@ -1,21 +1,28 @@
 //! What a client does all day: it reads and writes stamped blocks of a file that all clients share, closes and
-//! fsyncs it, and publishes files of its own by renaming them over a name. Everything is told to the oracle.
+//! fsyncs it, publishes files of its own by renaming them over a name, and fills and empties a folder of its own.
+//! Everything is told to the oracle.
 
+use crate::folder::{self, Change};
 use crate::oracle::{Place, Safety};
-use crate::shared::Shared;
+use crate::shared::{Folder, Shared};
 use crate::stamp::{self, Found, Stamp};
 use godrive_client::fs::{Caller, Found as Looked, Handle};
 use godrive_client::{Fs, FsError};
-use godrive_proto::meta::RenameMode;
+use godrive_proto::meta::{NewNode, RenameMode};
 use godrive_proto::{Ino, ROOT};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The file that all clients share; each client's published file has the number 100 + client.
+/// The file that all clients share; each client's published file has the number 100 + client, and folders have numbers
+/// from 1000.
 const SHARED: u32 = 1;
 const PUBLISHED: u32 = 100;
+const FOLDERS: u32 = 1000;
+/// The most changes of a folder in a row.
+const BURST: usize = 6;
 const SHARED_NAME: &[u8] = b"shared";
 /// Not a multiple of a leaf, so that deltas are partial.
 const BLOCK_BYTES: usize = 3000;
@@ -42,6 +49,16 @@ pub struct Worker {
     rng: SmallRng,
     sequence: u64,
     handle: Option<Handle>,
+    folder: Option<OwnFolder>,
+    /// Files that were given up after an error.
+    given_up: BTreeSet<Ino>,
+}
+
+/// The folder that a client works in, and what is left to do of its present round.
+struct OwnFolder {
+    known: Folder,
+    base: u64,
+    round: VecDeque<(u64, Change)>,
 }
 
 type Outcome<T> = Result<T, FsError>;
@@ -50,7 +67,8 @@ impl Worker {
     pub fn new(id: u16, fs: Arc<Fs>, shared: Shared, load: Workload, seed: u64) -> Self {
         // A client that starts anew goes on with stamps that were not used.
         let sequence = turmoil::sim_elapsed().unwrap_or_default().as_micros() as u64;
-        Self { id, fs, shared, load, rng: SmallRng::seed_from_u64(seed), sequence, handle: None }
+        let rng = SmallRng::seed_from_u64(seed);
+        Self { id, fs, shared, load, rng, sequence, handle: None, folder: None, given_up: BTreeSet::new() }
     }
 
     /// Works until the time is over, then closes and verifies everything.
@@ -63,7 +81,10 @@ impl Worker {
         self.close().await;
         self.verify().await;
         self.shared.doing(self.id, "stopping");
-        if let Err(unflushed) = self.fs.stop().await {
+        let unflushed = self.fs.stop().await.err().map_or_else(Vec::new, |unflushed| unflushed.0);
+        let unflushed: Vec<_> =
+            unflushed.into_iter().filter(|(ino, _)| !self.given_up.contains(ino)).collect();
+        if !unflushed.is_empty() {
             self.shared.problem(format!("client {} could not flush at its end: {unflushed:?}", self.id));
         }
         self.shared.doing(self.id, "nothing any more");
@@ -73,8 +94,13 @@ impl Worker {
     async fn step(&mut self) {
         let place = self.rng.random_range(0..self.load.places);
         let outcome = match self.rng.random_range(0..100) {
-            0..45 => self.read(place).await,
-            45..80 => self.write(place).await,
+            0..42 => self.read(place).await,
+            42..72 => self.write(place).await,
+            72..77 => return self.change_folder().await,
+            77..80 => {
+                let other = self.rng.random_range(0..self.load.clients);
+                return self.list_folder(other).await;
+            }
             80..85 => self.fsync().await,
             85..90 => {
                 self.close().await;
@@ -108,16 +134,17 @@ impl Worker {
         if let Some(handle) = self.handle {
             return Ok(handle);
         }
-        let handle = self.open_or_create(SHARED_NAME).await?;
+        let (_, handle) = self.open_or_create(SHARED_NAME).await?;
         self.handle = Some(handle);
         Ok(handle)
     }
 
-    async fn open_or_create(&self, name: &[u8]) -> Outcome<Handle> {
+    async fn open_or_create(&self, name: &[u8]) -> Outcome<(Ino, Handle)> {
         self.shared.doing(self.id, format!("open or create {}", String::from_utf8_lossy(name)));
         let caller = Caller::default();
         let opened = self.fs.create(ROOT, name, 0o644, O_RDWR, caller).await;
-        opened.map(|created| created.opened.handle).inspect_err(|error| self.shared.error("create", error))
+        let opened = opened.inspect_err(|error| self.shared.error("create", error))?;
+        Ok((opened.entry.attr.ino, opened.opened.handle))
     }
 
     async fn read(&mut self, place: u64) -> Outcome<()> {
@@ -202,7 +229,7 @@ impl Worker {
                 });
                 self.shared.acknowledged(self.id);
                 self.shared.doing(self.id, "fsync of the directory");
-                match self.sync_root().await {
+                match self.sync_directory(ROOT).await {
                     Ok(()) => self.shared.with(|notes| {
                         notes.oracle.safe(self.id, place.0, stamp.sequence + 1, Safety::Stable);
                     }),
@@ -213,22 +240,141 @@ impl Worker {
         }
     }
 
-    async fn sync_root(&self) -> Outcome<()> {
-        let root = self.fs.opendir(ROOT)?.handle;
-        let synced = self.fs.fsyncdir(root).await;
-        self.fs.releasedir(root);
+    async fn sync_directory(&self, ino: Ino) -> Outcome<()> {
+        let handle = self.fs.opendir(ino)?.handle;
+        let synced = self.fs.fsyncdir(handle).await;
+        self.fs.releasedir(handle);
         synced
     }
 
-    async fn prepare(&self, name: &[u8], stamp: Stamp) -> Outcome<()> {
-        let handle = self.open_or_create(name).await?;
+    async fn prepare(&mut self, name: &[u8], stamp: Stamp) -> Outcome<()> {
+        let (ino, handle) = self.open_or_create(name).await?;
         self.shared.doing(self.id, "write a file to publish");
         let written =
             self.fs.write(handle, 0, stamp::block(stamp, 0, PUBLISHED_BYTES), false).await.map(drop);
         self.shared.doing(self.id, "close a file to publish");
         let flushed = self.fs.flush(handle).await;
         self.fs.release(handle);
-        written.and(flushed)
+        let prepared = written.and(flushed);
+        if prepared.is_err() {
+            self.given_up.insert(ino);
+        }
+        prepared
+    }
+
+    /// Some changes of the own folder, one after the other.
+    async fn change_folder(&mut self) {
+        for _ in 0..self.rng.random_range(1..=BURST) {
+            let disturbances = self.shared.with(|notes| notes.oracle.disturbances);
+            let undisturbed = self.folder.take().filter(|own| own.known.disturbances == disturbances);
+            let mut own = match undisturbed {
+                Some(own) => own,
+                None => match self.make_folder(disturbances).await {
+                    Ok(own) => own,
+                    Err(error) => return self.shared.error("make a folder", &error),
+                },
+            };
+            if own.round.is_empty() {
+                let before = std::mem::replace(&mut own.base, self.sequence);
+                self.sequence = folder::after(self.sequence);
+                own.round = folder::round(own.base, (before > 0).then(|| folder::left(before))).into();
+            }
+            let Some((sequence, change)) = own.round.pop_front() else { return };
+            let (file, stamp) = (own.known.file, Stamp { client: self.id, sequence });
+            self.shared.doing(self.id, format!("{change:?} in folder {file}"));
+            self.shared.with(|notes| notes.oracle.write_begins((file, 0), stamp));
+            if let Err(error) = self.change(own.known.ino, change).await {
+                self.shared.with(|notes| notes.oracle.failed(self.id, file));
+                return self.shared.error("change a folder", &error);
+            }
+            self.shared.with(|notes| {
+                notes.oracle.write_ends((file, 0), stamp);
+                if matches!(change, Change::Make { .. }) {
+                    // The master has answered it, and what came before it.
+                    notes.oracle.safe(self.id, file, sequence + 1, Safety::Held);
+                }
+            });
+            self.shared.acknowledged(self.id);
+            if self.rng.random_bool(0.1) {
+                match self.sync_directory(own.known.ino).await {
+                    Ok(()) => self
+                        .shared
+                        .with(|notes| notes.oracle.safe(self.id, file, sequence + 1, Safety::Stable)),
+                    Err(error) => {
+                        self.shared.with(|notes| notes.oracle.failed(self.id, file));
+                        return self.shared.error("fsync of a folder", &error);
+                    }
+                }
+            }
+            self.folder = Some(own);
+        }
+    }
+
+    async fn make_folder(&mut self, disturbances: u64) -> Outcome<OwnFolder> {
+        self.sequence += 1;
+        let name = format!("folder-{}-{}", self.id, self.sequence);
+        self.shared.doing(self.id, "make a folder");
+        let made = self.fs.make(ROOT, name.as_bytes(), NewNode::Directory, 0o755, Caller::default()).await?;
+        let ino = made.value.attr.ino;
+        let known = self.shared.with(|notes| {
+            let known = Folder { ino, file: FOLDERS + notes.made_folders, disturbances };
+            notes.made_folders += 1;
+            notes.folders.insert(self.id, known);
+            known
+        });
+        Ok(OwnFolder { known, base: 0, round: VecDeque::new() })
+    }
+
+    async fn change(&self, folder: Ino, change: Change) -> Outcome<()> {
+        match change {
+            Change::Make { name } => {
+                let name = name.to_string();
+                let made =
+                    self.fs.make(folder, name.as_bytes(), NewNode::File, 0o644, Caller::default()).await;
+                made.map(drop)
+            }
+            Change::Remove { name } => {
+                let name = name.to_string();
+                match self.fs.try_unlink(folder, name.as_bytes()) {
+                    Some(removed) => removed,
+                    None => self.fs.unlink(folder, name.as_bytes()).await,
+                }
+            }
+        }
+    }
+
+    async fn list_folder(&mut self, other: u16) {
+        let Some(folder) = self.shared.with(|notes| notes.folders.get(&other).copied()) else { return };
+        self.shared.doing(self.id, format!("list folder {}", folder.file));
+        let reading = self.shared.with(|notes| notes.oracle.read_begins((folder.file, 0)));
+        match self.list(folder.ino).await {
+            Ok(names) => {
+                let found = folder::read(other, &names);
+                self.shared.with(|notes| {
+                    let disturbed = notes.oracle.disturbances != folder.disturbances;
+                    // What was lost in the middle of a change leaves a gap; and its own client may see what the master
+                    // has lost until it has been told.
+                    if !disturbed || (found != Found::Torn && other != self.id) {
+                        notes.oracle.read_ends(self.id, reading, found);
+                    }
+                });
+                self.shared.acknowledged(self.id);
+            }
+            Err(error) => self.shared.error("list a folder", &error),
+        }
+    }
+
+    /// One page, which is one moment's, holds all of it.
+    async fn list(&self, folder: Ino) -> Outcome<Vec<Vec<u8>>> {
+        let handle = self.fs.opendir(folder)?.handle;
+        let most = 4 * folder::FILES as usize;
+        let listed = match self.fs.try_readdir(handle, 0, most, true) {
+            Some(listed) => listed,
+            None => self.fs.readdir(handle, 0, most, true).await,
+        };
+        self.fs.releasedir(handle);
+        let names = listed?.value.into_iter().map(|entry| entry.name);
+        Ok(names.filter(|name| ![b".".as_slice(), b".."].contains(&name.as_slice())).collect())
     }
 
     async fn look_at(&mut self, other: u16) {
@@ -279,6 +425,7 @@ impl Worker {
         }
         for other in 0..self.load.clients {
             self.look_at(other).await;
+            self.list_folder(other).await;
         }
         self.close().await;
     }
