@@ -1,7 +1,5 @@
 //! Names removed under exclusive leases: owning a directory, and telling the master afterwards.
 
-#![allow(clippy::unwrap_used)]
-
 mod common;
 
 use common::{Answer, Client, Cluster, create, eventually, name, quick};

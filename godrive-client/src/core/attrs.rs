@@ -102,7 +102,7 @@ pub fn touch_status(attr: &mut Attr, now: Timestamp) {
 
 /// The contents changed at `now`. An mtime above the ctime was set by a user, and gives way.
 pub fn touch_contents(attr: &mut Attr, now: Timestamp) {
-    attr.mtime = if attr.mtime <= attr.ctime { attr.mtime.max(now) } else { now };
+    attr.mtime = if attr.mtime <= attr.ctime { attr.mtime.max(now) } else { now.max(attr.ctime) };
     touch_status(attr, now);
 }
 

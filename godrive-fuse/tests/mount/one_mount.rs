@@ -392,3 +392,37 @@ fn ending_the_daemon_flushes() {
     ]);
     assert!(fs::read(&path).unwrap() == pattern(5 << 20, 9));
 }
+
+#[test]
+fn removals_before_an_fsync_survive_the_death_of_the_daemon() {
+    let cluster = Cluster::start(1);
+    let folder = cluster.mount(1).join("folder");
+    fs::create_dir(&folder).unwrap();
+    for number in 0..300 {
+        fs::write(folder.join(format!("{number:03}")), b"x").unwrap();
+    }
+    for number in 0..200 {
+        fs::remove_file(folder.join(format!("{number:03}"))).unwrap();
+    }
+    File::open(&folder).unwrap().sync_all().unwrap();
+    for number in 200..260 {
+        fs::remove_file(folder.join(format!("{number:03}"))).unwrap();
+    }
+    let pid = nix::unistd::Pid::from_raw(cluster.daemon(1));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    eventually("the daemon is gone", || fs::metadata(&folder).is_err());
+    cluster.godrive(&[
+        "mount",
+        "--dir",
+        cluster.mount(1).parent().unwrap().join("cluster").to_str().unwrap(),
+        cluster.mount(1).to_str().unwrap(),
+    ]);
+    let mut left: Vec<u32> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    left.sort();
+    let first = *left.first().expect("forty were never removed");
+    assert!((200..=260).contains(&first), "{first}");
+    assert_eq!(left, (first..300).collect::<Vec<_>>(), "what was lost is the end of the row");
+}

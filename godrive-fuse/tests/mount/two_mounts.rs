@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 #[test]
 fn alternate_writes_are_seen_at_once_in_both_directions() {
@@ -151,4 +153,47 @@ fn two_writers_in_one_page_do_not_wait_for_each_other_for_ever() {
     for number in 1..=2 {
         assert_eq!(fs::read(cluster.mount(number).join("page")).unwrap(), expected);
     }
+}
+
+/// Files removed one after the other are removed under leases, ahead of the master.
+#[test]
+fn what_one_mount_removes_in_a_row_is_gone_on_the_other_at_once() {
+    const FILES: usize = 600;
+    let cluster = Cluster::start(2);
+    let paths = [cluster.mount(1), cluster.mount(2)].map(|mount| mount.join("tree"));
+    let file = |number: usize| format!("d{}/f{number}", number / 100);
+    fs::create_dir(&paths[0]).unwrap();
+    for number in 0..FILES {
+        if number % 100 == 0 {
+            fs::create_dir(paths[0].join(format!("d{}", number / 100))).unwrap();
+        }
+        fs::write(paths[0].join(file(number)), b"x").unwrap();
+    }
+    let count = |path: &std::path::Path| fs::read_dir(path).unwrap().count();
+    assert_eq!((0..FILES / 100).map(|d| count(&paths[1].join(format!("d{d}")))).sum::<usize>(), FILES);
+    // A file goes when `begun` passes it, and is gone when `ended` does.
+    let (begun, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..FILES - 100 {
+                begun.store(number + 1, Ordering::SeqCst);
+                fs::remove_file(paths[0].join(file(number))).unwrap();
+                ended.store(number + 1, Ordering::SeqCst);
+            }
+        });
+        let mut number = 7;
+        while ended.load(Ordering::SeqCst) < FILES - 100 {
+            number = (number * 31 + 17) % FILES;
+            let before = ended.load(Ordering::SeqCst);
+            let seen = fs::metadata(paths[1].join(file(number))).is_ok();
+            let after = begun.load(Ordering::SeqCst);
+            assert!(seen || number < after, "{number} is missing, {after} were begun");
+            assert!(!seen || number >= before, "{number} is still there, {before} are removed");
+            std::thread::sleep(Duration::from_millis(number as u64 % 4));
+        }
+    });
+    fs::remove_dir_all(&paths[0]).unwrap();
+    assert_eq!(fs::metadata(&paths[1]).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(count(cluster.mount(2)), 0);
+    fs::create_dir(&paths[1]).expect("the name is free");
 }

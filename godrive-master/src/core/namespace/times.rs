@@ -13,7 +13,7 @@ impl Inode {
     /// The contents changed: the bytes of a file, the names in a directory.
     pub fn touch_contents(&mut self, now: Timestamp) {
         // An mtime not above the ctime came from a clock and must not run backwards; one above was set by a user.
-        self.mtime = if self.mtime <= self.ctime { self.mtime.max(now) } else { now };
+        self.mtime = if self.mtime <= self.ctime { self.mtime.max(now) } else { now.max(self.ctime) };
         self.touch_status(now);
     }
 }
