@@ -191,6 +191,7 @@ fn client_config(config: &Config, path: &Path) -> godrive_client::Config {
     driver.hard = config.hard;
     let mut client = godrive_client::Config::new(driver);
     client.cache_bytes = config.cache_bytes;
+    client.caller_caches = true;
     client.write_buffer_bytes = config.write_buffer_bytes;
     client.close = match config.close {
         Close::Held => CloseMode::Held,

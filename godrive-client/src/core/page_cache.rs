@@ -1,4 +1,6 @@
-//! The page cache: bytes of chunks as the replicas hold them, least recently used first out, bounded in bytes.
+//! The page cache: bytes of chunks as the replicas hold them, least recently used first out, bounded in bytes. What a
+//! sequential reader has gone past goes before, so that a long stream neither pushes out what others use nor takes
+//! memory that the caller's own cache holds a second time.
 //!
 //! A page is keyed by a tag and its number. A tag stands for one chunk of one file with one history of contents
 //! as this client saw it: under a lease the owner patches its pages when its own deltas land; when a lease comes back
@@ -17,6 +19,8 @@ pub const PAGE_BYTES: u32 = 64 << 10;
 const SHARDS: u64 = 16;
 /// What a page costs beside its bytes.
 const PAGE_OVERHEAD: u64 = 256;
+/// Pages that sequential readers have gone past may take this share of the limit.
+const PASSED_SHARE: u64 = 32;
 
 static ZEROS: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
 
@@ -33,7 +37,7 @@ pub struct Tag(pub u64);
 #[derive(Debug, Default)]
 struct Runs {
     map: BTreeMap<u32, Bytes>,
-    cost: u64,
+    bytes: u64,
 }
 
 impl Runs {
@@ -44,7 +48,7 @@ impl Runs {
             before.into_iter().chain(self.map.range(offset..end).map(|(at, _)| *at)).collect();
         for at in touched {
             let Some(old) = self.map.remove(&at) else { continue };
-            self.cost -= cost(&old);
+            self.bytes -= cost(&old);
             let old_end = at + old.len() as u32;
             for (from, to) in [(at, old_end.min(offset)), (at.max(end), old_end)] {
                 if from < to {
@@ -55,8 +59,13 @@ impl Runs {
         self.put(offset, bytes);
     }
 
+    /// Memory in use.
+    fn cost(&self) -> u64 {
+        self.bytes + PAGE_OVERHEAD
+    }
+
     fn put(&mut self, offset: u32, bytes: Bytes) {
-        self.cost += cost(&bytes);
+        self.bytes += cost(&bytes);
         self.map.insert(offset, bytes);
     }
 
@@ -76,9 +85,58 @@ fn cost(bytes: &Bytes) -> u64 {
     if is_static { 0 } else { bytes.len() as u64 }
 }
 
+type Key = (Tag, u32);
+
 struct Shard {
-    pages: LruCache<(Tag, u32), Runs>,
+    pages: LruCache<Key, Runs>,
+    /// Pages that a sequential reader has gone past, and no one has asked for since.
+    passed: LruCache<Key, Runs>,
+    passed_cost: u64,
+    /// Of all.
     cost: u64,
+}
+
+impl Shard {
+    /// The page, as the most recently used.
+    fn find(&mut self, key: &Key) -> Option<&Runs> {
+        if let Some(runs) = self.passed.pop(key) {
+            self.passed_cost -= runs.cost();
+            self.pages.push(*key, runs);
+        }
+        self.pages.get(key)
+    }
+
+    fn take(&mut self, key: &Key) -> Option<Runs> {
+        self.find(key)?;
+        let runs = self.pages.pop(key)?;
+        self.cost -= runs.cost();
+        Some(runs)
+    }
+
+    fn keep(&mut self, key: Key, runs: Runs, limit: u64) {
+        self.cost += runs.cost();
+        self.pages.push(key, runs);
+        while self.cost > limit {
+            if !self.drop_passed() {
+                let Some((_, old)) = self.pages.pop_lru() else { break };
+                self.cost -= old.cost();
+            }
+        }
+    }
+
+    fn pass(&mut self, key: Key, limit: u64) {
+        let Some(runs) = self.pages.pop(&key) else { return };
+        self.passed_cost += runs.cost();
+        self.passed.push(key, runs);
+        while self.passed_cost > limit && self.drop_passed() {}
+    }
+
+    fn drop_passed(&mut self) -> bool {
+        let Some((_, old)) = self.passed.pop_lru() else { return false };
+        self.passed_cost -= old.cost();
+        self.cost -= old.cost();
+        true
+    }
 }
 
 pub struct PageCache {
@@ -88,7 +146,10 @@ pub struct PageCache {
 
 impl PageCache {
     pub fn new(limit_bytes: u64) -> Self {
-        let shard = || Mutex::new(Shard { pages: LruCache::unbounded(), cost: 0 });
+        let shard = || {
+            let (pages, passed) = (LruCache::unbounded(), LruCache::unbounded());
+            Mutex::new(Shard { pages, passed, passed_cost: 0, cost: 0 })
+        };
         Self { shards: (0..SHARDS).map(|_| shard()).collect(), shard_limit: limit_bytes / SHARDS }
     }
 
@@ -107,7 +168,7 @@ impl PageCache {
         let mut found = Vec::new();
         for page in Page::covering(start, end) {
             let mut shard = self.shard(tag, page.number).lock();
-            if let Some(runs) = shard.pages.get(&(tag, page.number)) {
+            if let Some(runs) = shard.find(&(tag, page.number)) {
                 runs.read(page.start, page.end, &mut found, page.base());
             }
         }
@@ -130,17 +191,18 @@ impl PageCache {
         }
     }
 
+    /// A sequential reader has gone past `start..end`: its whole pages are the first to go.
+    pub fn pass(&self, tag: Tag, start: u32, end: u32) {
+        for number in start.div_ceil(PAGE_BYTES)..end / PAGE_BYTES {
+            self.shard(tag, number).lock().pass((tag, number), self.shard_limit / PASSED_SHARE);
+        }
+    }
+
     fn put(&self, tag: Tag, page: &Page, bytes: Bytes) {
         let mut shard = self.shard(tag, page.number).lock();
-        let runs = shard.pages.get_or_insert_mut((tag, page.number), Runs::default);
-        let before = if runs.map.is_empty() { 0 } else { runs.cost + PAGE_OVERHEAD };
+        let mut runs = shard.take(&(tag, page.number)).unwrap_or_default();
         runs.insert(page.start, bytes);
-        let after = runs.cost + PAGE_OVERHEAD;
-        shard.cost = shard.cost - before + after;
-        while shard.cost > self.shard_limit {
-            let Some((_, old)) = shard.pages.pop_lru() else { break };
-            shard.cost -= old.cost + PAGE_OVERHEAD;
-        }
+        shard.keep((tag, page.number), runs, self.shard_limit);
     }
 
     fn shard(&self, tag: Tag, page: u32) -> &Mutex<Shard> {

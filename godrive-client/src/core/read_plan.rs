@@ -163,4 +163,9 @@ impl ReadAhead {
         self.fetched_until = wanted;
         Some(from..wanted)
     }
+
+    /// Whether the reads so far are a long stream, whose reader is not expected back.
+    pub fn goes_past(&self) -> bool {
+        self.window == LAST_WINDOW
+    }
 }

@@ -18,6 +18,9 @@ pub struct Config {
     pub driver: crate::driver::Config,
     /// The page cache, bytes.
     pub cache_bytes: u64,
+    /// Whether the caller keeps what it has read in a cache of its own, as the kernel does for a mount: a long
+    /// stream then leaves little behind in the page cache.
+    pub caller_caches: bool,
     /// Bytes written and not yet held by the slaves; a writer above it waits.
     pub write_buffer_bytes: u64,
     pub close: CloseMode,
@@ -36,6 +39,7 @@ impl Config {
         Self {
             driver,
             cache_bytes: 256 << 20,
+            caller_caches: false,
             write_buffer_bytes: 128 << 20,
             close: CloseMode::Held,
             ttl_max: Duration::from_secs(60),

@@ -38,8 +38,16 @@ impl<B: Backend> Fs<B> {
             self.cover_open(&inode);
         }
         let ahead = Mutex::default();
-        let file =
-            OpenFile { inode, readable: true, writable: false, append: false, sync: false, poison, ahead };
+        let file = OpenFile {
+            inode,
+            readable: true,
+            writable: false,
+            append: false,
+            sync: false,
+            direct: false,
+            poison,
+            ahead,
+        };
         Ok(Opened { handle: self.handles.add(file), keep_cache, no_flush: true })
     }
 

@@ -57,6 +57,7 @@ impl Access {
             writable: self.writes(),
             append: self.flags & libc::O_APPEND != 0,
             sync: self.flags & (libc::O_SYNC | libc::O_DSYNC) != 0,
+            direct: self.flags & libc::O_DIRECT != 0,
             poison,
             ahead: Mutex::default(),
         }

@@ -62,6 +62,7 @@ impl<B: Backend> Fs<B> {
                     return None;
                 }
                 self.stats.read_hits.add(1);
+                self.pass(&file, offset..offset.saturating_add(u64::from(size)));
                 self.read_neighbours(&file.inode);
                 Some(Ok(Served { value, pass }))
             }
@@ -73,7 +74,8 @@ impl<B: Backend> Fs<B> {
         let file = self.readable(handle)?;
         let range = offset..offset.saturating_add(u64::from(size));
         let served = self.read_range(&file.inode, range.clone()).await?;
-        self.read_ahead(&file, range);
+        self.read_ahead(&file, range.clone());
+        self.pass(&file, range);
         self.read_neighbours(&file.inode);
         Ok(served)
     }
@@ -271,6 +273,22 @@ impl<B: Backend> Fs<B> {
                     tracing::debug!(ino = %inode.ino, chunk = span.index, %error, "read-ahead failed; the read will try itself");
                 }
             });
+        }
+    }
+
+    /// What a long stream was given is in the caller's cache, and here the first to make room.
+    fn pass(&self, file: &OpenFile, range: Range<u64>) {
+        if !self.limits.caller_caches || file.direct || !file.ahead.lock().goes_past() {
+            return;
+        }
+        let state = file.inode.state.lock();
+        if state.chunk_bytes() == 0 {
+            return;
+        }
+        for span in spans(range.start..range.end.min(state.size()), state.chunk_bytes()) {
+            if let Some(slot) = state.slots.get(&span.index) {
+                self.pages.pass(slot.tag, span.start, span.end);
+            }
         }
     }
 

@@ -113,6 +113,8 @@ pub struct OpenFile {
     pub append: bool,
     /// O_SYNC or O_DSYNC.
     pub sync: bool,
+    /// O_DIRECT: no cache of the caller's has what is read.
+    pub direct: bool,
     /// [`super::inode::State::poison`] when it was opened.
     pub poison: u64,
     pub ahead: Mutex<ReadAhead>,
