@@ -2,7 +2,7 @@
 //!
 //! Grants arrive in replies, recalls as requests of the master, on different streams: a recall can overtake the reply
 //! that carries the grant. Lease ids rise with every grant, so the highest recalled id decides: a grant that is not above
-//! it is void. Whether the session's lease time still runs is asked elsewhere, at every use.
+//! it is void. In the same way an exclusive grant overtaken by the lowering of its lease is a shared one by now. Whether the session's lease time still runs is asked elsewhere, at every use.
 
 use godrive_proto::LeaseId;
 use godrive_proto::lease::{Lease, Mode};
@@ -11,6 +11,10 @@ use godrive_proto::lease::{Lease, Mode};
 pub struct LeaseState {
     held: Option<(LeaseId, Mode)>,
     recalled: LeaseId,
+    /// Exclusive grants up to this id were lowered to shared ones.
+    lowered: LeaseId,
+    /// A commit that lowers the lease is on its way; which grants came before it, its answer will say.
+    lowering: bool,
     sole: bool,
 }
 
@@ -26,9 +30,11 @@ impl LeaseState {
         if lease.id <= self.recalled {
             return;
         }
+        let overtaken = self.lowering || lease.id <= self.lowered;
+        let granted = if overtaken { lease.mode.min(Mode::Shared) } else { lease.mode };
         self.held = Some(match self.held {
-            None => (lease.id, lease.mode),
-            Some((id, mode)) => (id.max(lease.id), mode.max(lease.mode)),
+            None => (lease.id, granted),
+            Some((id, mode)) => (id.max(lease.id), mode.max(granted)),
         });
     }
 
@@ -50,10 +56,28 @@ impl LeaseState {
     /// Gives back down to `keeps`.
     pub fn lower(&mut self, keeps: Option<Mode>) {
         self.sole = false;
+        self.lowering = false;
         self.held = match (self.held, keeps) {
-            (Some((id, mode)), Some(keeps)) => Some((id, mode.min(keeps))),
+            (Some((id, mode)), Some(keeps)) => {
+                self.lowered = self.lowered.max(id);
+                Some((id, mode.min(keeps)))
+            }
             _ => None,
         };
+    }
+
+    /// A commit that gives the exclusive lease back is sent. Until [`Self::answered`] no grant is taken for more than a
+    /// shared one: it may have been made before.
+    pub fn begin_lowering(&mut self) {
+        self.lower(Some(Mode::Shared));
+        self.lowering = true;
+    }
+
+    /// The commit was answered, with the lease that is left if it is known: grants up to it came before.
+    pub fn answered(&mut self, left: Option<&Lease>) {
+        if std::mem::take(&mut self.lowering) {
+            self.lowered = self.lowered.max(left.map_or(LeaseId(0), |lease| lease.id));
+        }
     }
 
     /// A lease that was being lowered stays exclusive: the master refused.
@@ -103,6 +127,37 @@ mod tests {
         state.lower(None);
         state.grant(&lease(8, Mode::Exclusive));
         assert!(!state.recall(LeaseId(5)));
+        assert_eq!(state.mode(), Some(Mode::Exclusive));
+    }
+
+    #[test]
+    fn a_grant_that_a_lowering_commit_overtook_is_shared() {
+        let mut state = LeaseState::default();
+        state.grant(&lease(5, Mode::Exclusive));
+        state.begin_lowering();
+        state.grant(&lease(7, Mode::Exclusive));
+        assert_eq!((state.id(), state.mode()), (Some(LeaseId(7)), Some(Mode::Shared)), "before the answer");
+        state.answered(Some(&lease(8, Mode::Shared)));
+        state.grant(&lease(8, Mode::Exclusive));
+        assert_eq!(state.mode(), Some(Mode::Shared), "made before the commit, come after its answer");
+        state.grant(&lease(9, Mode::Exclusive));
+        assert_eq!(state.mode(), Some(Mode::Exclusive), "asked for anew");
+        state.lower(Some(Mode::Shared));
+        state.grant(&lease(9, Mode::Exclusive));
+        assert_eq!(state.mode(), Some(Mode::Shared), "given back without a commit");
+    }
+
+    #[test]
+    fn a_commit_that_was_refused_or_is_forgotten_lowers_nothing_more() {
+        let mut state = LeaseState::default();
+        state.grant(&lease(5, Mode::Exclusive));
+        state.begin_lowering();
+        state.answered(None);
+        state.restore();
+        assert_eq!(state.mode(), Some(Mode::Exclusive));
+        state.begin_lowering();
+        state.lower(None);
+        state.grant(&lease(6, Mode::Exclusive));
         assert_eq!(state.mode(), Some(Mode::Exclusive));
     }
 

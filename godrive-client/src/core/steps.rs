@@ -3,6 +3,9 @@
 use godrive_proto::meta::Step;
 use std::collections::VecDeque;
 
+/// Unsettled steps beyond which changes wait for the master.
+pub const MAX_UNSETTLED: u64 = 4096;
+
 /// Steps are taken from the front, sent, and settled: followed or given up.
 #[derive(Debug, Default)]
 pub struct Steps {
@@ -11,6 +14,12 @@ pub struct Steps {
     settled: u64,
     /// Somebody takes steps until there are none.
     worked: bool,
+    /// Sessions that have ended. Steps were allowed by the leases of theirs, so they do not go into the next.
+    sessions: u64,
+    /// How often steps were given up, and how many of them are being dealt with.
+    failures: u64,
+    failing: u32,
+    closed: bool,
 }
 
 impl Steps {
@@ -28,9 +37,39 @@ impl Steps {
         self.waiting.drain(..count).collect()
     }
 
-    /// All that were not sent, for whoever works on them.
-    pub fn give_up(&mut self) -> Vec<Step> {
+    /// Whether another step may be pushed. Not while some are given up: what is lost would not be the last.
+    pub fn accepts(&self) -> bool {
+        !self.closed && self.failing == 0 && self.unsettled() < MAX_UNSETTLED
+    }
+
+    /// No more are accepted.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// All that were not sent, to be given up and settled. None are accepted until [`Self::failed`].
+    pub fn fail(&mut self) -> Vec<Step> {
+        self.failures += 1;
+        self.failing += 1;
         self.waiting.drain(..).collect()
+    }
+
+    /// What was given up is dealt with.
+    pub fn failed(&mut self) {
+        self.failing -= 1;
+    }
+
+    pub fn failures(&self) -> u64 {
+        self.failures
+    }
+
+    /// The session has ended: what was taken before is not sent any more.
+    pub fn end_session(&mut self) {
+        self.sessions += 1;
+    }
+
+    pub fn session(&self) -> u64 {
+        self.sessions
     }
 
     pub fn settle(&mut self, count: usize) {
@@ -91,6 +130,39 @@ mod tests {
         assert_eq!(steps.take(8).len(), 1);
         assert!(steps.take(8).is_empty());
         assert!(steps.push(step(5)), "the worker has gone");
+    }
+
+    #[test]
+    fn while_steps_are_given_up_none_follow_them() {
+        let mut steps = Steps::default();
+        steps.push(step(2));
+        let taken = steps.take(1);
+        steps.push(step(3));
+        assert_eq!((steps.failures(), steps.fail()), (0, vec![step(3)]));
+        assert!(!steps.accepts());
+        assert_eq!(steps.fail(), [], "the session's end and the worker both give up");
+        steps.failed();
+        assert!(!steps.accepts());
+        steps.failed();
+        steps.settle(taken.len() + 1);
+        assert!(steps.accepts() && steps.is_settled(steps.mark()));
+        assert_eq!(steps.failures(), 2);
+        steps.close();
+        assert!(!steps.accepts());
+    }
+
+    #[test]
+    fn only_so_many_are_unsettled() {
+        let mut steps = Steps::default();
+        for ino in 0..MAX_UNSETTLED {
+            assert!(steps.accepts());
+            steps.push(step(ino + 2));
+        }
+        assert!(!steps.accepts());
+        steps.take(1);
+        assert!(!steps.accepts(), "taken is not settled");
+        steps.settle(1);
+        assert!(steps.accepts());
     }
 
     #[test]

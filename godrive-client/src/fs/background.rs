@@ -152,22 +152,18 @@ impl<B: Backend> Fs<B> {
     }
 
     fn report_orphans(self: &Arc<Self>) {
-        let closed_orphans: Vec<Ino> = {
-            let mut orphans = self.orphans.lock();
-            let batch = orphans.len().min(MAX_ORPHANS);
-            orphans.drain(..batch).filter(|ino| self.is_closed(*ino)).collect()
-        };
-        if closed_orphans.is_empty() {
-            return;
+        let orphans = std::mem::take(&mut *self.orphans.lock());
+        let closed: Vec<Ino> = orphans.into_iter().filter(|ino| self.is_closed(*ino)).collect();
+        for closed_orphans in closed.chunks(MAX_ORPHANS).map(<[Ino]>::to_vec) {
+            let fs = self.clone();
+            tokio::spawn(async move {
+                let request = ReleaseRequest { leases: Vec::new(), closed_orphans };
+                if let Err(fault) = fs.backend.query::<Releases>(&request).await {
+                    tracing::warn!(%fault, orphans = request.closed_orphans.len(), "closed orphans were not reported, again later");
+                    fs.orphans.lock().extend(request.closed_orphans);
+                }
+            });
         }
-        let fs = self.clone();
-        tokio::spawn(async move {
-            let request = ReleaseRequest { leases: Vec::new(), closed_orphans };
-            if let Err(fault) = fs.backend.query::<Releases>(&request).await {
-                tracing::warn!(%fault, orphans = request.closed_orphans.len(), "closed orphans were not reported, again later");
-                fs.orphans.lock().extend(request.closed_orphans);
-            }
-        });
     }
 
     /// Forgets inodes that nobody has used lately, when there are too many of them or of their names. True: there are.
@@ -213,7 +209,9 @@ impl<B: Backend> Fs<B> {
 
     /// Flushes everything, closes the session; says what could not be flushed.
     pub async fn stop(self: &Arc<Self>) -> std::result::Result<(), Unflushed> {
-        self.catch_up().await;
+        self.removals.close();
+        // What was given up is an error of its directory, collected below.
+        let _ = self.catch_up().await;
         let inodes: Vec<Arc<Inode>> = self.dirty.lock().values().cloned().collect();
         let tasks: Vec<_> = inodes
             .into_iter()
@@ -243,7 +241,6 @@ impl<B: Backend> Fs<B> {
         }
         self.stopped.store(true, Ordering::Relaxed);
         self.wake.notify_one();
-        self.catch_up().await;
         self.backend.stop().await;
         if unflushed.is_empty() { Ok(()) } else { Err(Unflushed(unflushed)) }
     }

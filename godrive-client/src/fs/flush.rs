@@ -323,6 +323,7 @@ impl<B: Backend> Fs<B> {
 
     fn committed(&self, inode: &Arc<Inode>, request: &CommitRequest, taken: &TakenCommit, view: &InodeView) {
         self.change(inode, |state| {
+            state.lease.answered(view.lease.as_ref());
             if state.poison != taken.poison {
                 return;
             }
@@ -344,6 +345,7 @@ impl<B: Backend> Fs<B> {
 
     fn not_committed(&self, inode: &Arc<Inode>, fault: &Fault, taken: TakenCommit) {
         let generation = self.change(inode, |state| {
+            state.lease.answered(None);
             if state.poison == taken.poison {
                 state.committing = Pending::default();
                 state.committing_chunks = false;
@@ -402,7 +404,7 @@ impl<B: Backend> Fs<B> {
         // From here on new writes ask for the lease again: when the master has lowered it, readers trust it.
         let lowered = keeps == Mode::Shared;
         if lowered {
-            state.lease.lower(Some(Mode::Shared));
+            state.lease.begin_lowering();
         }
         state.committing_chunks = true;
         let (poison, answered_early) = (state.poison, state.answered_early);

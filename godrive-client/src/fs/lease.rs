@@ -14,6 +14,7 @@ use godrive_proto::meta::Kind;
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::Poll;
+use tokio::sync::Notify;
 
 /// Attempts that an operation has, however slow each of them is.
 const MIN_LOOKS: u32 = 8;
@@ -62,12 +63,22 @@ pub(super) async fn while_held<T>(
     generation: u64,
     request: impl Future<Output = T>,
 ) -> Option<T> {
+    while_so(&inode.changed, || inode.state.lock().generation == generation, request).await
+}
+
+/// Runs a request as long as `is_so`, of which `changed` tells when it may have ended. None: it has, and the request is
+/// dropped without another step.
+pub(super) async fn while_so<T>(
+    changed: &Notify,
+    is_so: impl Fn() -> bool,
+    request: impl Future<Output = T>,
+) -> Option<T> {
     let mut request = std::pin::pin!(request);
     loop {
-        let mut changed = std::pin::pin!(inode.changed.notified());
+        let mut changed = std::pin::pin!(changed.notified());
         changed.as_mut().enable();
         let next = std::future::poll_fn(|context| {
-            if inode.state.lock().generation != generation {
+            if !is_so() {
                 return Poll::Ready(Some(None));
             }
             match request.as_mut().poll(context) {

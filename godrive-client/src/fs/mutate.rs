@@ -16,14 +16,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl<B: Backend> Fs<B> {
-    /// A mutation, in its order behind the removals made here. If its outcome stays unknown, `doubt` says what is not
+    /// A mutation, in its order behind the removals made here; where these fail, so does it. If its outcome stays unknown, `doubt` says what is not
     /// trusted any longer.
     pub(super) async fn mutate<O: Operation>(
         &self,
         request: &O::Request,
         doubt: impl FnOnce() + Send,
     ) -> Result<O::Reply> {
-        self.catch_up().await;
+        self.catch_up().await?;
         let reply = self.backend.mutate::<O>(request).await;
         if let Err(fault) = &reply
             && is_unknown(fault)

@@ -310,6 +310,7 @@ impl<B: Backend> Fs<B> {
                 self.invalidate_later(Invalidation::Pages(inode.ino, crate::core::gate::EVERYTHING));
             }
         }
+        self.end_removals();
         self.invalidate(what, FORGET_NAMES_BUSY).await;
         // The new session has told the master of no open handle yet. Orphans of the old one are gone.
         for inode in self.table.all() {

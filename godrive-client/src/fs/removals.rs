@@ -4,17 +4,20 @@
 //! removal changes what is known here and goes into one queue for the whole mount ([`Steps`]); a worker sends the queue
 //! in batches. Every other change of the namespace waits until the queue is empty, so that the master sees the
 //! mount's changes in their order; so does whatever asks for a lease back. Where a step cannot be followed, that one and
-//! all behind it are given up: what is lost is a suffix, and the directory's next fsync says so.
+//! all behind it are given up, also when the session ends, since the leases end with it: what is lost is a suffix. The
+//! directory's next fsync says so, and so does every change that waits behind it.
 
 use super::inode::{Inode, State};
+use super::lease::while_so;
 use super::mutate::is_unknown;
+use super::names::Busy;
 use super::{Backend, Fs, checked};
 use crate::core::attrs::{touch_contents, touch_status};
 use crate::core::steps::Steps;
 use crate::error::{FsError, Result};
 use godrive_proto::lease::{Own, OwnRequest};
 use godrive_proto::limits::MAX_STEPS;
-use godrive_proto::meta::{Batch, BatchRequest, InodeView, Kind, Name, Step, UnlinkRequest};
+use godrive_proto::meta::{Batch, BatchRequest, Batched, InodeView, Kind, Name, Step, UnlinkRequest};
 use godrive_proto::{Code, Fault, Ino};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,8 +31,6 @@ use tokio::time::Instant;
 const PENALTY: i64 = 16;
 /// How long a removal waits for others to go with it.
 const GATHER: Duration = Duration::from_millis(2);
-/// Unsettled steps beyond which removals wait for the master.
-const MAX_UNSETTLED: u64 = 4096;
 /// Inodes asked for together with their directory, and names looked at to find them.
 const MAX_OWNED: usize = 256;
 const MAX_LOOKED_AT: usize = 4 * MAX_OWNED;
@@ -40,6 +41,7 @@ pub(super) struct Removals {
     /// Somebody waits for the queue to be settled, or there is enough for a batch.
     urgent: Notify,
     settled: Notify,
+    session_ended: Notify,
     /// Removals without another change of the namespace between them: more are likely to follow.
     streak: AtomicI64,
 }
@@ -48,6 +50,11 @@ impl Removals {
     /// Another change of the namespace.
     pub fn interrupted(&self) {
         self.streak.fetch_min(0, Ordering::Relaxed);
+    }
+
+    /// From now on the master is asked first.
+    pub fn close(&self) {
+        self.steps.lock().close();
     }
 }
 
@@ -78,8 +85,7 @@ impl<B: Backend> Fs<B> {
         name: Name,
         directory: bool,
     ) -> bool {
-        let stopped = self.stopped.load(Ordering::Relaxed);
-        if stopped || within.ino == inode.ino || self.removals.steps.lock().unsettled() >= MAX_UNSETTLED {
+        if within.ino == inode.ino {
             return false;
         }
         let (mut outer, mut inner) = both(within, inode);
@@ -92,6 +98,11 @@ impl<B: Backend> Fs<B> {
         else {
             return false;
         };
+        // Under the inodes' locks: the queue has the order in which they were changed.
+        let mut steps = self.removals.steps.lock();
+        if !steps.accepts() {
+            return false;
+        }
         let at = self.backend.wall();
         parent.size = parent.size.saturating_sub(1);
         touch_contents(parent, at);
@@ -107,12 +118,8 @@ impl<B: Backend> Fs<B> {
         inner.unfollowed += 1;
         let request = UnlinkRequest { parent: within.ino, name, directory };
         let step = Step::Unlink { request, ino: inode.ino, at };
-        // Under the inodes' locks: the queue has the order in which they were changed.
-        let (first, full) = {
-            let mut steps = self.removals.steps.lock();
-            (steps.push(step), steps.waiting() >= MAX_STEPS)
-        };
-        drop((outer, inner));
+        let (first, full) = (steps.push(step), steps.waiting() >= MAX_STEPS);
+        drop((steps, outer, inner));
         self.removals.streak.fetch_add(1, Ordering::Relaxed);
         if first {
             self.runtime.spawn(self.clone().follow());
@@ -135,17 +142,28 @@ impl<B: Backend> Fs<B> {
                 // Both outcomes mean: go on.
                 let _ = tokio::time::timeout(GATHER, self.removals.urgent.notified()).await;
             }
-            let steps = self.removals.steps.lock().take(MAX_STEPS);
+            let (session, steps) = {
+                let mut steps = self.removals.steps.lock();
+                (steps.session(), steps.take(MAX_STEPS))
+            };
             if steps.is_empty() {
                 return;
             }
-            self.send(steps).await;
+            self.send(session, steps).await;
         }
     }
 
-    async fn send(self: &Arc<Self>, steps: Vec<Step>) {
+    /// Asks the master to follow, but not in another session than the one whose leases allowed the steps.
+    async fn tell(&self, session: u64, request: &BatchRequest) -> std::result::Result<Batched, Fault> {
+        let is_same = || self.removals.steps.lock().session() == session;
+        let telling = self.backend.mutate::<Batch>(request);
+        let ended = || Err(Fault::new(Code::SessionLost, "the session ended before the master had followed"));
+        while_so(&self.removals.session_ended, is_same, telling).await.unwrap_or_else(ended)
+    }
+
+    async fn send(self: &Arc<Self>, session: u64, steps: Vec<Step>) {
         let request = BatchRequest { steps };
-        let fault = match self.backend.mutate::<Batch>(&request).await {
+        let fault = match self.tell(session, &request).await {
             Ok(reply) => return self.followed(&request.steps, &reply.views),
             Err(fault) => fault,
         };
@@ -156,7 +174,7 @@ impl<B: Backend> Fs<B> {
         let mut steps = request.steps.into_iter();
         while let Some(step) = steps.next() {
             let request = BatchRequest { steps: vec![step] };
-            match self.backend.mutate::<Batch>(&request).await {
+            match self.tell(session, &request).await {
                 Ok(reply) => self.followed(&request.steps, &reply.views),
                 Err(fault) => return self.give_up(request.steps.into_iter().chain(steps).collect(), &fault),
             }
@@ -198,7 +216,7 @@ impl<B: Backend> Fs<B> {
     /// Neither these nor those behind them reach the master, or nobody knows whether they did.
     fn give_up(self: &Arc<Self>, mut steps: Vec<Step>, fault: &Fault) {
         let taken = steps.len();
-        steps.extend(self.removals.steps.lock().give_up());
+        steps.extend(self.removals.steps.lock().fail());
         tracing::error!(%fault, names = steps.len(), taken, "names that were removed here may still exist");
         for (ino, count) in touched(&steps) {
             let inode = self.table.get(ino);
@@ -218,7 +236,23 @@ impl<B: Backend> Fs<B> {
             let told = format!("names removed in directory {ino} may still exist: {fault}");
             self.note_error(&directory, FsError::new(errno, told));
         }
+        self.removals.steps.lock().failed();
         self.settled(steps.len());
+    }
+
+    /// The leases ended with the session, and what it allowed must not happen in the next: others may have changed the
+    /// files meanwhile.
+    pub(super) fn end_removals(self: &Arc<Self>) {
+        let waiting = {
+            let mut steps = self.removals.steps.lock();
+            steps.end_session();
+            steps.waiting() > 0
+        };
+        self.removals.session_ended.notify_waiters();
+        if waiting {
+            let fault = Fault::new(Code::SessionLost, "the session ended before the master was told");
+            self.give_up(Vec::new(), &fault);
+        }
     }
 
     fn settled(&self, count: usize) {
@@ -226,24 +260,32 @@ impl<B: Backend> Fs<B> {
         self.removals.settled.notify_waiters();
     }
 
-    /// Waits until the master has followed all that was removed here before.
-    pub(super) async fn catch_up(&self) {
-        let mark = self.removals.steps.lock().mark();
+    /// Waits until the master has followed all that was removed here before. An error: some of it was given up meanwhile.
+    pub(super) async fn catch_up(&self) -> Result<()> {
+        let (mark, failures) = {
+            let steps = self.removals.steps.lock();
+            (steps.mark(), steps.failures())
+        };
         loop {
             let mut settled = std::pin::pin!(self.removals.settled.notified());
             settled.as_mut().enable();
-            if self.removals.steps.lock().is_settled(mark) {
-                return;
+            {
+                let steps = self.removals.steps.lock();
+                if steps.is_settled(mark) {
+                    let followed = steps.failures() == failures;
+                    let lost = || FsError::new(libc::EIO, "names that were removed before may still exist");
+                    return if followed { Ok(()) } else { Err(lost()) };
+                }
             }
             self.removals.urgent.notify_one();
             settled.await;
         }
     }
 
-    /// The same as far as this inode was changed.
+    /// The same as far as this inode was changed. What was given up is then read anew, and its fsync tells.
     pub(super) async fn catch_up_on(&self, inode: &Inode) {
         if inode.state.lock().unfollowed > 0 {
-            self.catch_up().await;
+            let _ = self.catch_up().await;
         }
     }
 
@@ -261,6 +303,8 @@ impl<B: Backend> Fs<B> {
             return true;
         }
         let Some(also) = self.wanted(within, inode, name) else { return false };
+        // The kernel holds the directory's lock meanwhile.
+        let _busy = Busy::new(within);
         let reply = self.backend.query::<Own>(&OwnRequest { directory: within.ino, also }).await;
         let views = match reply {
             Ok(owned) => owned.also.into_iter().chain([owned.directory]),
@@ -291,6 +335,13 @@ impl<B: Backend> Fs<B> {
 
     /// What is to be owned besides the directory: this inode and those whose names follow. None: it would not help.
     fn wanted(&self, within: &Arc<Inode>, inode: &Arc<Inode>, name: &Name) -> Option<Vec<Ino>> {
+        let is_unused = |state: &State| state.open == 0 && !state.is_dirty();
+        {
+            let state = inode.state.lock();
+            if state.kind() != Some(Kind::Directory) && !is_unused(&state) {
+                return None;
+            }
+        }
         let next: Vec<Ino> = {
             let state = within.state.lock();
             let contended = state.hot_until.is_some_and(|until| until > Instant::now());
@@ -303,7 +354,7 @@ impl<B: Backend> Fs<B> {
             let known = self.table.find(*ino).filter(|known| known.ino != inode.ino);
             known.is_some_and(|known| {
                 let state = known.state.lock();
-                !state.is_exclusive() && state.open == 0
+                !state.is_exclusive() && is_unused(&state)
             })
         };
         let also = next.into_iter().filter(wanted).take(MAX_OWNED - 1);

@@ -299,3 +299,50 @@ async fn a_name_that_a_restarted_master_still_has_is_seen_again() {
     assert_eq!(at_master(&cluster, within), 2);
     sound(&cluster);
 }
+
+/// What the leases of a session allowed is not done in the next: meanwhile others may have written to the file.
+#[tokio::test(start_paused = true)]
+async fn an_ended_session_takes_its_removals_along() {
+    let mut executed = 0;
+    for seed in 0..40 {
+        let cluster = Cluster::new(seed);
+        let fs = eager(&cluster, 1);
+        let within = directory(&fs, ROOT, b"d", 4).await;
+        let handle = fs.opendir(within).unwrap().handle;
+        unlink(&fs, within, b"000").await;
+        fs.fsyncdir(handle).await.unwrap();
+        assert!(fs.try_unlink(within, b"001").is_some());
+        // Before the batch leaves, on its way, and when it was executed.
+        tokio::time::sleep(Duration::from_micros(100 * seed)).await;
+        assert!(fs.try_unlink(within, b"002").is_some());
+        let before = (at_master(&cluster, within), requests(&cluster, Batch::CODE));
+        cluster.upcalls(1).session_lost().await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!((at_master(&cluster, within), requests(&cluster, Batch::CODE)), before, "seed {seed}");
+        executed += 3 - before.0;
+        assert_eq!(fs.fsyncdir(handle).await.unwrap_err().errno, libc::EIO);
+        fs.fsyncdir(handle).await.unwrap();
+        assert_eq!(exists(&fs, within, b"001").await, before.0 == 3, "seed {seed}");
+        assert!(exists(&fs, within, b"002").await);
+        for name in [b"002", b"003"] {
+            unlink(&fs, within, name).await;
+        }
+        fs.fsyncdir(handle).await.unwrap();
+        assert_eq!(at_master(&cluster, within), before.0 - 2);
+        sound(&cluster);
+    }
+    assert!((1..40).contains(&executed), "{executed}");
+}
+
+/// A name that is open or being written here cannot be removed here: nobody is asked for leases that would not help.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_owned_for_what_is_in_use() {
+    let cluster = Cluster::new(9);
+    let fs = eager(&cluster, 1);
+    let within = directory(&fs, ROOT, b"d", 0).await;
+    let made = fs.create(within, b"open", 0o644, libc::O_RDONLY, OWNER).await.unwrap();
+    unlink(&fs, within, b"open").await;
+    assert_eq!((requests(&cluster, Own::CODE), requests(&cluster, Unlink::CODE)), (0, 1));
+    fs.release(made.opened.handle);
+    sound(&cluster);
+}

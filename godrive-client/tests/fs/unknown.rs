@@ -227,3 +227,25 @@ async fn a_removal_that_the_master_refuses_and_those_behind_it() {
     assert_eq!(mount.cluster.world.lock().violations.len(), 2, "the batch, and the step alone");
     mount.fs.releasedir(handle);
 }
+
+/// Where a removal is lost, so is what would have come behind it: it does not happen, and says so.
+#[tokio::test(start_paused = true)]
+async fn a_change_behind_a_lost_removal() {
+    let mount = Mount::new();
+    let caller = Caller { uid: 0, gid: 0 };
+    let (_, handle) = mount.file(b"file").await;
+    mount.fs.release(handle);
+    let made = mount.fs.make(ROOT, b"other", NewNode::File, 0o644, caller).await.unwrap();
+    mount.fs.unlink(ROOT, b"file").await.unwrap();
+    let root = mount.fs.opendir(ROOT).unwrap().handle;
+    mount.fs.fsyncdir(root).await.unwrap();
+    mount.lose.store(true, Ordering::SeqCst);
+    assert!(mount.fs.try_unlink(ROOT, b"other").is_some());
+    drop(made);
+    let behind = mount.fs.make(ROOT, b"behind", NewNode::Directory, 0o755, caller).await;
+    assert_eq!(behind.map(drop).unwrap_err().errno, libc::EIO);
+    assert!(matches!(mount.fs.lookup(ROOT, b"behind").await.unwrap().value, Found::Missing(_)));
+    assert_eq!(mount.fs.fsyncdir(root).await.unwrap_err().errno, libc::EIO);
+    mount.fs.make(ROOT, b"behind", NewNode::Directory, 0o755, caller).await.map(drop).unwrap();
+    mount.fs.fsyncdir(root).await.unwrap();
+}
