@@ -5,7 +5,7 @@ mod common;
 
 use common::{Answer, Cluster, create, name, quick};
 use godrive_proto::frame::RequestHeader;
-use godrive_proto::lease::Ended;
+use godrive_proto::lease::{Ended, Own, OwnRequest};
 use godrive_proto::meta::*;
 use godrive_proto::time::Timestamp;
 use godrive_proto::{Code, Operation, ROOT};
@@ -76,6 +76,7 @@ async fn a_batch_is_answered_at_once_and_shown_to_others_when_it_is_durable() {
     let cluster = Cluster::start(quick(1)).await;
     let (one, two) = (cluster.client("one").await, cluster.client("two").await);
     let ino = one.create("f").await.unwrap().entry.attr.ino;
+    one.call::<Own>(&OwnRequest { directory: ROOT, also: vec![ino] }).await.unwrap();
     one.call::<Barrier>(&()).await.unwrap();
     cluster.gate.set_closed(true);
     let request = UnlinkRequest { parent: ROOT, name: name("f"), directory: false };

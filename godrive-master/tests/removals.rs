@@ -95,6 +95,8 @@ async fn what_cannot_be_owned_or_followed_is_refused() {
         let text = format!("{n}");
         steps.push(step(d, &text, file(&client, d, &text).await));
     }
+    let inodes: Vec<Ino> = steps.iter().map(|Step::Unlink { ino, .. }| *ino).collect();
+    own(&client, d, &inodes).await.unwrap();
     let views = client.mutate::<Batch>(&BatchRequest { steps }).await.unwrap().views;
     assert_eq!(views.len(), 1 + MAX_STEPS);
     assert_eq!(look(&client, d, "0").await.parent.attr.size, 0);
@@ -145,18 +147,58 @@ async fn the_owners_batch_passes_those_who_wait_for_its_leases() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_without_leases_recalls_what_others_hold() {
+async fn a_batch_without_its_leases_is_refused() {
     let cluster = Cluster::start(quick(1)).await;
     let (one, two) = (cluster.client("one").await, cluster.client("two").await);
     let d = directory(&one).await;
     let f = file(&one, d, "f").await;
-    own(&one, d, &[f]).await.unwrap();
     let request = BatchRequest { steps: vec![step(d, "f", f)] };
-    let views = two.mutate::<Batch>(&request).await.unwrap().views;
-    assert_eq!(views.iter().map(mode).collect::<Vec<_>>(), [None, None]);
-    let mut recalled = one.recalled();
-    recalled.sort();
-    assert_eq!(recalled, [(d, None), (f, None)]);
+    assert_eq!(code(one.mutate::<Batch>(&request).await), Some(Code::NoLease), "both are shared");
+    own(&one, d, &[]).await.unwrap();
+    assert_eq!(code(one.mutate::<Batch>(&request).await), Some(Code::NoLease), "the file is shared");
+    one.acquire(f, Mode::Exclusive).await.unwrap();
+    assert_eq!(code(two.mutate::<Batch>(&request).await), Some(Code::NoLease), "they are another's");
+    assert_eq!(one.recalled(), []);
+    one.mutate::<Batch>(&request).await.unwrap();
+}
+
+/// The owner of a directory may be ahead of the master: a refusal that rests on names is the owner's to give.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_because_of_names_recalls_who_may_have_removed_them() {
+    let cluster = Cluster::start(quick(1)).await;
+    let (one, two) = (cluster.client("one").await, cluster.client("two").await);
+    let d = directory(&one).await;
+    let f = file(&one, d, "f").await;
+    let again = || async { own(&one, d, &[f]).await.map(drop).unwrap() };
+    let recalled = |before: usize| {
+        let mut recalled = one.recalled().split_off(before);
+        recalled.sort();
+        recalled
+    };
+    let shared = Some(Mode::Shared);
+    again().await;
+    let rmdir = UnlinkRequest { parent: ROOT, name: name("d"), directory: true };
+    assert_eq!(code(two.mutate::<Unlink>(&rmdir).await), Some(Code::NotEmpty));
+    assert_eq!(recalled(0), [(d, shared)]);
+    again().await;
+    let request = CreateRequest { parent: d, exclusive: true, ..create("f") };
+    assert_eq!(code(two.mutate::<Create>(&request).await), Some(Code::Exists));
+    assert_eq!(recalled(1), [(d, shared), (f, shared)]);
+    // Whoever owns it itself waits for nobody.
+    again().await;
+    assert_eq!(code(one.mutate::<Unlink>(&rmdir).await), Some(Code::NotEmpty));
+    assert_eq!(recalled(3), []);
+    // What the recall brings to light is followed: the directory was empty.
+    one.answers(Answer::Silent);
+    let removing = tokio::spawn(async move { two.mutate::<Unlink>(&rmdir).await });
+    eventually("the recall has come", async || (recalled(3) == [(d, shared)]).then_some(())).await;
+    let views = one.mutate::<Batch>(&BatchRequest { steps: vec![step(d, "f", f)] }).await.unwrap().views;
+    let lease = views[0].lease.unwrap();
+    // The change itself takes the rest.
+    one.answers(Answer::Obey { open: false });
+    let leases = vec![Release { ino: d, id: lease.id, keeps: shared, open: false }];
+    one.call::<Releases>(&ReleaseRequest { leases, closed_orphans: vec![f] }).await.unwrap();
+    removing.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

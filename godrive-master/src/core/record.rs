@@ -172,6 +172,27 @@ pub enum Mutation {
     Batch(Vec<Taken>),
 }
 
+impl Mutation {
+    /// The names that it makes or takes away, each with its directory. A batch's are its session's own.
+    pub fn names(&self) -> Vec<(Ino, &Name)> {
+        match self {
+            Self::Create { request, .. } => vec![(request.parent, &request.name)],
+            Self::MakeNode(request) => vec![(request.parent, &request.name)],
+            Self::Link(request) => vec![(request.parent, &request.name)],
+            Self::Unlink { request, .. } => vec![(request.parent, &request.name)],
+            Self::Rename { request, .. } => {
+                vec![(request.parent, &request.name), (request.new_parent, &request.new_name)]
+            }
+            Self::SetAttr(_)
+            | Self::Truncate(_)
+            | Self::Commit(_)
+            | Self::SetXattr(_)
+            | Self::RemoveXattr(_)
+            | Self::Batch(_) => Vec::new(),
+        }
+    }
+}
+
 /// One step of a batch, with the other sessions that have its inode open, as in [`Mutation::Unlink`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Taken {

@@ -71,6 +71,11 @@ impl LogError {
         matches!(self, Self::Io { error, .. } if full.contains(&error.kind()))
     }
 
+    /// The record cannot be logged; nothing was written.
+    pub fn is_of_the_record(&self) -> bool {
+        matches!(self, Self::Record { .. } | Self::TooLong(_))
+    }
+
     fn io(path: &str, error: io::Error) -> Self {
         Self::Io { path: path.to_owned(), error }
     }

@@ -49,7 +49,10 @@ impl Change {
         if let Some(reply) = repeated(hub, now, self.origin, owns)? {
             return Ok(Some((reply, hub.must_be_durable(EVERYBODY))));
         }
-        let touched = hub.state.check(self.session, hub.wall(), &self.mutation)?;
+        let touched = match hub.state.check(self.session, hub.wall(), &self.mutation) {
+            Ok(touched) => touched,
+            Err(fault) => return self.refuse(hub, now, id, fault),
+        };
         let changed: BTreeSet<Ino> =
             [&touched.changed, &touched.orphaned, &touched.removed].into_iter().flatten().copied().collect();
         let mut wants: Vec<(Ino, Need)> = changed.iter().map(|ino| (*ino, Need::Change)).collect();
@@ -79,16 +82,40 @@ impl Change {
                 removed.flat_map(|ino| hub.leases.open_elsewhere(self.session, *ino)).collect();
             *open_elsewhere = open.into_iter().collect();
         }
-        if let Mutation::Batch(steps) = &mut self.mutation {
-            for Taken { step: Step::Unlink { ino, .. }, open_elsewhere } in steps {
-                *open_elsewhere = hub.leases.open_elsewhere(self.session, *ino);
-            }
-        }
         let (answer, durable) = hub.propose(self.origin, Body::Mutation(self.mutation.clone()))?;
         let mut reply = answer?;
         dress_reply(hub, now, self.session, &mut reply, &without_grant, owns);
         // The reply shows more than this change: that a name exists already, what else is in the directory.
         Ok(Some((reply, durable.max(hub.must_be_durable(self.session)))))
+    }
+
+    /// Whoever owns a directory may have removed names that the master does not know to be gone: a refusal because of
+    /// names waits until what they are in is owned by nobody else.
+    fn refuse(
+        &self,
+        hub: &mut Hub,
+        now: Instant,
+        id: WaiterId,
+        fault: Fault,
+    ) -> Result<Option<(Reply, LogIndex)>, Fault> {
+        if !matches!(fault.code, Code::Exists | Code::NotEmpty | Code::TooManyLinks) {
+            return Err(fault);
+        }
+        let mut wants: BTreeSet<Ino> = BTreeSet::new();
+        for (parent, name) in self.mutation.names() {
+            wants.insert(parent);
+            if let Ok((_, Some(entry))) = hub.state.lookup(parent, name) {
+                wants.insert(entry.ino);
+            }
+        }
+        if let Mutation::Link(request) = &self.mutation {
+            wants.insert(request.ino);
+        }
+        let wants: Vec<_> = wants.into_iter().map(|ino| (ino, Need::Read)).collect();
+        match hub.leases.ask(now, id, self.session, &wants, &mut hub.effects) {
+            Turn::Go { .. } => Err(fault),
+            Turn::Wait => Ok(None),
+        }
     }
 }
 
@@ -177,10 +204,9 @@ fn repeated(hub: &mut Hub, now: Instant, origin: Origin, owns: bool) -> Result<O
                 .collect()
         }
         Reply::View(view) => vec![view],
-        Reply::Batched(batched) => batched.views.iter_mut().collect(),
         Reply::Truncated(truncated) => vec![&mut truncated.view],
         Reply::Committed(committed) => vec![&mut committed.view],
-        Reply::Done | Reply::Session(_) | Reply::Layouts(_) | Reply::Token(_) => vec![],
+        Reply::Batched(_) | Reply::Done | Reply::Session(_) | Reply::Layouts(_) | Reply::Token(_) => vec![],
     };
     for view in views {
         hub.dress_again(now, origin.session, view, false);
@@ -241,29 +267,53 @@ pub async fn batch(context: &Context, request: BatchRequest) -> Result<Batched, 
     if request.steps.is_empty() || request.steps.len() > MAX_STEPS {
         return Err(Fault::new(Code::Malformed, format!("a batch has 1 to {MAX_STEPS} steps")));
     }
-    let taken = |step| Taken { step, open_elsewhere: Vec::new() };
-    let mutation = Mutation::Batch(request.steps.into_iter().map(taken).collect());
-    match change(context, mutation).await? {
+    let session = context.session()?;
+    let named = |Step::Unlink { request, ino, .. }: &Step| [request.parent, *ino];
+    let inodes: BTreeSet<Ino> = request.steps.iter().flat_map(named).collect();
+    let body = |hub: &mut Hub, _: Instant| {
+        let taken = |step| Taken { step, open_elsewhere: Vec::new() };
+        let mut mutation = Mutation::Batch(request.steps.into_iter().map(taken).collect());
+        let touched = hub.state.check(session, hub.wall(), &mutation)?;
+        let mut last: BTreeSet<Ino> = touched.orphaned.union(&touched.removed).copied().collect();
+        if let Mutation::Batch(steps) = &mut mutation {
+            // A step that removes the last name of an inode is the last that names it.
+            for Taken { step: Step::Unlink { ino, .. }, open_elsewhere } in steps.iter_mut().rev() {
+                if last.remove(ino) {
+                    *open_elsewhere = hub.leases.open_elsewhere(session, *ino);
+                }
+            }
+        }
+        Ok(Body::Mutation(mutation))
+    };
+    let reply = as_owner(context, &inodes, body, |_, _| {}).await;
+    context.shared.sync_soon.notify_one();
+    match reply? {
         Reply::Batched(reply) => Ok(reply),
         other => Err(unexpected(&other)),
     }
 }
 
-/// What only the owner of a file may ask; it never waits for leases. What others had changed of the file was waited for
-/// by the answer that granted the lease, so these show nothing new but what they change.
+/// What only the owner of inodes may ask; it never waits for leases. What others had changed of them was waited for
+/// by the answer that granted the leases, so these show nothing new but what they change.
 async fn as_owner(
     context: &Context,
-    ino: Ino,
+    inodes: &BTreeSet<Ino>,
     body: impl FnOnce(&mut Hub, Instant) -> Result<Body, Fault>,
     then: impl FnOnce(&mut Hub, Instant),
 ) -> Result<Reply, Fault> {
     let (session, origin) = (context.session()?, context.origin);
     let step = |hub: &mut Hub, now: Instant| {
-        if let Some(reply) = repeated(hub, now, origin, false)? {
+        if let Some(mut reply) = repeated(hub, now, origin, false)? {
+            if let Reply::Batched(batched) = &mut reply {
+                let left = inodes.iter().filter_map(|ino| hub.state.attr(*ino).ok());
+                batched.views = left.map(|attr| InodeView { attr, lease: None }).collect();
+                dress_reply(hub, now, session, &mut reply, &[], false);
+            }
             return Ok((reply, hub.must_be_durable(EVERYBODY)));
         }
-        if hub.leases.mode(session, ino) != Some(Mode::Exclusive) {
-            return Err(no_lease(ino, "the exclusive"));
+        let owned = |ino: &Ino| hub.leases.mode(session, *ino) == Some(Mode::Exclusive);
+        if let Some(ino) = inodes.iter().find(|ino| !owned(ino)) {
+            return Err(no_lease(*ino, "the exclusive"));
         }
         let body = body(hub, now)?;
         let (answer, durable) = hub.propose(origin, body)?;
@@ -278,7 +328,7 @@ async fn as_owner(
 pub async fn truncate(context: &Context, request: TruncateRequest) -> Result<Truncated, Fault> {
     let ino = request.ino;
     let body = |_: &mut Hub, _: Instant| Ok(Body::Mutation(Mutation::Truncate(request)));
-    match as_owner(context, ino, body, |_, _| {}).await? {
+    match as_owner(context, &BTreeSet::from([ino]), body, |_, _| {}).await? {
         Reply::Truncated(truncated) => Ok(truncated),
         other => Err(unexpected(&other)),
     }
@@ -296,7 +346,7 @@ pub async fn commit(context: &Context, request: CommitRequest) -> Result<Committ
             hub.leases.downgrade(now, session, ino, &mut hub.effects);
         }
     };
-    let reply = as_owner(context, ino, body, then).await;
+    let reply = as_owner(context, &BTreeSet::from([ino]), body, then).await;
     context.shared.sync_soon.notify_one();
     match reply? {
         Reply::Committed(committed) => Ok(committed),
@@ -325,7 +375,7 @@ pub async fn open_chunks(context: &Context, request: OpenChunksRequest) -> Resul
         let indexes = request.indexes.iter().filter(|index| cut(index) || !missing.contains(index)).copied();
         Ok(Body::OpenChunks { ino, indexes: indexes.collect(), placed })
     };
-    match as_owner(context, ino, body, |_, _| {}).await? {
+    match as_owner(context, &BTreeSet::from([ino]), body, |_, _| {}).await? {
         Reply::Layouts(layouts) => Ok(layouts),
         other => Err(unexpected(&other)),
     }

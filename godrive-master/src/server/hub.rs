@@ -164,6 +164,9 @@ impl Hub {
                 }
                 return Err(Fault::new(Code::NoSpace, format!("the master's disk is full: {error}")));
             }
+            Err(error) if error.is_of_the_record() => {
+                return Err(Fault::new(Code::Malformed, format!("this cannot be logged: {error}")));
+            }
             Err(error) => {
                 let why = error.to_string();
                 self.refuse(format!(
@@ -188,7 +191,7 @@ impl Hub {
             false => LogIndex(0),
         };
         for ino in &outcome.effects.removed {
-            self.leases.removed(*ino);
+            self.leases.removed(self.clock.now(), *ino, &mut self.effects);
         }
         for chunk in &outcome.effects.freed {
             self.reserved.release(*chunk);

@@ -49,7 +49,7 @@ pub async fn renew(context: &Context, request: RenewRequest) -> Result<Renewed, 
 
 pub async fn ended(context: &Context, term: Term) -> Result<Option<LogIndex>, Fault> {
     let step = |hub: &mut Hub, _: Instant| {
-        let known = term.next() == hub.term;
+        let known = hub.term.0.checked_sub(1) == Some(term.0);
         Ok((known.then_some(hub.began_at), LogIndex(0)))
     };
     context.step(step).await

@@ -271,13 +271,14 @@ impl Leases {
         self.wake(now, ino, effects);
     }
 
-    /// The inode does not exist any more.
-    pub fn removed(&mut self, ino: Ino) {
+    /// The inode does not exist any more: who waits for it finds that out.
+    pub fn removed(&mut self, now: Instant, ino: Ino, effects: &mut Vec<Effect>) {
         for held in self.inodes.remove(&ino).unwrap_or_default() {
             self.count(held.session, ino, Some(held.mode), None);
         }
         self.open.remove(&ino);
         self.fenced.remove(&ino);
+        self.wake(now, ino, effects);
     }
 
     /// The recall did not reach the holder, or it failed there.

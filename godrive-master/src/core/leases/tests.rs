@@ -108,6 +108,7 @@ impl Script {
             }
             ["end", who] => self.leases.ended(self.now, session(who), &mut effects),
             ["fence", ino] => self.leases.fence(Ino(number(ino))),
+            ["removed", ino] => self.leases.removed(self.now, Ino(number(ino)), &mut effects),
             ["unfence", ino] => self.leases.unfence(self.now, Ino(number(ino)), &mut effects),
             ["ask", waiter, who, rest @ ..] => {
                 let wants = rest.iter().map(|word| want(word)).collect();

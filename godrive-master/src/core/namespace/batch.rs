@@ -6,11 +6,9 @@ use crate::core::state::Transaction;
 use crate::core::state::transaction::{Result, refuse};
 use godrive_proto::Code;
 use godrive_proto::meta::{Batched, Step};
-use std::collections::BTreeSet;
 
 pub fn batch(transaction: &mut Transaction<'_>, steps: &[Taken]) -> Result<Batched> {
     let now = transaction.now;
-    let mut changed = BTreeSet::new();
     for Taken { step, open_elsewhere } in steps {
         let Step::Unlink { request, ino, at } = step;
         let dentry = transaction.required(request.parent, &request.name)?;
@@ -21,11 +19,9 @@ pub fn batch(transaction: &mut Transaction<'_>, steps: &[Taken]) -> Result<Batch
         // A holder's clock may be wrong; it dates nothing later than the master does.
         transaction.now = (*at).min(now);
         unlink(transaction, request, open_elsewhere)?;
-        changed.extend([request.parent, *ino]);
     }
     transaction.now = now;
-    let gone = &transaction.effects.removed;
-    let left = changed.into_iter().filter(|ino| !gone.contains(ino));
-    let views = left.map(|ino| transaction.view_of(ino)).collect::<Result<_>>()?;
+    let left = transaction.effects.changed.difference(&transaction.effects.removed);
+    let views = left.map(|ino| transaction.view_of(*ino)).collect::<Result<_>>()?;
     Ok(Batched { views })
 }

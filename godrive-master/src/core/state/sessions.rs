@@ -3,8 +3,9 @@
 use super::keys;
 use super::transaction::{Result, Transaction, refuse};
 use super::values::Session;
-use crate::core::record::{Answer, Origin};
+use crate::core::record::{Answer, Origin, Reply};
 use godrive_proto::limits::MAX_OUTSTANDING;
+use godrive_proto::meta::Batched;
 use godrive_proto::{Code, Ino, NodeId, SessionId};
 
 impl Transaction<'_> {
@@ -66,7 +67,12 @@ impl Transaction<'_> {
         session.kept_from = floor;
         session.highest = session.highest.max(sequence);
         self.put(keys::session(id), &session)?;
-        self.put(keys::kept(id, sequence), answer)
+        // A batch's views are many, and made anew for a repetition.
+        let kept = match answer {
+            Ok(Reply::Batched(_)) => &Ok(Reply::Batched(Batched { views: Vec::new() })),
+            answer => answer,
+        };
+        self.put(keys::kept(id, sequence), kept)
     }
 
     pub fn open_session(&mut self, client: NodeId, label: &str) -> Result<SessionId> {
