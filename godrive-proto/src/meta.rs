@@ -223,7 +223,8 @@ pub enum Step {
     Unlink { request: UnlinkRequest, ino: Ino, at: Timestamp },
 }
 
-/// Steps in the order in which they were made: all are executed, or none if one of them cannot be.
+/// Steps in the order in which they were made: all are executed, or none if one of them cannot be. Needs the exclusive
+/// leases of all directories and inodes that they name, and waits for none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BatchRequest {
     /// 1 to [`limits::MAX_STEPS`].

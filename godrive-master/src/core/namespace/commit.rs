@@ -57,9 +57,10 @@ fn change_times(transaction: &Transaction<'_>, inode: &mut Inode, changes: &Attr
     }
 }
 
-/// The record at which the members had what is committed now. A replica takes no delta between its node's restart and an
-/// election, so a commit that comes behind restarts within the epoch, repeated perhaps by a mount that met a restarted
-/// master, tells of what was held before them.
+/// The record at which the members had what is committed now, or an earlier one. A replica takes no delta between its
+/// node's restart and an election, so a commit that comes behind restarts within the epoch, repeated perhaps by a mount
+/// that met a restarted master, tells of what was held before them. Only a replica that a first delta makes behind the
+/// restart was not there before; that cannot be told apart, and an election then rather speaks of a loss that was none.
 fn held_since(transaction: &Transaction<'_>, chunk: &Chunk) -> Result<LogIndex> {
     let mut since = transaction.index;
     for member in &chunk.members {
