@@ -220,6 +220,9 @@ fn segment() -> Vec<u8> {
     log.append(Term(2), &[Record::own(Timestamp(1), Body::CloseSession)]).unwrap();
     log.sync_point().run().unwrap();
     log.append(Term(2), &[Record::own(Timestamp(1), Body::TermStarted { term: Term(3) })]).unwrap();
+    drop(log);
+    // Takes away the zeros that were written ahead.
+    Log::open(disk.clone(), "log", cluster().0, LogOptions::default()).unwrap();
     let file = disk.open("log/00000000000000000001.log", false).unwrap();
     let mut bytes = vec![0; file.len().unwrap() as usize];
     file.read_at(&mut bytes, 0).unwrap();

@@ -4,7 +4,8 @@
 //! bytes. Appending writes all records of a group with one call; [`SyncPoint::run`] makes everything appended before
 //! it durable, on any thread, while the next group is appended. The log is cut below a checkpoint by whole segments.
 //!
-//! After a crash the tail may be torn: bytes that were written but never synced. It is cut off. Damage in front of
+//! Behind the last record zeros are written ahead, for records that follow; they are cut off when the segment is left or
+//! opened. After a crash the tail may be torn: bytes that were written but never synced. It is cut off too. Damage in front of
 //! records that knew it to be synced is another matter: the log then refuses to open and says what to do.
 
 mod format;
@@ -13,7 +14,7 @@ mod segment;
 mod tests;
 
 use crate::core::record::{Record, RecordError};
-use format::{MAX_RECORD_BYTES, RecordHeader, SEGMENT_HEADER_BYTES, segment_header, write_record};
+use format::{MAX_RECORD_BYTES, RecordHeader, segment_header, write_record};
 use godrive_disk::{Disk, DiskFile};
 use godrive_proto::{ClusterId, LogIndex, Term};
 use segment::{Segment, Verdict};
@@ -150,7 +151,6 @@ impl Log {
     fn load_segment(&mut self, mut segment: Segment, last: bool) -> Result<(), LogError> {
         let bytes = segment.read()?;
         let scan = segment.scan(&bytes, self.cluster);
-        let io = |error| LogError::io(&segment.path, error);
         match scan.verdict {
             Verdict::Whole => {}
             Verdict::Torn if last => {
@@ -160,7 +160,7 @@ impl Log {
                     cut_bytes = bytes.len() as u64 - scan.end,
                     "the log ends in a write that was interrupted; it was never acknowledged and is cut off"
                 );
-                segment.file.set_len(scan.end).map_err(io)?;
+                segment.file.set_len(scan.end).map_err(|error| LogError::io(&segment.path, error))?;
             }
             // A segment is synced before the next is begun, so its own end cannot be torn.
             Verdict::Torn => {
@@ -172,10 +172,11 @@ impl Log {
                 return Err(LogError::Damaged { path, index: scan.next, at, witness });
             }
         }
-        if last {
-            segment.file.sync().map_err(io)?;
-        }
         segment.end = scan.end;
+        if last {
+            segment.cut_zeros()?;
+            segment.file.sync().map_err(|error| LogError::io(&segment.path, error))?;
+        }
         self.next = scan.next;
         self.segments.push(segment);
         Ok(())
@@ -228,9 +229,13 @@ impl Log {
             if segment.file.set_len(segment.end).is_err() {
                 failed.failed.store(true, Ordering::SeqCst);
             }
+            segment.zeros_end = segment.end;
             return Err(LogError::io(&segment.path, error));
         }
         segment.end += bytes.len() as u64;
+        if segment.end > segment.zeros_end {
+            segment.zero_ahead(self.options.segment_bytes);
+        }
         self.next = LogIndex(self.next.0 + records.len() as u64);
         Ok(self.last())
     }
@@ -246,11 +251,12 @@ impl Log {
         if self.segments.last().is_some_and(|segment| segment.end < self.options.segment_bytes) {
             return Ok(());
         }
+        self.segments.last_mut().map_or(Ok(()), Segment::cut_zeros)?;
         self.sync_point().run()?;
         let path = format!("{}/{}", self.directory, segment::name(self.next));
         let made = self.make_segment(&path);
         let file = made.map_err(|error| LogError::io(&path, error))?;
-        self.segments.push(Segment { path, file, first: self.next, end: SEGMENT_HEADER_BYTES as u64 });
+        self.segments.push(Segment::new(path, file, self.next));
         Ok(())
     }
 

@@ -16,7 +16,14 @@ pub struct Segment {
     pub first: LogIndex,
     /// Where the next record goes.
     pub end: u64,
+    /// Zeros were written from [`Self::end`] to here.
+    pub zeros_end: u64,
 }
+
+/// The log goes on in bytes that were written before, as zeros, so many at a time: a sync of them changes nothing about
+/// the file, and the file system's journal, which takes longer than the records, is left out of it.
+const ZERO_BYTES: u64 = 256 << 10;
+static ZEROS: [u8; ZERO_BYTES as usize] = [0; ZERO_BYTES as usize];
 
 /// What a scan of a segment's bytes found.
 pub struct Scan {
@@ -29,7 +36,7 @@ pub struct Scan {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The records fill the file.
+    /// The records fill the file, but for zeros behind them.
     Whole,
     /// Bytes follow that were never known to be on stable storage: a write that a crash interrupted.
     Torn,
@@ -48,6 +55,32 @@ pub fn parse_name(name: &str) -> Option<LogIndex> {
 }
 
 impl Segment {
+    /// One without records.
+    pub fn new(path: String, file: Arc<dyn DiskFile>, first: LogIndex) -> Self {
+        let end = SEGMENT_HEADER_BYTES as u64;
+        Self { path, file, first, end, zeros_end: end }
+    }
+
+    /// Writes zeros for the records that follow, within a segment of so many bytes.
+    pub fn zero_ahead(&mut self, segment_bytes: u64) {
+        let len = ZERO_BYTES.min(segment_bytes.saturating_sub(self.end));
+        self.zeros_end = self.end;
+        match self.file.write_at(&[&ZEROS[..len as usize]], self.end) {
+            Ok(()) => self.zeros_end += len,
+            // The log does without.
+            Err(error) => tracing::debug!(path = self.path, %error, "no zeros written ahead"),
+        }
+    }
+
+    /// Nothing is left behind the records.
+    pub fn cut_zeros(&mut self) -> Result<(), LogError> {
+        if self.zeros_end > self.end {
+            self.file.set_len(self.end).map_err(|error| LogError::io(&self.path, error))?;
+            self.zeros_end = self.end;
+        }
+        Ok(())
+    }
+
     /// None: the file was being made when the master stopped, and never held a record.
     pub fn open(
         path: String,
@@ -61,7 +94,8 @@ impl Segment {
         file.read_at(&mut header, 0).map_err(io)?;
         match read_segment_header(&header, cluster) {
             Ok(found) if found == first => {
-                Ok(Some(Self { path, file, first, end: SEGMENT_HEADER_BYTES as u64 }))
+                let zeros_end = len;
+                Ok(Some(Self { zeros_end, ..Self::new(path, file, first) }))
             }
             Err(HeaderError::Damaged) if len <= SEGMENT_HEADER_BYTES as u64 => Ok(None),
             Ok(_) | Err(HeaderError::Damaged) => Err(LogError::Header { path }),
@@ -89,7 +123,9 @@ impl Segment {
             next = next.next();
             at += record_bytes(body.len());
         }
-        let verdict = if at == bytes.len() { Verdict::Whole } else { judge(&bytes[at..], next, cluster) };
+        let rest = &bytes[at..];
+        let verdict =
+            if rest.iter().all(|byte| *byte == 0) { Verdict::Whole } else { judge(rest, next, cluster) };
         Scan { next, end: at as u64, verdict }
     }
 

@@ -99,7 +99,7 @@ fn wherever_a_write_was_torn_the_whole_records_before_remain() {
     let mut log = open(&origin).unwrap();
     append(&mut log, 1..=6);
     let bytes = contents(&origin, 1);
-    for length in 0..bytes.len() {
+    for length in 0..log.segments[0].end as usize {
         let disk = disk();
         disk.create_directory("log").unwrap();
         disk.open(&path(1), true).unwrap().write_at(&[&bytes[..length]], 0).unwrap();
@@ -111,6 +111,36 @@ fn wherever_a_write_was_torn_the_whole_records_before_remain() {
         drop(log);
         assert_eq!(open(&disk).unwrap().last().0, last + 2, "cut at {length}");
     }
+}
+
+/// The sync of a record must not change the file: most of them fall into zeros that were written before.
+#[test]
+fn records_fall_into_zeros_that_no_restart_takes_for_a_torn_write() {
+    let disk = disk();
+    let mut log = open_small(&disk, 300 << 10).unwrap();
+    append(&mut log, 1..=1);
+    let length = contents(&disk, 1).len();
+    assert_eq!(length as u64, log.segments[0].end + (256 << 10));
+    append(&mut log, 2..=9);
+    assert_eq!(contents(&disk, 1).len(), length);
+    let end = log.segments[0].end as usize;
+    drop(log);
+    assert!(contents(&disk, 1)[end..].iter().all(|byte| *byte == 0));
+    let mut log = open_small(&disk, 300 << 10).unwrap();
+    assert_eq!(contents(&disk, 1).len(), end, "cut, as whatever lies behind the records");
+    append(&mut log, 10..=10);
+    let mut last = 10;
+    while log.segments.len() == 1 {
+        assert!(contents(&disk, 1).len() <= 300 << 10 || log.segments[0].zeros_end == log.segments[0].end);
+        last += 1;
+        append(&mut log, last..=last);
+    }
+    assert_eq!(
+        contents(&disk, 1).len() as u64,
+        log.segments[0].end,
+        "a segment that is full ends with its records"
+    );
+    assert_eq!(numbers(&log, 1), (1..=last).collect::<Vec<_>>());
 }
 
 #[test]
@@ -207,7 +237,7 @@ fn a_full_disk_refuses_and_recovers() {
     disk.set_capacity(4096);
     let big = Record::own(
         Timestamp(0),
-        Body::OpenSession { client: godrive_proto::NodeId(0), label: "x".repeat(9000) },
+        Body::OpenSession { client: godrive_proto::NodeId(0), label: "x".repeat(400_000) },
     );
     assert!(log.append(TERM, &[big]).is_err_and(|error| error.is_full_disk()) && !log.has_failed());
     disk.set_capacity(1 << 30);

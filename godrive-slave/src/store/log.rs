@@ -20,6 +20,14 @@ const MAGIC: &[u8; 8] = b"GDSEGMNT";
 const MAX_OPEN: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 /// Writing back begins after so many new bytes, so that a sync after a long stream is short.
 const WRITEBACK_BYTES: u64 = 8 << 20;
+/// After some syncs in a row that each cover few new blocks, the log goes on in blocks that were written before, as zeros,
+/// so many at a time: a sync of such blocks changes nothing about the file, and the file system's journal, which takes
+/// longer than the data, is left out of it.
+const SMALL_SYNCS: u32 = 4;
+const SMALL_SYNC_BLOCKS: u32 = 16;
+const ZERO_BLOCKS: u32 = 64;
+
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 pub fn path(segment: u32) -> String {
     format!("{DIRECTORY}/{segment:08x}.seg")
@@ -83,6 +91,26 @@ struct Tail {
     file: Arc<dyn DiskFile>,
     next_sequence: u64,
     written_back: u32,
+    /// What the last sync covered, and how many small ones there were in a row.
+    sync_end: u32,
+    small_syncs: u32,
+    /// Blocks from [`Self::block`] to here hold zeros.
+    zeros_end: u32,
+}
+
+impl Tail {
+    fn new(segment: u32, file: Arc<dyn DiskFile>, next_sequence: u64) -> Self {
+        Self {
+            segment,
+            block: 1,
+            file,
+            next_sequence,
+            written_back: 1,
+            sync_end: 1,
+            small_syncs: 0,
+            zeros_end: 1,
+        }
+    }
 }
 
 impl Log {
@@ -95,7 +123,7 @@ impl Log {
         segment_bytes: u64,
     ) -> io::Result<Self> {
         let file = create_segment(&*disk, id, segment, next_sequence)?;
-        let tail = Tail { segment, block: 1, file, next_sequence, written_back: 1 };
+        let tail = Tail::new(segment, file, next_sequence);
         let instant = disk.is_instant();
         let shared = Arc::new(Shared {
             disk,
@@ -131,6 +159,7 @@ impl Log {
             if let Err(second) = tail.file.set_len(offset) {
                 tracing::warn!(%second, segment = tail.segment, "cannot cut a segment after a failed write");
             }
+            tail.zeros_end = tail.block;
             return Err(error);
         }
         let header = Location { segment: tail.segment, block: tail.block };
@@ -184,7 +213,8 @@ impl Log {
 impl Shared {
     fn sync(&self) -> io::Result<()> {
         let (file, last) = {
-            let tail = self.tail.lock();
+            let mut tail = self.tail.lock();
+            self.zero_ahead(&mut tail);
             (tail.file.clone(), tail.next_sequence - 1)
         };
         match last > self.synced.load(Ordering::Acquire) {
@@ -204,12 +234,38 @@ impl Shared {
         Ok(())
     }
 
+    fn zero_ahead(&self, tail: &mut Tail) {
+        let fresh = tail.block - std::mem::replace(&mut tail.sync_end, tail.block);
+        if fresh == 0 {
+            return;
+        }
+        tail.small_syncs = if fresh <= SMALL_SYNC_BLOCKS { tail.small_syncs + 1 } else { 0 };
+        let from = tail.zeros_end.max(tail.block);
+        let until = (tail.block + ZERO_BLOCKS).min(self.segment_blocks);
+        // There is enough for another like this.
+        let enough = tail.zeros_end >= tail.block + fresh;
+        if tail.small_syncs < SMALL_SYNCS || enough || until <= from {
+            return;
+        }
+        let zeros = vec![&ZEROS[..]; (until - from) as usize];
+        match tail.file.write_at(&zeros, u64::from(from) * BLOCK as u64) {
+            Ok(()) => tail.zeros_end = until,
+            // The log does without.
+            Err(error) => tracing::debug!(%error, segment = tail.segment, "no zeros written ahead"),
+        }
+    }
+
     fn rotate(&self, tail: &mut Tail) -> io::Result<()> {
+        if tail.zeros_end > tail.block
+            && let Err(error) = tail.file.set_len(u64::from(tail.block) * BLOCK as u64)
+        {
+            tracing::debug!(%error, segment = tail.segment, "zeros stay behind the end of a segment");
+        }
         self.make_stable(&*tail.file, tail.next_sequence - 1)?;
         let segment =
             tail.segment.checked_add(1).ok_or_else(|| io::Error::other("segment numbers are used up"))?;
         let file = create_segment(&*self.disk, self.id, segment, tail.next_sequence)?;
-        *tail = Tail { segment, block: 1, file, next_sequence: tail.next_sequence, written_back: 1 };
+        *tail = Tail::new(segment, file, tail.next_sequence);
         Ok(())
     }
 

@@ -437,6 +437,10 @@ fn a_full_disk_refuses_data_and_leaves_nothing_behind() {
     let (request, payload) = one_leaf(1, 0, 7);
     apply(&store, &request, &payload).unwrap();
     store.checkpoint(NOW).unwrap();
+    // Over the zeros that the sync had written ahead.
+    let long = vec![3; 70 * LEAF];
+    let extent = Extent { offset: 0, len: long.len() as u32, fill: Fill::Bytes };
+    apply(&store, &delta_of(3, 1, 0, vec![extent], &long), &long).unwrap();
     // Room for the headers but not for the data.
     let free = store.disk.space().unwrap().free_bytes;
     disk.set_capacity((1 << 30) - free + 5 * LEAF as u64);

@@ -1,6 +1,7 @@
 //! What happens around the syncs of a disk: a disk that asks the test before each of them, and what that shows.
 
 use super::*;
+use crate::core::record::BLOCK;
 use godrive_disk::{DiskFile, Space};
 
 type Ask = Box<dyn Fn(&str) -> io::Result<()> + Send + Sync>;
@@ -162,4 +163,67 @@ fn a_failed_sync_is_final_also_between_two_segments() {
     let before = store.log.synced();
     assert!(store.log.sync_now().is_err());
     assert_eq!(store.log.synced(), before);
+}
+
+fn length(disk: &SimulatedDisk, segment: u32) -> u32 {
+    (disk.open(&log::path(segment), false).unwrap().len().unwrap() / BLOCK as u64) as u32
+}
+
+/// The sync of a small record must not change the file: most of them fall into zeros that an earlier one wrote.
+#[test]
+fn small_syncs_fall_into_zeros_and_long_records_do_without() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    let segment = store.log.end().0.segment;
+    let small = |base: u64| {
+        let (request, payload) = one_leaf(1, base, base as u8);
+        apply(&store, &request, &payload).unwrap();
+        store.log.sync_now().unwrap();
+        length(&disk, segment) - store.log.end().0.block
+    };
+    let ahead: Vec<u32> = (0..60).map(small).collect();
+    assert_eq!(ahead[..5], [0, 0, 0, 64, 62], "after four in a row");
+    assert_eq!(ahead.iter().filter(|ahead| **ahead == 64).count(), 2, "once for thirty-two: {ahead:?}");
+
+    let payload = vec![3; 100 * LEAF];
+    let extent = Extent { offset: 0, len: payload.len() as u32, fill: Fill::Bytes };
+    apply(&store, &delta_of(2, 1, 0, vec![extent], &payload), &payload).unwrap();
+    store.log.sync_now().unwrap();
+    assert_eq!(length(&disk, segment), store.log.end().0.block, "nothing is written ahead of a stream");
+
+    let ahead: Vec<u32> = (60..64).map(small).collect();
+    let end = store.log.end().0.block;
+    assert_eq!(ahead, [0, 0, 0, 256.min(end + 64) - end]);
+    fill_a_segment(&store, 3);
+    assert!((end..=256).contains(&length(&disk, segment)));
+    assert_eq!(length(&disk, store.log.end().0.segment), store.log.end().0.block, "a new one has none");
+}
+
+/// The log ends in zeros, or in a record that was written over them and not synced.
+#[test]
+fn after_a_power_loss_the_zeros_are_not_taken_for_records() {
+    for seed in 0..60 {
+        let disk = SimulatedDisk::new(1 << 30);
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut stable: BTreeMap<u64, u64> = BTreeMap::new();
+        for life in 1..5 {
+            let store = open(&disk);
+            for (chunk, version) in &stable {
+                let row = store.row(ChunkId(*chunk)).unwrap();
+                let found = row.map_or(0, |row| row.version.0);
+                assert!(found >= *version, "seed {seed}, chunk {chunk}: {found} of {version}");
+            }
+            for base in 0..rng.random_range(1..90) {
+                let (request, payload) = one_leaf(life, base, base as u8);
+                apply(&store, &request, &payload).unwrap();
+                if rng.random_bool(0.8) {
+                    store.log.sync_now().unwrap();
+                    stable.insert(life, base + 1);
+                }
+            }
+            drop(store);
+            disk.crash(&mut rng);
+        }
+        open(&disk);
+    }
 }
