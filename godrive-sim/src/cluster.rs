@@ -382,7 +382,7 @@ impl Parts {
 
     fn outcome(self, sim: &Sim<'_>, ended: Result<(), String>) -> Outcome {
         self.shared.with(|notes| {
-            let mut failures = std::mem::take(&mut notes.oracle.violations);
+            let mut failures = notes.oracle.verdict();
             failures.append(&mut notes.problems);
             failures.extend(ended.err());
             for span in &self.plan.progress {

@@ -8,7 +8,10 @@
 //!
 //! What may be lost is what the contract lets go: a client that is cut off past its lease may lose what it wrote and
 //! did not `close` or `fsync`; a power loss takes what was not `fsync`ed. [`Oracle::loses`] says so, and the writes that
-//! it names no longer prove others to be old, until a flush of them succeeds after all. Nothing else is ever forgiven.
+//! it names no longer prove others to be old, until a flush of them succeeds after all. And a flush in the background may
+//! fail, as on a full disk, and its writer learns of it at its next call only: a read that misses a write of which no
+//! flush has returned is a suspicion, until its writer is told of the loss, or is told that there is none. Nothing
+//! else is ever forgiven.
 
 use crate::stamp::{Found, Stamp};
 use std::collections::BTreeMap;
@@ -40,6 +43,13 @@ struct Write {
     unpowered: bool,
 }
 
+impl Write {
+    /// Its stamp if nobody has been told that it is flushed.
+    fn unflushed(&self) -> Option<Stamp> {
+        (self.safety == Safety::Written && self.fate == Fate::Kept).then_some(self.stamp)
+    }
+}
+
 /// What the contract owes of a finished write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
@@ -54,8 +64,37 @@ enum Fate {
 struct Register {
     /// In the order of their beginnings.
     writes: Vec<Write>,
-    /// The latest beginning of a write that a finished read has returned, with the read's end.
-    shown: Vec<(u64, u64)>,
+    shown: Vec<Shown>,
+}
+
+/// A finished read has returned a write.
+#[derive(Clone, Copy, Debug)]
+struct Shown {
+    /// The beginning of the write.
+    begun: u64,
+    /// The end of the read.
+    at: u64,
+    reader: u16,
+}
+
+/// A read that missed a write which may have been lost without anybody having been told yet.
+#[derive(Clone, Debug)]
+struct Suspicion {
+    file: u32,
+    missed: Stamp,
+    reason: String,
+}
+
+/// Why a read cannot be right; not yet certain if the write that was missed was not flushed.
+struct Missed {
+    reason: String,
+    unflushed: Option<Stamp>,
+}
+
+impl Missed {
+    fn surely(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), unflushed: None }
+    }
 }
 
 /// A read that is under way.
@@ -86,7 +125,8 @@ pub struct Oracle {
     /// How often something happened after which what was not flushed may be gone.
     pub disturbances: u64,
     pub tally: Tally,
-    pub violations: Vec<String>,
+    suspicions: Vec<Suspicion>,
+    violations: Vec<String>,
 }
 
 impl Oracle {
@@ -121,6 +161,10 @@ impl Oracle {
             Safety::Stable => self.tally.syncs += 1,
             _ => self.tally.closes += 1,
         }
+        let theirs =
+            |s: &mut Suspicion| s.file == file && s.missed.client == client && s.missed.sequence < below;
+        let certain = self.suspicions.extract_if(.., theirs);
+        self.violations.extend(certain.map(|suspicion| suspicion.reason));
         for write in self.of_client(client, file) {
             if write.stamp.sequence < below && write.ended.is_some() {
                 write.safety = write.safety.max(safety);
@@ -136,6 +180,7 @@ impl Oracle {
     /// is in doubt.
     pub fn failed(&mut self, client: u16, file: u32) {
         self.tally.errors += 1;
+        self.suspicions.retain(|suspicion| suspicion.file != file || suspicion.missed.client != client);
         let mut lost = 0;
         for write in self.of_client(client, file) {
             let lossy = write.safety == Safety::Written || write.fate == Fate::InDoubt || write.unpowered;
@@ -145,6 +190,14 @@ impl Oracle {
             }
         }
         self.tally.lost_writes += lost;
+        // What it has shown itself of them was in its own buffer.
+        for (_, register) in self.registers.iter_mut().filter(|((of, _), _)| *of == file) {
+            let Register { writes, shown } = register;
+            let given_up = |begun| {
+                writes.iter().any(|w| w.begun == begun && w.stamp.client == client && w.fate == Fate::GivenUp)
+            };
+            shown.retain(|shown| shown.reader != client || !given_up(shown.begun));
+        }
     }
 
     /// From now on the client may be past its lease (it is cut off, frozen or dead), or is back.
@@ -159,6 +212,7 @@ impl Oracle {
     /// The client's process is dead: what it had not flushed may be there or not, and no later process vouches for it.
     pub fn dies(&mut self, client: u16) {
         self.cut(client, true);
+        self.suspicions.retain(|suspicion| suspicion.missed.client != client);
         for register in self.registers.values_mut() {
             let in_doubt = register.writes.iter_mut().filter(|write| write.stamp.client == client);
             in_doubt.filter(|write| write.fate == Fate::InDoubt).for_each(|write| write.fate = Fate::GivenUp);
@@ -190,7 +244,7 @@ impl Oracle {
                 .filter(|write| write.fate != Fate::Kept)
                 .map(|write| write.begun)
                 .collect();
-            register.shown.retain(|(begun, _)| !lost.contains(begun));
+            register.shown.retain(|shown| !lost.contains(&shown.begun));
         }
     }
 
@@ -206,47 +260,67 @@ impl Oracle {
         match self.judge(reading, found) {
             // What a client that is cut off shows itself of its own may yet be lost.
             Ok(begun) if !self.is_cut(client) => {
-                self.registers.entry(reading.place).or_default().shown.push((begun, ended));
+                let shown = Shown { begun, at: ended, reader: client };
+                self.registers.entry(reading.place).or_default().shown.push(shown);
             }
             Ok(_) => {}
-            Err(reason) => {
+            Err(Missed { reason, unflushed }) => {
                 let (file, place) = reading.place;
-                self.violations.push(format!("client {client} read block {place} of file {file}: {reason}"));
+                let reason = format!("client {client} read block {place} of file {file}: {reason}");
+                match unflushed {
+                    Some(missed) => self.suspicions.push(Suspicion { file, missed, reason }),
+                    None => self.violations.push(reason),
+                }
             }
         }
     }
 
     /// When the write that was found had begun, if it may be found at all.
-    fn judge(&mut self, reading: Reading, found: Found) -> Result<u64, String> {
+    fn judge(&mut self, reading: Reading, found: Found) -> Result<u64, Missed> {
         let register = self.registers.entry(reading.place).or_default();
         let (begun, was_ended) = match found {
-            Found::Torn => return Err("a mixture that no write has made".into()),
+            Found::Torn => return Err(Missed::surely("a mixture that no write has made")),
             Found::Nothing => (0, Some(0)),
             Found::Written(stamp) => {
                 let write = register.writes.iter().find(|write| write.stamp == stamp);
-                let write = write.ok_or_else(|| format!("{stamp:?}, which was never written there"))?;
+                let never = || Missed::surely(format!("{stamp:?}, which was never written there"));
+                let write = write.ok_or_else(never)?;
                 (write.begun, write.ended)
             }
         };
         if let Some(was_ended) = was_ended {
-            let newer = register.writes.iter().find(|write| {
+            let newer = register.writes.iter().filter(|write| {
                 write.fate == Fate::Kept
                     && write.begun > was_ended
                     && write.ended.is_some_and(|end| end < reading.begun)
             });
-            if let Some(newer) = newer {
-                return Err(format!("{found:?}, although {newer:?} had ended before the read began"));
-            }
-            if let Some(shown) =
-                register.shown.iter().find(|(begun, at)| *begun > was_ended && *at < reading.begun)
-            {
-                return Err(format!(
+            let newer = newer.map(|write| Missed {
+                reason: format!("{found:?}, although {write:?} had ended before the read began"),
+                unflushed: write.unflushed(),
+            });
+            let shown = register.shown.iter().filter(|s| s.begun > was_ended && s.at < reading.begun);
+            let shown = shown.map(|shown| {
+                let write = register.writes.iter().find(|write| write.begun == shown.begun);
+                let own = write.filter(|write| write.stamp.client == shown.reader);
+                let reason = format!(
                     "{found:?}, although an earlier read returned the write begun at {}",
-                    shown.0
-                ));
+                    shown.begun
+                );
+                Missed { reason, unflushed: own.and_then(Write::unflushed) }
+            });
+            // What is certain comes first.
+            if let Some(missed) = newer.chain(shown).min_by_key(|missed| missed.unflushed.is_some()) {
+                return Err(missed);
             }
         }
         Ok(begun)
+    }
+
+    /// What was found, all in all. A suspicion of which nothing came is one.
+    pub fn verdict(&mut self) -> Vec<String> {
+        let open = std::mem::take(&mut self.suspicions);
+        self.violations.extend(open.into_iter().map(|suspicion| suspicion.reason));
+        std::mem::take(&mut self.violations)
     }
 
     fn is_cut(&self, client: u16) -> bool {
@@ -280,7 +354,42 @@ mod tests {
     fn read(oracle: &mut Oracle, found: Found) -> usize {
         let reading = oracle.read_begins(PLACE);
         oracle.read_ends(7, reading, found);
-        oracle.violations.len()
+        oracle.violations.len() + oracle.suspicions.len()
+    }
+
+    #[test]
+    fn a_lost_write_is_forgiven_when_its_writer_is_told_and_no_sooner() {
+        for told in [true, false] {
+            let mut oracle = Oracle::default();
+            write(&mut oracle, stamp(1, 1));
+            oracle.safe(1, 1, 2, Safety::Held);
+            write(&mut oracle, stamp(1, 2));
+            let own = oracle.read_begins(PLACE);
+            oracle.read_ends(1, own, Found::Written(stamp(1, 2)));
+            // The flush that another client's read asked for has failed.
+            assert_eq!(read(&mut oracle, Found::Written(stamp(1, 1))), 1);
+            if told {
+                oracle.failed(1, 1);
+                assert_eq!(read(&mut oracle, Found::Written(stamp(1, 1))), 0);
+            } else {
+                oracle.safe(1, 1, 3, Safety::Held);
+            }
+            assert_eq!(oracle.verdict().len(), usize::from(!told));
+        }
+        let mut oracle = Oracle::default();
+        write(&mut oracle, stamp(1, 1));
+        assert_eq!(read(&mut oracle, Found::Nothing), 1);
+        assert_eq!(oracle.verdict().len(), 1, "nobody has been told anything");
+    }
+
+    #[test]
+    fn what_others_have_seen_was_flushed_and_is_not_forgiven() {
+        let mut oracle = Oracle::default();
+        write(&mut oracle, stamp(1, 1));
+        assert_eq!(read(&mut oracle, Found::Written(stamp(1, 1))), 0);
+        oracle.failed(1, 1);
+        assert_eq!(read(&mut oracle, Found::Nothing), 1);
+        assert_eq!(oracle.violations.len(), 1);
     }
 
     #[test]
