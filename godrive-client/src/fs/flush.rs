@@ -15,9 +15,12 @@ use godrive_proto::meta::{Barrier, Commit, CommitRequest, InodeView};
 use godrive_proto::time::Timestamp;
 use godrive_proto::{Code, Fault};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
+/// What is written in one piece of so many bytes is a stream.
+const STREAM_BYTES: u32 = 1 << 20;
 /// Tries of a commit whose chunks get new epochs meanwhile.
 const MAX_COMMITS: u32 = 8;
 
@@ -265,11 +268,21 @@ impl<B: Backend> Fs<B> {
     /// The delta in flight is held: its bytes become cached ones, at one moment for every reader.
     fn landed(&self, state: &mut State, index: u32, layout: Layout, used_bytes: u32) {
         let Some(slot) = state.slots.get_mut(&index) else { return };
+        let mut runs: Vec<Range<u32>> = Vec::new();
         for (at, len, bytes) in state.buffer.in_flight(index) {
             match bytes {
                 Some(bytes) => self.pages.insert(slot.tag, at, &bytes),
                 None => self.pages.insert_hole(slot.tag, at, len),
             }
+            match runs.last_mut() {
+                Some(run) if run.end == at => run.end += len,
+                _ => runs.push(at..at + len),
+            }
+        }
+        // As with what a long stream has read.
+        let is_stream = |run: &Range<u32>| self.limits.caller_caches && run.end - run.start >= STREAM_BYTES;
+        for run in runs.into_iter().filter(is_stream) {
+            self.pages.pass(slot.tag, run.start, run.end);
         }
         let chunk = ChunkState {
             index,
