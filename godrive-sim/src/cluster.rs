@@ -2,6 +2,7 @@
 //! off, simulated disks that outlive their hosts, and a schedule of what happens to them.
 
 use crate::clock::{EPOCH_S, SimulatedClock};
+use crate::crypto;
 use crate::lying::LyingDisk;
 use crate::oracle::Tally;
 use crate::shared::Shared;
@@ -120,6 +121,7 @@ struct Parts {
 
 /// Runs the plan under the seed.
 pub fn run(plan: &Plan, seed: u64) -> Outcome {
+    crypto::seed(seed);
     let mut dice = SmallRng::seed_from_u64(seed);
     // The seed reaches the CA too; a seeded authority cannot fail but by a defect of ours.
     let authority = Authority::create_seeded(ClusterId(u128::from(seed) + 1), EPOCH_S, [7; 32]);

@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod cluster;
+pub mod crypto;
 pub mod folder;
 pub mod lying;
 pub mod oracle;

@@ -6,8 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Hashes time, endpoints and size of every datagram. Contents are not part of it: TLS draws its keys from the
-/// system, so they differ from run to run while everything that depends on them has the same size.
+/// Hashes time, endpoints and contents of every datagram.
 #[derive(Clone, Default)]
 pub struct Trace {
     state: Arc<Mutex<State>>,
@@ -40,7 +39,8 @@ impl Watcher for Trace {
         let at = turmoil::sim_elapsed().unwrap_or_default().as_nanos();
         let mut state = self.state.lock();
         state.hash.update(&at.to_le_bytes());
-        state.hash.update(format!("{from} {to} {}", contents.len()).as_bytes());
+        state.hash.update(format!("{from} {to} {} ", contents.len()).as_bytes());
+        state.hash.update(contents);
         state.datagrams += 1;
         state.bytes += contents.len() as u64;
     }

@@ -8,6 +8,7 @@ use godrive_proto::net::simulated::SimulatedSockets;
 use godrive_proto::net::{Connection, Endpoint, Expect, Options};
 use godrive_proto::{ChunkId, ClusterId, Code, Epoch, NodeId, Role, Version};
 use godrive_sim::clock::EPOCH_S;
+use godrive_sim::crypto;
 use godrive_sim::trace::{Digest, Trace};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -68,6 +69,7 @@ fn simulation(seed: u64, trace: &Trace) -> turmoil::Sim<'static> {
 }
 
 fn transfer(seed: u64) -> Digest {
+    crypto::seed(seed);
     let trace = Trace::default();
     let mut sim = simulation(seed, &trace);
     let host = trace.clone();

@@ -144,6 +144,12 @@ impl Endpoint {
             .map_err(cannot)?;
         let local = quinn.local_addr().map_err(cannot)?;
         let mut client = quinn::ClientConfig::new(Arc::new(client));
+        if let Some(seed) = options.rng_seed {
+            // Other numbers than the ids of the own side.
+            let random = parking_lot::Mutex::new(StdRng::from_seed(seed.map(|byte| !byte)));
+            let id = move || ConnectionId::new(&random.lock().random::<[u8; 20]>());
+            client.initial_dst_cid_provider(Arc::new(id));
+        }
         client.transport_config(Arc::new(transport(Side::Connecting, Path::Network)));
         let (connections, accepted) = mpsc::channel(MAX_HANDSHAKES);
         let accepting = admission.zip(local_server).map(|(admission, local)| {
