@@ -101,6 +101,32 @@ async fn a_chunk_is_placed_on_as_many_nodes_as_it_needs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mount_learns_of_the_living_slaves_each_from_another_on() {
+    let cluster = Cluster::start(quick(1)).await;
+    let mut slaves = slaves(&cluster, 3).await;
+    let (one, two) = (cluster.client("one").await, cluster.client("two").await);
+    let told = async |client: &Client| {
+        let told = client.call::<Slaves>(&()).await.unwrap();
+        assert!(told.iter().all(|slave| slave.address.port() == 9), "as it announced itself");
+        told.into_iter().map(|slave| slave.node).collect::<Vec<_>>()
+    };
+    let (mut first, mut second) = (told(&one).await, told(&two).await);
+    assert_ne!(first[0], second[0]);
+    first.sort();
+    second.sort();
+    let mut known: Vec<_> = slaves.iter().map(|slave| slave.node).collect();
+    known.sort();
+    assert_eq!((&first, &second), (&known, &known));
+    slaves[1].hush();
+    let left = [slaves[0].node, slaves[2].node];
+    eventually("the silent one is not told any longer", async || {
+        let told = told(&one).await;
+        (told.len() == 2 && told.iter().all(|node| left.contains(node))).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_cluster_says_so() {
     let cluster = Cluster::start(quick(1)).await;
     let slaves = slaves(&cluster, 1).await;

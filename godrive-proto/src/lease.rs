@@ -5,6 +5,7 @@ use crate::operation::operations;
 use crate::time::Timestamp;
 use crate::{ChunkId, Ino, LeaseId, LogIndex, NodeId, SessionId, Term};
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 
 /// What a lease allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -224,6 +225,13 @@ pub enum Problem {
     StaleLayout,
 }
 
+/// A slave, and where it listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slave {
+    pub node: NodeId,
+    pub address: SocketAddr,
+}
+
 operations! {
     0x0100 OpenSession(OpenSessionRequest) -> OpenedSession [Client];
     0x0101 Renew(RenewRequest) -> Renewed [Client];
@@ -233,6 +241,8 @@ operations! {
     /// After the master's restart: how far the log of the term that ended reaches in the new one. What was answered of it
     /// behind that is lost. None: not known, because other terms lie between.
     0x0104 Ended(Term) -> Option<LogIndex> [Client];
+    /// Slaves that are alive, at most [`crate::limits::MAX_SLAVES_TOLD`]: for a mount to connect to before it needs them.
+    0x0105 Slaves(()) -> Vec<Slave> [Client];
     0x0110 Acquire(AcquireRequest) -> Acquired [Client];
     /// The layout of a file that the session holds a lease on. Indexes without an entry are holes.
     0x0111 GetLayout(LayoutRequest) -> Vec<crate::data::Layout> [Client];

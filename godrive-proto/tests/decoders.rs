@@ -34,7 +34,7 @@ fn decode_as_everything(bytes: &[u8]) {
     scoped! {
         meta: Lookup ReadDirectory ReadSymlink ReadXattrs StatFs Create MakeNode Link Unlink Rename SetAttr
             Truncate Commit SetXattr RemoveXattr Barrier Batch;
-        lease: OpenSession Renew Resume CloseSession Ended Acquire GetLayout OpenChunks Releases Report GetLayouts
+        lease: OpenSession Renew Resume CloseSession Ended Slaves Acquire GetLayout OpenChunks Releases Report GetLayouts
             Own Recall;
         data: Delta Sync Read GetSums Fetch;
         cluster: Register Inventory Heartbeat Seal Install Copy Delete Quarantine;

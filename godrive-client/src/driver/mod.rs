@@ -58,6 +58,7 @@ impl Driver {
         let seed = world.seed;
         let master = Arc::new(Master::start(config, world, Arc::default()).await?);
         let slaves = Arc::new(Slaves::new(master.clone()));
+        tokio::spawn(slaves.clone().meet_first());
         let reports = Arc::new(Reports::new(master.clone()));
         let writer = Writer::new(master.clone(), slaves.clone(), reports.clone());
         let reader = Reader::new(master.clone(), slaves.clone(), reports, seed);

@@ -6,7 +6,7 @@ use super::stats::Stats;
 use bytes::Bytes;
 use godrive_proto::data::{Layout, Member};
 use godrive_proto::net::{Connection, Expect, Message, Reply};
-use godrive_proto::{Code, Fault, NodeId, Operation, Role};
+use godrive_proto::{Code, Fault, NodeId, Operation, Role, lease};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -48,21 +48,33 @@ impl Slaves {
     /// Connects to the members of chunks in the background, those of the first chunks first. A failure tells the next
     /// request, as that member was looked for.
     pub fn meet(self: &Arc<Self>, layouts: &[Layout]) {
-        let mut members: Vec<Member> = Vec::new();
-        for member in layouts.iter().flat_map(|layout| &layout.members) {
-            if members.len() == MAX_MEETINGS {
+        let members = layouts.iter().flat_map(|layout| &layout.members);
+        self.meet_all(members.map(|member| (member.node, member.address)));
+    }
+
+    fn meet_all(self: &Arc<Self>, all: impl Iterator<Item = (NodeId, SocketAddr)>) {
+        let mut met: Vec<NodeId> = Vec::new();
+        for (node, address) in all {
+            if met.len() == MAX_MEETINGS {
                 break;
             }
-            if members.iter().all(|known| known.node != member.node) {
-                members.push(*member);
+            if met.contains(&node) {
+                continue;
             }
-        }
-        for member in members {
-            let known = self.slots.lock().contains_key(&member.node);
+            met.push(node);
+            let known = self.slots.lock().contains_key(&node);
             if !known {
                 let slaves = self.clone();
-                tokio::spawn(async move { drop(slaves.connection(&member).await) });
+                tokio::spawn(async move { drop(slaves.connection(node, address).await) });
             }
+        }
+    }
+
+    /// Connects to some of those that the master knows, so that a mount's first read does not wait for handshakes.
+    pub async fn meet_first(self: Arc<Self>) {
+        match self.master.query::<lease::Slaves>(&(), self.master.patience()).await {
+            Ok(slaves) => self.meet_all(slaves.iter().map(|slave| (slave.node, slave.address))),
+            Err(fault) => tracing::debug!(%fault, "no slaves are connected to ahead"),
         }
     }
 
@@ -88,7 +100,8 @@ impl Slaves {
         let _busy = Busy::new(self, member.node);
         let mut retried = false;
         loop {
-            let (Cached { connection, stamp, .. }, cached) = self.connection(member).await?;
+            let (Cached { connection, stamp, .. }, cached) =
+                self.connection(member.node, member.address).await?;
             let header = self.master.header(&self.master.session(), 0);
             Stats::add(&self.master.stats.slave_requests, 1);
             self.master.stats.sent(&header, message, payload.iter().map(Bytes::len).sum());
@@ -134,17 +147,17 @@ impl Slaves {
     }
 
     /// An open connection, and whether it was there already.
-    async fn connection(&self, member: &Member) -> Result<(Cached, bool), Fault> {
-        let slot = self.slots.lock().entry(member.node).or_default().clone();
-        if let Some(cached) = slot.open(member.address) {
+    async fn connection(&self, node: NodeId, address: SocketAddr) -> Result<(Cached, bool), Fault> {
+        let slot = self.slots.lock().entry(node).or_default().clone();
+        if let Some(cached) = slot.open(address) {
             return Ok((cached, true));
         }
         let _single_flight = slot.connecting.lock().await;
-        if let Some(cached) = slot.open(member.address) {
+        if let Some(cached) = slot.open(address) {
             return Ok((cached, true));
         }
-        let expect = Expect { role: Role::Slave, node: Some(member.node) };
-        let connect = self.master.endpoint.connect(member.address, expect);
+        let expect = Expect { role: Role::Slave, node: Some(node) };
+        let connect = self.master.endpoint.connect(address, expect);
         let outcome = match timeout(self.master.config.timeouts.connect, connect).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Fault::bare(Code::Unreachable)),
@@ -152,17 +165,14 @@ impl Slaves {
         match outcome {
             Ok(connection) => {
                 let stamp = self.last_stamp.fetch_add(1, Ordering::Relaxed) + 1;
-                let cached = Cached { address: member.address, stamp, connection };
+                let cached = Cached { address, stamp, connection };
                 *slot.current.lock() = Some(cached.clone());
                 Ok((cached, false))
             }
             Err(fault) => {
-                self.failed(member.node);
-                let detail = format!(
-                    "cannot connect to slave {} at {}: {}",
-                    member.node, member.address, fault.detail
-                );
-                Err(Fault::at(Code::Unreachable, member.node, detail))
+                self.failed(node);
+                let detail = format!("cannot connect to slave {node} at {address}: {}", fault.detail);
+                Err(Fault::at(Code::Unreachable, node, detail))
             }
         }
     }

@@ -210,6 +210,7 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
         l::CloseSession::CODE => answer!(context, incoming, l::CloseSession, sessions::close),
         l::Releases::CODE => answer!(context, incoming, l::Releases, sessions::release),
         l::Ended::CODE => answer!(context, incoming, l::Ended, sessions::ended),
+        l::Slaves::CODE => answer!(context, incoming, l::Slaves, sessions::slaves),
         l::Acquire::CODE => answer!(context, incoming, l::Acquire, reading::acquire),
         l::Own::CODE => answer!(context, incoming, l::Own, reading::own),
         l::GetLayout::CODE => answer!(context, incoming, l::GetLayout, reading::layout),

@@ -3,9 +3,11 @@
 use super::hub::Hub;
 use super::requests::Context;
 use super::shared::Shared;
+use crate::core::nodes::Health;
 use crate::core::record::{Body, Reply};
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::lease::*;
+use godrive_proto::limits::MAX_SLAVES_TOLD;
 use godrive_proto::time::Instant;
 use godrive_proto::{Code, Fault, LogIndex, SessionId, Term};
 use std::sync::Arc;
@@ -51,6 +53,22 @@ pub async fn ended(context: &Context, term: Term) -> Result<Option<LogIndex>, Fa
     let step = |hub: &mut Hub, _: Instant| {
         let known = hub.term.0.checked_sub(1) == Some(term.0);
         Ok((known.then_some(hub.began_at), LogIndex(0)))
+    };
+    context.step(step).await
+}
+
+/// Beginning somewhere else for each session, so that no slave is everybody's first.
+pub async fn slaves(context: &Context, (): ()) -> Result<Vec<Slave>, Fault> {
+    let session = context.session()?;
+    let step = |hub: &mut Hub, now: Instant| {
+        let alive = hub.nodes.iter().filter(|(id, _)| hub.nodes.health(now, *id) == Health::Alive);
+        let mut slaves: Vec<_> = alive.map(|(node, known)| Slave { node, address: known.address }).collect();
+        if !slaves.is_empty() {
+            let first = session.0 % slaves.len() as u64;
+            slaves.rotate_left(first as usize);
+        }
+        slaves.truncate(MAX_SLAVES_TOLD);
+        Ok((slaves, LogIndex(0)))
     };
     context.step(step).await
 }

@@ -267,6 +267,10 @@ fn lease() -> Vec<Sample> {
         ),
         sample::<CloseSession>((), ()),
         sample::<Ended>(Term(3), Some(LogIndex(300))),
+        sample::<Slaves>(
+            (),
+            vec![Slave { node: NodeId(3), address: std::net::SocketAddr::from(([127, 0, 0, 1], 7401)) }],
+        ),
         sample::<Acquire>(
             AcquireRequest { inodes: vec![Ino(1)], mode: Mode::Exclusive, layout: Some(range) },
             Acquired { views: vec![view(1)], layout: vec![layout()] },
