@@ -54,18 +54,21 @@ impl Steps {
         self.waiting.drain(..).collect()
     }
 
-    /// What was given up is dealt with.
-    pub fn failed(&mut self) {
+    /// So many that were given up are dealt with.
+    pub fn failed(&mut self, count: usize) {
         self.failing -= 1;
+        self.settle(count);
     }
 
+    /// How often steps were given up, without those that are being dealt with: they are still to be told of.
     pub fn failures(&self) -> u64 {
-        self.failures
+        self.failures - u64::from(self.failing)
     }
 
-    /// The session has ended: what was taken before is not sent any more.
-    pub fn end_session(&mut self) {
+    /// The session has ended: what was taken before is not sent any more, nor are those that are returned.
+    pub fn end_session(&mut self) -> Vec<Step> {
         self.sessions += 1;
+        self.waiting.drain(..).collect()
     }
 
     pub fn session(&self) -> u64 {
@@ -141,10 +144,10 @@ mod tests {
         assert_eq!((steps.failures(), steps.fail()), (0, vec![step(3)]));
         assert!(!steps.accepts());
         assert_eq!(steps.fail(), [], "the session's end and the worker both give up");
-        steps.failed();
+        assert_eq!(steps.failures(), 0, "who begins to wait now waits for what is lost");
+        steps.failed(taken.len());
         assert!(!steps.accepts());
-        steps.failed();
-        steps.settle(taken.len() + 1);
+        steps.failed(1);
         assert!(steps.accepts() && steps.is_settled(steps.mark()));
         assert_eq!(steps.failures(), 2);
         steps.close();

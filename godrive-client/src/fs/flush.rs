@@ -403,7 +403,11 @@ impl<B: Backend> Fs<B> {
         // Written since the flush began: that length is not backed by replicas yet.
         state.pending.size = pending.size && attr.size > committed;
         state.committing = pending;
-        let done = state.buffer.is_empty() && !state.pending.any() && state.doubtful.is_empty();
+        // Removals of its names that the master has not followed need the exclusive lease too.
+        let done = state.buffer.is_empty()
+            && !state.pending.any()
+            && state.doubtful.is_empty()
+            && state.unfollowed == 0;
         let keeps = if done { keeps } else { Mode::Exclusive };
         let request = CommitRequest {
             ino: inode.ino,

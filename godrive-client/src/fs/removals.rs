@@ -236,22 +236,18 @@ impl<B: Backend> Fs<B> {
             let told = format!("names removed in directory {ino} may still exist: {fault}");
             self.note_error(&directory, FsError::new(errno, told));
         }
-        self.removals.steps.lock().failed();
-        self.settled(steps.len());
+        self.removals.steps.lock().failed(steps.len());
+        self.removals.settled.notify_waiters();
     }
 
     /// The leases ended with the session, and what it allowed must not happen in the next: others may have changed the
     /// files meanwhile.
     pub(super) fn end_removals(self: &Arc<Self>) {
-        let waiting = {
-            let mut steps = self.removals.steps.lock();
-            steps.end_session();
-            steps.waiting() > 0
-        };
+        let waiting = self.removals.steps.lock().end_session();
         self.removals.session_ended.notify_waiters();
-        if waiting {
+        if !waiting.is_empty() {
             let fault = Fault::new(Code::SessionLost, "the session ended before the master was told");
-            self.give_up(Vec::new(), &fault);
+            self.give_up(waiting, &fault);
         }
     }
 

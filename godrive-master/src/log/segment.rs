@@ -67,8 +67,11 @@ impl Segment {
         self.zeros_end = self.end;
         match self.file.write_at(&[&ZEROS[..len as usize]], self.end) {
             Ok(()) => self.zeros_end += len,
-            // The log does without.
-            Err(error) => tracing::debug!(path = self.path, %error, "no zeros written ahead"),
+            // The log does without, and leaves the room to the records.
+            Err(error) => {
+                let cut = self.file.set_len(self.end);
+                tracing::debug!(path = self.path, %error, ?cut, "no zeros written ahead");
+            }
         }
     }
 

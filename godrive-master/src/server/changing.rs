@@ -98,13 +98,16 @@ impl Change {
         id: WaiterId,
         fault: Fault,
     ) -> Result<Option<(Reply, LogIndex)>, Fault> {
-        if !matches!(fault.code, Code::Exists | Code::NotEmpty | Code::TooManyLinks) {
-            return Err(fault);
-        }
+        // Of the named inode, too, or only of the directory that it is in.
+        let of_entries = match fault.code {
+            Code::Exists => false,
+            Code::NotEmpty | Code::TooManyLinks | Code::IsDirectory | Code::NotDirectory => true,
+            _ => return Err(fault),
+        };
         let mut wants: BTreeSet<Ino> = BTreeSet::new();
         for (parent, name) in self.mutation.names() {
             wants.insert(parent);
-            if let Ok((_, Some(entry))) = hub.state.lookup(parent, name) {
+            if of_entries && let Ok((_, Some(entry))) = hub.state.lookup(parent, name) {
                 wants.insert(entry.ino);
             }
         }
