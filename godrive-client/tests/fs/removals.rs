@@ -346,32 +346,3 @@ async fn nothing_is_owned_for_what_is_in_use() {
     fs.release(made.opened.handle);
     sound(&cluster);
 }
-
-/// A file that lost a name here is written and closed through another: the close must not give the lease away that the
-/// removal needs.
-#[tokio::test(start_paused = true)]
-async fn a_file_that_is_written_behind_the_removal_of_a_name() {
-    for seed in 0..20 {
-        let cluster = Cluster::new(seed);
-        let fs = eager(&cluster, 1);
-        let within = directory(&fs, ROOT, b"d", 3).await;
-        let linked = fs.make(within, b"one", NewNode::File, 0o644, OWNER).await.unwrap().attr.ino;
-        fs.link(linked, within, b"two").await.unwrap();
-        unlink(&fs, within, b"000").await;
-        let directory = fs.opendir(within).unwrap().handle;
-        fs.fsyncdir(directory).await.unwrap();
-        assert!(fs.try_unlink(within, b"one").is_some());
-        tokio::time::sleep(Duration::from_micros(150 * seed)).await;
-        let handle = fs.open(linked, libc::O_WRONLY).await.unwrap().value.handle;
-        fs.write(handle, 0, vec![7; 100].into(), false).await.unwrap();
-        fs.flush(handle).await.unwrap();
-        fs.release(handle);
-        fs.fsyncdir(directory).await.unwrap();
-        assert!(!exists(&fs, within, b"one").await && exists(&fs, within, b"two").await);
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        let other = cluster.mount(2);
-        assert_eq!(attr(&other, linked).await.nlink, 1);
-        assert_eq!(cluster.world.lock().leases.recalls, 0, "the leases went back by themselves");
-        sound(&cluster);
-    }
-}

@@ -6,7 +6,7 @@ use godrive_client::fs::config::Config;
 use godrive_client::fs::{Backend, Caller, Found, Fs, Handle, SetAttr};
 use godrive_proto::data::{Applied, Layout};
 use godrive_proto::lease::ClusterParameters;
-use godrive_proto::meta::{NewNode, RenameMode, SetXattrMode};
+use godrive_proto::meta::{Batch, NewNode, RenameMode, SetXattrMode};
 use godrive_proto::time::Timestamp;
 use godrive_proto::{Code, Fault, Ino, Operation, ROOT};
 use std::sync::Arc;
@@ -17,6 +17,8 @@ struct Lossy {
     client: Client,
     /// The next mutation is executed and not answered.
     lose: Arc<AtomicBool>,
+    /// Batches are on their way for a while.
+    slow: Arc<AtomicBool>,
 }
 
 impl Backend for Lossy {
@@ -25,6 +27,9 @@ impl Backend for Lossy {
     }
 
     async fn mutate<O: Operation>(&self, request: &O::Request) -> Result<O::Reply, Fault> {
+        if O::CODE == Batch::CODE && self.slow.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         let reply = self.client.mutate::<O>(request).await;
         if self.lose.swap(false, Ordering::SeqCst) {
             reply.expect("it is executed");
@@ -74,6 +79,7 @@ struct Mount {
     cluster: Arc<Cluster>,
     fs: Arc<Fs<Lossy>>,
     lose: Arc<AtomicBool>,
+    slow: Arc<AtomicBool>,
 }
 
 impl Mount {
@@ -82,8 +88,9 @@ impl Mount {
         let client = Client { cluster: cluster.clone(), id: 1 };
         let driver = DriverConfig::new("127.0.0.1:1".parse().unwrap(), "model");
         let config = Config { removals_in_a_row: 0, ..Config::new(driver) };
-        let fs = Fs::over(Arc::new(Lossy { client, lose: lose.clone() }), config);
-        Self { cluster, fs, lose }
+        let slow = Arc::new(AtomicBool::new(false));
+        let lossy = Lossy { client, lose: lose.clone(), slow: slow.clone() };
+        Self { cluster, fs: Fs::over(Arc::new(lossy), config), lose, slow }
     }
 
     /// A file that is open for reading, and clean.
@@ -248,4 +255,30 @@ async fn a_change_behind_a_lost_removal() {
     assert_eq!(mount.fs.fsyncdir(root).await.unwrap_err().errno, libc::EIO);
     mount.fs.make(ROOT, b"behind", NewNode::Directory, 0o755, caller).await.map(drop).unwrap();
     mount.fs.fsyncdir(root).await.unwrap();
+}
+
+/// A file that lost a name here is written and closed through another: the close must not give the lease away that the
+/// removal needs.
+#[tokio::test(start_paused = true)]
+async fn a_close_behind_the_removal_of_another_name() {
+    let mount = Mount::new();
+    let caller = Caller { uid: 0, gid: 0 };
+    let linked = mount.fs.make(ROOT, b"one", NewNode::File, 0o644, caller).await.unwrap().attr.ino;
+    mount.fs.link(linked, ROOT, b"two").await.map(drop).unwrap();
+    mount.fs.make(ROOT, b"first", NewNode::File, 0o644, caller).await.map(drop).unwrap();
+    mount.fs.unlink(ROOT, b"first").await.unwrap();
+    let root = mount.fs.opendir(ROOT).unwrap().handle;
+    mount.fs.fsyncdir(root).await.unwrap();
+    mount.slow.store(true, Ordering::SeqCst);
+    assert!(mount.fs.try_unlink(ROOT, b"one").is_some());
+    let handle = mount.fs.open(linked, libc::O_WRONLY).await.unwrap().value.handle;
+    mount.fs.write(handle, 0, vec![7; 100].into(), false).await.unwrap();
+    mount.fs.flush(handle).await.unwrap();
+    mount.fs.release(handle);
+    assert!(mount.cluster.world.lock().master.nodes[&ROOT].entries.len() == 2, "it is not followed yet");
+    mount.fs.fsyncdir(root).await.unwrap();
+    assert_eq!(mount.cluster.world.lock().master.nodes[&ROOT].entries.len(), 1);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(mount.links(linked).await, 1);
+    assert_eq!(mount.cluster.world.lock().violations, Vec::<String>::new());
 }
