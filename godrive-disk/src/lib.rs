@@ -87,6 +87,21 @@ pub fn write_small(disk: &dyn Disk, path: &str, bytes: &[u8]) -> io::Result<()> 
     disk.sync_directory(parent(path))
 }
 
+/// Writes zeros behind what a file holds up to `from`, for what follows to be written over: a sync then changes nothing about
+/// the file, and the file system's journal, which takes longer than the data, is left out of it. Where there is no room for
+/// all of them, none stay.
+pub fn write_zeros(file: &dyn DiskFile, from: u64, len: u64) -> io::Result<()> {
+    const PIECE: [u8; 4096] = [0; 4096];
+    let whole = (len / PIECE.len() as u64) as usize;
+    let mut pieces = vec![&PIECE[..]; whole];
+    pieces.push(&PIECE[..(len % PIECE.len() as u64) as usize]);
+    file.write_at(&pieces, from).inspect_err(|_| {
+        if let Err(error) = file.set_len(from) {
+            tracing::debug!(%error, "zeros that were written in part stay");
+        }
+    })
+}
+
 /// The directory part of a path; empty for the root.
 fn parent(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(parent, _)| parent)

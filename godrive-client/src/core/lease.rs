@@ -2,7 +2,8 @@
 //!
 //! Grants arrive in replies, recalls as requests of the master, on different streams: a recall can overtake the reply
 //! that carries the grant. Lease ids rise with every grant, so the highest recalled id decides: a grant that is not above
-//! it is void. In the same way an exclusive grant overtaken by the lowering of its lease is a shared one by now. Whether the session's lease time still runs is asked elsewhere, at every use.
+//! it is void. In the same way an exclusive grant overtaken by the lowering of its lease is a shared one by now. Whether
+//! the session's lease time still runs is asked elsewhere, at every use.
 
 use godrive_proto::LeaseId;
 use godrive_proto::lease::{Lease, Mode};
@@ -31,7 +32,7 @@ impl LeaseState {
             return;
         }
         let overtaken = self.lowering || lease.id <= self.lowered;
-        let granted = if overtaken { lease.mode.min(Mode::Shared) } else { lease.mode };
+        let granted = if overtaken { Mode::Shared } else { lease.mode };
         self.held = Some(match self.held {
             None => (lease.id, granted),
             Some((id, mode)) => (id.max(lease.id), mode.max(granted)),

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 impl<B: Backend> Fs<B> {
-    /// A mutation, in its order behind the removals made here; where these fail, so does it. If its outcome stays unknown, `doubt` says what is not
-    /// trusted any longer.
+    /// A mutation, in its order behind the removals made here; where these fail, so does it. If its outcome stays
+    /// unknown, `doubt` says what is not trusted any longer.
     pub(super) async fn mutate<O: Operation>(
         &self,
         request: &O::Request,

@@ -98,3 +98,17 @@ fn it_stops_in_the_middle_and_bits_flip() {
     disk.kill();
     assert_eq!(read(&disk, "a").unwrap(), b"xrc");
 }
+
+#[test]
+fn zeros_are_written_wholly_or_not_at_all() {
+    let disk = SimulatedDisk::new(1 << 20);
+    let file = disk.open("f", true).unwrap();
+    file.write_at(&[&[7; 100]], 0).unwrap();
+    crate::write_zeros(&*file, 100, 10_000).unwrap();
+    let mut back = vec![1; 10_100];
+    file.read_at(&mut back, 0).unwrap();
+    assert_eq!(back, [vec![7; 100], vec![0; 10_000]].concat());
+    disk.set_capacity(20_000);
+    assert!(crate::write_zeros(&*file, 10_100, 100_000).is_err());
+    assert_eq!(file.len().unwrap(), 10_100);
+}

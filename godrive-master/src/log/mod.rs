@@ -5,8 +5,8 @@
 //! it durable, on any thread, while the next group is appended. The log is cut below a checkpoint by whole segments.
 //!
 //! Behind the last record zeros are written ahead, for records that follow; they are cut off when the segment is left or
-//! opened. After a crash the tail may be torn: bytes that were written but never synced. It is cut off too. Damage in front of
-//! records that knew it to be synced is another matter: the log then refuses to open and says what to do.
+//! opened. After a crash the tail may be torn: bytes that were written but never synced. It is cut off too. Damage in
+//! front of records that knew it to be synced is another matter: the log then refuses to open and says what to do.
 
 mod format;
 mod segment;
@@ -160,7 +160,6 @@ impl Log {
                     cut_bytes = bytes.len() as u64 - scan.end,
                     "the log ends in a write that was interrupted; it was never acknowledged and is cut off"
                 );
-                segment.file.set_len(scan.end).map_err(|error| LogError::io(&segment.path, error))?;
             }
             // A segment is synced before the next is begun, so its own end cannot be torn.
             Verdict::Torn => {
@@ -174,7 +173,7 @@ impl Log {
         }
         segment.end = scan.end;
         if last {
-            segment.cut_zeros()?;
+            segment.cut()?;
             segment.file.sync().map_err(|error| LogError::io(&segment.path, error))?;
         }
         self.next = scan.next;
@@ -251,7 +250,7 @@ impl Log {
         if self.segments.last().is_some_and(|segment| segment.end < self.options.segment_bytes) {
             return Ok(());
         }
-        self.segments.last_mut().map_or(Ok(()), Segment::cut_zeros)?;
+        self.segments.last_mut().map_or(Ok(()), Segment::cut)?;
         self.sync_point().run()?;
         let path = format!("{}/{}", self.directory, segment::name(self.next));
         let made = self.make_segment(&path);

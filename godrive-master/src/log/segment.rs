@@ -16,14 +16,12 @@ pub struct Segment {
     pub first: LogIndex,
     /// Where the next record goes.
     pub end: u64,
-    /// Zeros were written from [`Self::end`] to here.
+    /// Zeros, or what a crash has left, lie from [`Self::end`] to here.
     pub zeros_end: u64,
 }
 
-/// The log goes on in bytes that were written before, as zeros, so many at a time: a sync of them changes nothing about
-/// the file, and the file system's journal, which takes longer than the records, is left out of it.
+/// The log goes on in bytes that were written before, so many at a time: see [`godrive_disk::write_zeros`].
 const ZERO_BYTES: u64 = 256 << 10;
-static ZEROS: [u8; ZERO_BYTES as usize] = [0; ZERO_BYTES as usize];
 
 /// What a scan of a segment's bytes found.
 pub struct Scan {
@@ -65,18 +63,15 @@ impl Segment {
     pub fn zero_ahead(&mut self, segment_bytes: u64) {
         let len = ZERO_BYTES.min(segment_bytes.saturating_sub(self.end));
         self.zeros_end = self.end;
-        match self.file.write_at(&[&ZEROS[..len as usize]], self.end) {
+        match godrive_disk::write_zeros(&*self.file, self.end, len) {
             Ok(()) => self.zeros_end += len,
-            // The log does without, and leaves the room to the records.
-            Err(error) => {
-                let cut = self.file.set_len(self.end);
-                tracing::debug!(path = self.path, %error, ?cut, "no zeros written ahead");
-            }
+            // The log does without.
+            Err(error) => tracing::debug!(path = self.path, %error, "no zeros written ahead"),
         }
     }
 
     /// Nothing is left behind the records.
-    pub fn cut_zeros(&mut self) -> Result<(), LogError> {
+    pub fn cut(&mut self) -> Result<(), LogError> {
         if self.zeros_end > self.end {
             self.file.set_len(self.end).map_err(|error| LogError::io(&self.path, error))?;
             self.zeros_end = self.end;

@@ -111,7 +111,7 @@ impl Change {
                 wants.insert(entry.ino);
             }
         }
-        if let Mutation::Link(request) = &self.mutation {
+        if of_entries && let Mutation::Link(request) = &self.mutation {
             wants.insert(request.ino);
         }
         let wants: Vec<_> = wants.into_iter().map(|ino| (ino, Need::Read)).collect();
@@ -275,18 +275,15 @@ pub async fn batch(context: &Context, request: BatchRequest) -> Result<Batched, 
     let inodes: BTreeSet<Ino> = request.steps.iter().flat_map(named).collect();
     let body = |hub: &mut Hub, _: Instant| {
         let taken = |step| Taken { step, open_elsewhere: Vec::new() };
-        let mut mutation = Mutation::Batch(request.steps.into_iter().map(taken).collect());
-        let touched = hub.state.check(session, hub.wall(), &mutation)?;
-        let mut last: BTreeSet<Ino> = touched.orphaned.union(&touched.removed).copied().collect();
-        if let Mutation::Batch(steps) = &mut mutation {
-            // A step that removes the last name of an inode is the last that names it.
-            for Taken { step: Step::Unlink { ino, .. }, open_elsewhere } in steps.iter_mut().rev() {
-                if last.remove(ino) {
-                    *open_elsewhere = hub.leases.open_elsewhere(session, *ino);
-                }
+        let mut steps: Vec<Taken> = request.steps.into_iter().map(taken).collect();
+        // A step that removes the last name of an inode is the last that names it.
+        let mut named = BTreeSet::new();
+        for Taken { step: Step::Unlink { ino, .. }, open_elsewhere } in steps.iter_mut().rev() {
+            if named.insert(*ino) {
+                *open_elsewhere = hub.leases.open_elsewhere(session, *ino);
             }
         }
-        Ok(Body::Mutation(mutation))
+        Ok(Body::Mutation(Mutation::Batch(steps)))
     };
     let reply = as_owner(context, &inodes, body, |_, _| {}).await;
     context.shared.sync_soon.notify_one();

@@ -20,14 +20,11 @@ const MAGIC: &[u8; 8] = b"GDSEGMNT";
 const MAX_OPEN: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 /// Writing back begins after so many new bytes, so that a sync after a long stream is short.
 const WRITEBACK_BYTES: u64 = 8 << 20;
-/// After some syncs in a row that each cover few new blocks, the log goes on in blocks that were written before, as zeros,
-/// so many at a time: a sync of such blocks changes nothing about the file, and the file system's journal, which takes
-/// longer than the data, is left out of it.
+/// After some syncs in a row that each cover few new blocks, the log goes on in blocks that were written before, so many
+/// at a time: see [`godrive_disk::write_zeros`].
 const SMALL_SYNCS: u32 = 4;
 const SMALL_SYNC_BLOCKS: u32 = 16;
 const ZERO_BLOCKS: u32 = 64;
-
-static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 pub fn path(segment: u32) -> String {
     format!("{DIRECTORY}/{segment:08x}.seg")
@@ -247,8 +244,9 @@ impl Shared {
         if tail.small_syncs < SMALL_SYNCS || enough || until <= from {
             return;
         }
-        let zeros = vec![&ZEROS[..]; (until - from) as usize];
-        match tail.file.write_at(&zeros, u64::from(from) * BLOCK as u64) {
+        let block = BLOCK as u64;
+        match godrive_disk::write_zeros(&*tail.file, u64::from(from) * block, u64::from(until - from) * block)
+        {
             Ok(()) => tail.zeros_end = until,
             // The log does without.
             Err(error) => tracing::debug!(%error, segment = tail.segment, "no zeros written ahead"),
