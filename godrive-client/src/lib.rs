@@ -9,6 +9,7 @@ pub mod core;
 pub mod driver;
 pub mod error;
 pub mod fs;
+pub mod ledger;
 
 pub use driver::World;
 pub use error::FsError;

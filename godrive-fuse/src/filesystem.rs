@@ -6,7 +6,7 @@
 //! keeps locks local to this mount), `bmap`, `ioctl`, `poll`.
 
 use crate::answer::Answers;
-use crate::convert::BLOCK_BYTES;
+use crate::convert::{self, BLOCK_BYTES};
 use crate::operations::Operations;
 use fuser::{
     CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
@@ -14,10 +14,11 @@ use fuser::{
     ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use godrive_client::Fs;
+use godrive_client::fs::Handle;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 /// Requests the kernel may have under way without a caller waiting: read-ahead and direct I/O.
@@ -43,14 +44,21 @@ pub struct Mount {
     pub(crate) fs: Arc<Fs>,
     pub(crate) answers: Answers,
     stopping: Arc<AtomicBool>,
-    minor: Arc<AtomicU32>,
+    kernel: Arc<Kernel>,
+}
+
+/// See [`Mount::kernel`].
+#[derive(Default)]
+pub struct Kernel {
+    pub minor: AtomicU32,
+    pub capabilities: AtomicU64,
 }
 
 impl Mount {
     pub fn new(fs: Arc<Fs>, runtime: tokio::runtime::Handle, operations: Arc<Operations>) -> Self {
         let stopping = Arc::new(AtomicBool::new(false));
         let answers = Answers::new(runtime, operations, stopping.clone());
-        Self { fs, answers, stopping, minor: Arc::default() }
+        Self { fs, answers, stopping, kernel: Arc::default() }
     }
 
     /// Set it when the mount ends: nothing that cannot be flushed any more is accepted from then on.
@@ -58,15 +66,23 @@ impl Mount {
         self.stopping.clone()
     }
 
-    /// The minor version of the kernel's FUSE interface, known after the handshake.
-    pub fn kernel_minor(&self) -> Arc<AtomicU32> {
-        self.minor.clone()
+    /// What the kernel said at the handshake: the minor version of its interface, and what it can do.
+    pub fn kernel(&self) -> Arc<Kernel> {
+        self.kernel.clone()
+    }
+
+    /// A handle as the kernel names it, perhaps since before this daemon.
+    pub(crate) fn handle(&self, ino: INodeNo, fh: FileHandle) -> Handle {
+        let handle = Handle(fh.0);
+        self.fs.meet_handle(convert::ino(ino), handle);
+        handle
     }
 }
 
 impl Filesystem for Mount {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        self.minor.store(config.kernel_abi().1, Ordering::SeqCst);
+        self.kernel.minor.store(config.kernel_abi().1, Ordering::SeqCst);
+        self.kernel.capabilities.store(config.capabilities().bits(), Ordering::SeqCst);
         for flag in WANTED {
             if config.add_capabilities(flag).is_err() {
                 tracing::info!(?flag, "this kernel lacks a capability; the mount works without it");
@@ -81,8 +97,8 @@ impl Filesystem for Mount {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.answers.inline("lookup", parent, || self.op_lookup(parent, name, reply));
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.answers.inline("lookup", req, parent, || self.op_lookup(parent, name, reply));
     }
 
     fn mknod(
@@ -95,32 +111,32 @@ impl Filesystem for Mount {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.answers.inline("mknod", parent, || self.op_mknod(req, parent, name, mode, rdev, reply));
+        self.answers.inline("mknod", req, parent, || self.op_mknod(req, parent, name, mode, rdev, reply));
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        self.answers.inline("mkdir", parent, || self.op_mkdir(req, parent, name, mode, reply));
+        self.answers.inline("mkdir", req, parent, || self.op_mkdir(req, parent, name, mode, reply));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        self.answers.inline("symlink", parent, || self.op_symlink(req, parent, name, target, reply));
+        self.answers.inline("symlink", req, parent, || self.op_symlink(req, parent, name, target, reply));
     }
 
-    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.answers.inline("link", ino, || self.op_link(ino, parent, name, reply));
+    fn link(&self, req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.answers.inline("link", req, ino, || self.op_link(ino, parent, name, reply));
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.answers.inline("unlink", parent, || self.op_unlink(parent, name, reply));
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.answers.inline("unlink", req, parent, || self.op_unlink(parent, name, reply));
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.answers.inline("rmdir", parent, || self.op_rmdir(parent, name, reply));
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.answers.inline("rmdir", req, parent, || self.op_rmdir(parent, name, reply));
     }
 
     fn rename(
         &self,
-        _: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -128,12 +144,13 @@ impl Filesystem for Mount {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.answers
-            .inline("rename", parent, || self.op_rename(parent, name, new_parent, new_name, flags, reply));
+        self.answers.inline("rename", req, parent, || {
+            self.op_rename(parent, name, new_parent, new_name, flags, reply)
+        });
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.answers.inline("getattr", ino, || self.op_getattr(ino, reply));
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.answers.inline("getattr", req, ino, || self.op_getattr(ino, reply));
     }
 
     fn setattr(
@@ -155,28 +172,28 @@ impl Filesystem for Mount {
         reply: ReplyAttr,
     ) {
         let set = crate::ops_attrs::set_attr(req, mode, uid, gid, size, atime, mtime);
-        self.answers.inline("setattr", ino, || self.op_setattr(ino, fh, set, reply));
+        self.answers.inline("setattr", req, ino, || self.op_setattr(ino, fh, set, reply));
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.answers.inline("readlink", ino, || self.op_readlink(ino, reply));
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.answers.inline("readlink", req, ino, || self.op_readlink(ino, reply));
     }
 
-    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        self.answers.inline("statfs", ino, || self.op_statfs(ino, reply));
+    fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        self.answers.inline("statfs", req, ino, || self.op_statfs(ino, reply));
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.answers.inline("getxattr", ino, || self.op_getxattr(ino, name, size, reply));
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.answers.inline("getxattr", req, ino, || self.op_getxattr(ino, name, size, reply));
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.answers.inline("listxattr", ino, || self.op_listxattr(ino, size, reply));
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.answers.inline("listxattr", req, ino, || self.op_listxattr(ino, size, reply));
     }
 
     fn setxattr(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -184,11 +201,11 @@ impl Filesystem for Mount {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.answers.inline("setxattr", ino, || self.op_setxattr(ino, name, value, flags, reply));
+        self.answers.inline("setxattr", req, ino, || self.op_setxattr(ino, name, value, flags, reply));
     }
 
-    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.answers.inline("removexattr", ino, || self.op_removexattr(ino, name, reply));
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.answers.inline("removexattr", req, ino, || self.op_removexattr(ino, name, reply));
     }
 
     fn create(
@@ -201,16 +218,16 @@ impl Filesystem for Mount {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        self.answers.inline("create", parent, || self.op_create(req, parent, name, mode, flags, reply));
+        self.answers.inline("create", req, parent, || self.op_create(req, parent, name, mode, flags, reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.answers.inline("open", ino, || self.op_open(req, ino, flags, reply));
+        self.answers.inline("open", req, ino, || self.op_open(req, ino, flags, reply));
     }
 
     fn read(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -219,12 +236,12 @@ impl Filesystem for Mount {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.answers.inline("read", ino, || self.op_read(ino, fh, offset, size, reply));
+        self.answers.inline("read", req, ino, || self.op_read(ino, fh, offset, size, reply));
     }
 
     fn write(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -234,16 +251,16 @@ impl Filesystem for Mount {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.answers.inline("write", ino, || self.op_write(ino, fh, offset, data, write_flags, reply));
+        self.answers.inline("write", req, ino, || self.op_write(ino, fh, offset, data, write_flags, reply));
     }
 
-    fn flush(&self, _: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        self.answers.inline("flush", ino, || self.op_flush(ino, fh, reply));
+    fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        self.answers.inline("flush", req, ino, || self.op_flush(ino, fh, reply));
     }
 
     fn release(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -251,16 +268,16 @@ impl Filesystem for Mount {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.answers.inline("release", ino, || self.op_release(fh, reply));
+        self.answers.inline("release", req, ino, || self.op_release(ino, fh, reply));
     }
 
-    fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.answers.inline("fsync", ino, || self.op_fsync(ino, fh, datasync, reply));
+    fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.answers.inline("fsync", req, ino, || self.op_fsync(ino, fh, datasync, reply));
     }
 
     fn fallocate(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -268,16 +285,25 @@ impl Filesystem for Mount {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.answers.inline("fallocate", ino, || self.op_fallocate(ino, fh, offset, length, mode, reply));
+        self.answers
+            .inline("fallocate", req, ino, || self.op_fallocate(ino, fh, offset, length, mode, reply));
     }
 
-    fn lseek(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        self.answers.inline("lseek", ino, || self.op_lseek(ino, fh, offset, whence, reply));
+    fn lseek(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.answers.inline("lseek", req, ino, || self.op_lseek(ino, fh, offset, whence, reply));
     }
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        req: &Request,
         ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -289,26 +315,33 @@ impl Filesystem for Mount {
         reply: ReplyWrite,
     ) {
         let (from, to) = ((ino_in, fh_in, offset_in), (ino_out, fh_out, offset_out));
-        self.answers.inline("copy_file_range", ino_in, || self.op_copy_file_range(from, to, len, reply));
+        self.answers.inline("copy_file_range", req, ino_in, || self.op_copy_file_range(from, to, len, reply));
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.answers.inline("opendir", ino, || self.op_opendir(ino, reply));
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.answers.inline("opendir", req, ino, || self.op_opendir(ino, reply));
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.answers.inline("readdir", ino, || self.op_readdir(ino, fh, offset, reply));
+    fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.answers.inline("readdir", req, ino, || self.op_readdir(ino, fh, offset, reply));
     }
 
-    fn readdirplus(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
-        self.answers.inline("readdirplus", ino, || self.op_readdirplus(ino, fh, offset, reply));
+    fn readdirplus(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        self.answers.inline("readdirplus", req, ino, || self.op_readdirplus(ino, fh, offset, reply));
     }
 
-    fn releasedir(&self, _: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        self.answers.inline("releasedir", ino, || self.op_releasedir(fh, reply));
+    fn releasedir(&self, req: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.answers.inline("releasedir", req, ino, || self.op_releasedir(ino, fh, reply));
     }
 
-    fn fsyncdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.answers.inline("fsyncdir", ino, || self.op_fsyncdir(ino, fh, reply));
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.answers.inline("fsyncdir", req, ino, || self.op_fsyncdir(ino, fh, reply));
     }
 }

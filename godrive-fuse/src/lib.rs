@@ -10,6 +10,7 @@ pub mod config;
 pub mod convert;
 pub mod filesystem;
 pub mod join;
+pub mod keeper;
 pub mod mountpoint;
 pub mod notify;
 pub mod operations;

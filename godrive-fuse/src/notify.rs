@@ -47,8 +47,9 @@ const MANY_NAMES: usize = 8192;
 /// The kernel's interface from this version on can expire all names at once.
 const MINOR_WITH_EPOCHS: u32 = 44;
 
+pub const NOTIFY_INVAL_INODE: i32 = 2;
 const NOTIFY_INVAL_ENTRY: i32 = 3;
-const NOTIFY_INC_EPOCH: i32 = 8;
+pub const NOTIFY_INC_EPOCH: i32 = 8;
 const EXPIRE_ONLY: u32 = 1;
 
 /// Everything that can be told to the kernel; clones share it. Made before the mount, because the client needs it first; until
@@ -204,7 +205,8 @@ impl Kernel {
     }
 }
 
-fn header(code: i32, body_bytes: usize) -> io::Result<[u8; 16]> {
+/// A notification's header.
+pub fn header(code: i32, body_bytes: usize) -> io::Result<[u8; 16]> {
     let length = u32::try_from(16 + body_bytes).map_err(io::Error::other)?;
     let mut header = [0; 16];
     header[..4].copy_from_slice(&length.to_ne_bytes());
@@ -292,7 +294,7 @@ mod tests {
         assert_eq!(threads.len(), 1, "the thread was idle each time");
 
         let (release, stuck) = mpsc::channel::<()>();
-        let guard = notifications.operations.begin(What::new("write", Ino(2)));
+        let guard = notifications.operations.begin(What::new("write", Ino(2)), 0);
         let blocked = notifications.tell(Ino(2), GRACE_NAMES, move || assert!(stuck.recv().is_err()));
         assert!(!blocked.await, "the release goes ahead");
         drop(guard);

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// The operations that went to the network; those answered from caches are never listed.
@@ -25,6 +26,9 @@ struct Running {
 
 struct Waiting {
     what: What,
+    /// The thread that asked; 0: none, or one of another container.
+    pid: u32,
+    killed: Arc<Notify>,
     since: Instant,
     /// How often the watchdog named it.
     reports: u32,
@@ -62,12 +66,23 @@ pub struct Overdue {
 
 impl Operations {
     /// Lists an operation until the guard is dropped.
-    pub fn begin(self: &Arc<Self>, what: What) -> Guard {
+    pub fn begin(self: &Arc<Self>, what: What, pid: u32) -> Guard {
+        let killed = Arc::new(Notify::new());
         let mut running = self.running.lock();
         running.next += 1;
         let key = running.next;
-        running.list.insert(key, Waiting { what, since: Instant::now(), reports: 0 });
-        Guard { operations: self.clone(), key, what }
+        let waiting = Waiting { what, pid, killed: killed.clone(), since: Instant::now(), reports: 0 };
+        running.list.insert(key, waiting);
+        Guard { operations: self.clone(), key, what, killed }
+    }
+
+    /// Tells the operations older than `age` whose caller was killed. Once the kernel has handed a request to us, a
+    /// killed caller cannot end before it is answered.
+    fn tell_killed(&self, age: Duration, was_killed: impl Fn(u32) -> bool) {
+        let running = self.running.lock();
+        let old = running.list.values().take_while(|waiting| waiting.since.elapsed() >= age);
+        old.filter(|waiting| waiting.pid != 0 && was_killed(waiting.pid))
+            .for_each(|waiting| waiting.killed.notify_one());
     }
 
     /// How long the oldest operation on this inode has been waiting.
@@ -105,6 +120,14 @@ pub struct Guard {
     operations: Arc<Operations>,
     key: u64,
     what: What,
+    killed: Arc<Notify>,
+}
+
+impl Guard {
+    /// Ends when the caller was killed and waits for nothing but the answer.
+    pub async fn caller_killed(&self) {
+        self.killed.notified().await;
+    }
 }
 
 impl Drop for Guard {
@@ -116,11 +139,30 @@ impl Drop for Guard {
     }
 }
 
-/// Logs overdue operations, for ever.
+/// An operation whose caller was killed goes on for so long before the caller is let go.
+const PATIENCE_WITH_THE_DEAD: Duration = Duration::from_secs(1);
+
+/// Whether SIGKILL waits for this thread.
+fn has_been_killed(pid: u32) -> bool {
+    #[expect(clippy::disallowed_methods, reason = "the kernel's account of a process")]
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    pending_kill(&status)
+}
+
+fn pending_kill(status: &str) -> bool {
+    const KILL: u64 = 1 << (libc::SIGKILL - 1);
+    let pending = status.lines().filter_map(|line| {
+        line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:")).map(str::trim)
+    });
+    pending.filter_map(|mask| u64::from_str_radix(mask, 16).ok()).any(|mask| mask & KILL != 0)
+}
+
+/// Logs overdue operations and lets killed callers go, for ever.
 pub async fn watch(operations: Arc<Operations>, limit: Duration) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         tick.tick().await;
+        operations.tell_killed(PATIENCE_WITH_THE_DEAD, has_been_killed);
         for Overdue { what, age } in operations.overdue(limit) {
             tracing::warn!(
                 operation = what.name, ino = %what.ino, age_s = age.as_secs(), under_way = operations.count(),
@@ -138,9 +180,9 @@ mod tests {
     async fn the_watchdog_names_an_old_operation_once_per_limit() {
         let operations = Arc::new(Operations::default());
         let limit = Duration::from_secs(30);
-        let old = operations.begin(What::new("write", Ino(7)));
+        let old = operations.begin(What::new("write", Ino(7)), 0);
         tokio::time::advance(Duration::from_secs(20)).await;
-        let young = operations.begin(What::new("lookup", Ino(1)));
+        let young = operations.begin(What::new("lookup", Ino(1)), 0);
         assert_eq!(operations.overdue(limit), []);
         tokio::time::advance(Duration::from_secs(11)).await;
         let found = operations.overdue(limit);
@@ -153,10 +195,36 @@ mod tests {
         assert_eq!(operations.count(), 0);
     }
 
+    #[test]
+    fn a_pending_kill_is_seen() {
+        assert!(pending_kill("Name:\tcp\nSigPnd:\t0000000000000100\nShdPnd:\t0000000000000000\n"));
+        assert!(pending_kill("SigPnd:\t0000000000000000\nShdPnd:\t0000000000000103\n"));
+        assert!(!pending_kill("SigPnd:\t0000000000004200\nShdPnd:\t0000000000000002\n"));
+        assert!(!pending_kill(""), "gone, or not ours to see");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_old_operation_learns_that_its_caller_was_killed() {
+        let operations = Arc::new(Operations::default());
+        let old = operations.begin(What::new("write", Ino(7)), 5);
+        let other = operations.begin(What::new("write", Ino(7)), 6);
+        operations.tell_killed(Duration::from_secs(1), |pid| pid == 5);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let told = |guard: &Guard| futures_ready(guard.caller_killed());
+        assert!(!told(&old), "it is not old yet");
+        operations.tell_killed(Duration::from_secs(1), |pid| pid == 5);
+        assert!(told(&old) && !told(&other));
+    }
+
+    fn futures_ready(future: impl Future<Output = ()>) -> bool {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        std::pin::pin!(future).poll(&mut context).is_ready()
+    }
+
     #[tokio::test(start_paused = true)]
     async fn waiting_is_found_by_either_inode() {
         let operations = Arc::new(Operations::default());
-        let guard = operations.begin(What::new("rename", Ino(1)).and(Ino(2)));
+        let guard = operations.begin(What::new("rename", Ino(1)).and(Ino(2)), 0);
         tokio::time::advance(Duration::from_millis(5)).await;
         assert_eq!(operations.waiting_on(Ino(2)), Some(Duration::from_millis(5)));
         assert_eq!(operations.waiting_on(Ino(3)), None);

@@ -9,7 +9,7 @@ use fuser::{
     Errno, FileHandle, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyStatfs, ReplyXattr, Request, TimeOrNow,
 };
 use godrive_client::FsError;
-use godrive_client::fs::{AttrReply, Fs, Handle, Served, SetAttr};
+use godrive_client::fs::{AttrReply, Fs, Served, SetAttr};
 use godrive_proto::Ino;
 use godrive_proto::limits::MAX_NAME_BYTES;
 use godrive_proto::meta::{Attr, FsStat, Kind};
@@ -69,7 +69,7 @@ impl Mount {
     }
 
     pub(crate) fn op_setattr(&self, ino: INodeNo, fh: Option<FileHandle>, set: SetAttr, reply: ReplyAttr) {
-        let (fs, ino, handle) = (self.fs.clone(), convert::ino(ino), fh.map(|fh| Handle(fh.0)));
+        let (fs, ino, handle) = (self.fs.clone(), convert::ino(ino), fh.map(|fh| self.handle(ino, fh)));
         self.answers.spawn(
             What::new("setattr", ino),
             reply,

@@ -12,7 +12,7 @@ use fuser::{
     ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
 use godrive_client::FsError;
-use godrive_client::fs::{Created, Fs, Handle, Opened, Pieces, Served, SetAttr, Whence};
+use godrive_client::fs::{Created, Fs, Opened, Pieces, Served, SetAttr, Whence};
 use godrive_proto::Ino;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -82,7 +82,7 @@ impl Mount {
     }
 
     pub(crate) fn op_read(&self, ino: INodeNo, fh: FileHandle, offset: u64, size: u32, reply: ReplyData) {
-        let handle = Handle(fh.0);
+        let handle = self.handle(ino, fh);
         let what = What::new("read", convert::ino(ino));
         if let Some(known) = self.fs.try_read(handle, offset, size) {
             return finish(what, reply, known, answer_read);
@@ -104,7 +104,7 @@ impl Mount {
         if self.answers.stopping() {
             return reply.error(Errno::ENOTCONN);
         }
-        let (handle, data) = (Handle(fh.0), Bytes::copy_from_slice(data));
+        let (handle, data) = (self.handle(ino, fh), Bytes::copy_from_slice(data));
         let kill_privileges = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let what = What::new("write", convert::ino(ino));
         let written_back = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
@@ -128,7 +128,7 @@ impl Mount {
     }
 
     pub(crate) fn op_flush(&self, ino: INodeNo, fh: FileHandle, reply: ReplyEmpty) {
-        let handle = Handle(fh.0);
+        let handle = self.handle(ino, fh);
         let what = What::new("flush", convert::ino(ino));
         if let Some(known) = self.fs.try_flush(handle) {
             return finish(what, reply, known, done);
@@ -137,13 +137,15 @@ impl Mount {
         self.answers.spawn(what, reply, async move { fs.flush(handle).await }, done);
     }
 
-    pub(crate) fn op_release(&self, fh: FileHandle, reply: ReplyEmpty) {
-        self.answers.enter(|| self.fs.release(Handle(fh.0)));
+    pub(crate) fn op_release(&self, ino: INodeNo, fh: FileHandle, reply: ReplyEmpty) {
+        let handle = self.handle(ino, fh);
+        // Nobody waits for the answer; given first, it is not asked for again of the next daemon.
         reply.ok();
+        self.answers.enter(|| self.fs.release(handle));
     }
 
     pub(crate) fn op_fsync(&self, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        let (fs, handle) = (self.fs.clone(), Handle(fh.0));
+        let (fs, handle) = (self.fs.clone(), self.handle(ino, fh));
         let what = What::new("fsync", convert::ino(ino));
         self.answers.spawn(what, reply, async move { fs.fsync(handle, datasync).await }, done);
     }
@@ -157,7 +159,7 @@ impl Mount {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let (fs, handle) = (self.fs.clone(), Handle(fh.0));
+        let (fs, handle) = (self.fs.clone(), self.handle(ino, fh));
         let what = What::new("fallocate", convert::ino(ino));
         self.answers.spawn(
             what,
@@ -174,7 +176,7 @@ impl Mount {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        let (fs, handle) = (self.fs.clone(), Handle(fh.0));
+        let (fs, handle) = (self.fs.clone(), self.handle(ino, fh));
         let what = What::new("lseek", convert::ino(ino));
         self.answers.spawn(
             what,
@@ -190,10 +192,11 @@ impl Mount {
     pub(crate) fn op_copy_file_range(&self, from: Place, to: Place, len: u64, reply: ReplyWrite) {
         let fs = self.fs.clone();
         let ((from_ino, from, from_offset), (to_ino, to, to_offset)) = (from, to);
+        let (from, to) = (self.handle(from_ino, from), self.handle(to_ino, to));
         let what = What::new("copy_file_range", convert::ino(from_ino)).and(convert::ino(to_ino));
         let work = async move {
             let len = len.min(MAX_COPY_BYTES);
-            fs.copy_file_range(Handle(from.0), from_offset, Handle(to.0), to_offset, len).await
+            fs.copy_file_range(from, from_offset, to, to_offset, len).await
         };
         self.answers.spawn(what, reply, work, |reply, copied| match u32::try_from(copied) {
             Ok(copied) => reply.written(copied),
@@ -243,7 +246,7 @@ mod tests {
     use super::*;
 
     fn opened(keep_cache: bool, no_flush: bool) -> Opened {
-        Opened { handle: Handle(1), keep_cache, no_flush }
+        Opened { handle: godrive_client::fs::Handle(1), keep_cache, no_flush }
     }
 
     #[test]

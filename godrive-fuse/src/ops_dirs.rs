@@ -32,7 +32,7 @@ impl Mount {
     }
 
     pub(crate) fn op_readdir(&self, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
-        let handle = Handle(fh.0);
+        let handle = self.handle(ino, fh);
         let what = What::new("readdir", convert::ino(ino));
         if let Some(known) = self.fs.try_readdir(handle, offset, ENTRIES, false) {
             return finish(what, reply, known, answer);
@@ -53,7 +53,7 @@ impl Mount {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let (handle, ino) = (Handle(fh.0), convert::ino(ino));
+        let (handle, ino) = (self.handle(ino, fh), convert::ino(ino));
         let what = What::new("readdirplus", ino);
         match self.fs.try_readdir(handle, offset, ENTRIES_PLUS, true) {
             Some(Ok(known)) if seen(&known) => return answer_plus(reply, known),
@@ -64,13 +64,14 @@ impl Mount {
         self.answers.spawn(what, reply, async move { first_seen(&fs, handle, offset).await }, answer_plus);
     }
 
-    pub(crate) fn op_releasedir(&self, fh: FileHandle, reply: ReplyEmpty) {
-        self.answers.enter(|| self.fs.releasedir(Handle(fh.0)));
+    pub(crate) fn op_releasedir(&self, ino: INodeNo, fh: FileHandle, reply: ReplyEmpty) {
+        let handle = self.handle(ino, fh);
         reply.ok();
+        self.answers.enter(|| self.fs.releasedir(handle));
     }
 
     pub(crate) fn op_fsyncdir(&self, ino: INodeNo, fh: FileHandle, reply: ReplyEmpty) {
-        let (fs, handle) = (self.fs.clone(), Handle(fh.0));
+        let (fs, handle) = (self.fs.clone(), self.handle(ino, fh));
         let what = What::new("fsyncdir", convert::ino(ino));
         self.answers.spawn(what, reply, async move { fs.fsyncdir(handle).await }, done);
     }

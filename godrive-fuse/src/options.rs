@@ -3,7 +3,8 @@
 use crate::config::{Close, Config};
 use clap::Parser;
 use fuser::MountOption;
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 /// Words that `-o` knows, for its error messages.
 const KNOWN: &str = "ro, rw, close=held, close=queued, hard, soft, deadline_s=N, allow_other, noallow_other, \
@@ -46,6 +47,18 @@ pub struct CommandLine {
 }
 
 impl CommandLine {
+    /// What a daemon is started with, now or after a crash: a token is used once only.
+    pub fn daemon_arguments(&self, config: &Path) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["--config".into(), config.into()];
+        if let Some(mountpoint) = &self.mountpoint {
+            arguments.extend(["--mountpoint".into(), mountpoint.into()]);
+        }
+        if !self.options.is_empty() {
+            arguments.extend(["-o".into(), self.options.join(",").into()]);
+        }
+        arguments
+    }
+
     /// Applies what was said on the command line.
     pub fn override_config(&self, config: &mut Config) -> Result<(), String> {
         if let Some(mountpoint) = &self.mountpoint {

@@ -6,6 +6,8 @@
 
 use crate::config::{Close, Config};
 use crate::filesystem::Mount;
+use crate::keeper::ledger::Mounted;
+use crate::keeper::{Kept, Left, takeover};
 use crate::mountpoint;
 use crate::notify::Notifications;
 use crate::operations::{self, Operations};
@@ -14,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use fuser::{MountOption, SessionACL};
 pub use godrive_client::World;
 use godrive_client::fs::Unflushed;
+use godrive_client::ledger::Ledger;
 use godrive_client::{Client, CloseMode, Fs};
 use godrive_proto::{Code, Fault};
 use nix::errno::Errno;
@@ -23,6 +26,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 /// Two readers, so that one waiting to be scheduled does not stop the mount; none of them ever waits for the network.
@@ -41,28 +45,46 @@ pub type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub fn run(
     config: Config,
     world: World,
+    kept: Option<Kept>,
+    left: Option<Left>,
     shutdown: Shutdown,
 ) -> Pin<Box<dyn Future<Output = Result<()>> + Send>> {
-    Box::pin(serve(config, world, shutdown))
+    Box::pin(serve(config, world, kept, left, shutdown))
 }
 
-async fn serve(config: Config, world: World, shutdown: Shutdown) -> Result<()> {
-    let path = blocking({
-        let path = config.mountpoint.clone();
-        move || mountpoint::prepare(&path)
-    })
-    .await?;
+async fn serve(
+    config: Config,
+    world: World,
+    kept: Option<Kept>,
+    left: Option<Left>,
+    shutdown: Shutdown,
+) -> Result<()> {
+    let path = match &left {
+        Some(left) => {
+            // What other mounts may change as soon as the master lets them, the kernel must ask for again.
+            let ahead = left.inheritance.traces.iter().filter(|(_, trace)| trace.unsent || trace.uncommitted);
+            takeover::expire(&left.device, ahead.map(|(ino, _)| *ino))
+                .context("expiring the kernel's names")?;
+            left.mounted.path.clone()
+        }
+        None => {
+            let path = config.mountpoint.clone();
+            blocking(move || mountpoint::prepare(&path)).await?
+        }
+    };
     let operations = Arc::new(Operations::default());
     let notifications = Notifications::new(operations.clone());
     let master = config.master;
-    let fs = Client::start(client_config(&config, &path), world)
+    let ledger = kept.as_ref().map(|kept| kept.ledger.clone() as Arc<dyn Ledger>);
+    let inheritance = left.as_ref().map(|left| left.inheritance.clone());
+    let fs = Client::start_noted(client_config(&config, &path), world, ledger, inheritance)
         .await
         .map_err(|fault| explain(&fault, &config))?;
     fs.set_invalidate(Arc::new(notifications.clone()));
 
     let mount = Mount::new(fs.clone(), tokio::runtime::Handle::current(), operations.clone());
     let stopping = mount.stopping();
-    let mut ended = match start(mount, &config, &path, &notifications).await {
+    let mut ended = match start(mount, &config, &path, &notifications, kept.as_ref(), left.as_ref()).await {
         Ok(ended) => ended,
         Err(error) => {
             return match flush(&fs).await {
@@ -71,6 +93,13 @@ async fn serve(config: Config, world: World, shutdown: Shutdown) -> Result<()> {
             };
         }
     };
+    if let Some(left) = &left {
+        fs.follow_up(&left.inheritance);
+    }
+    if let Some(kept) = &kept {
+        tokio::spawn(kept.clone().beat());
+    }
+    let reporting = tokio::spawn(report_on_signal(fs.clone()));
     let watchdog = tokio::spawn(operations::watch(operations, config.deadline()));
     tracing::info!(mountpoint = %path.display(), %master, read_only = config.read_only, "mounted");
     tell_systemd(sd_notify::NotifyState::Ready);
@@ -82,12 +111,16 @@ async fn serve(config: Config, world: World, shutdown: Shutdown) -> Result<()> {
         }
         () = shutdown => {
             tell_systemd(sd_notify::NotifyState::Stopping);
+            if let Some(kept) = &kept {
+                kept.stops();
+            }
             take_down(&path, ended).await;
             Ok(())
         }
     };
     stopping.store(true, Ordering::SeqCst);
     watchdog.abort();
+    reporting.abort();
     if let Err(error) = flush(&fs).await {
         result = Err(std::io::Error::other(error));
     }
@@ -100,16 +133,37 @@ async fn start(
     config: &Config,
     path: &Path,
     notifications: &Notifications,
+    kept: Option<&Kept>,
+    left: Option<&Left>,
 ) -> Result<oneshot::Receiver<std::io::Result<()>>> {
     let options = kernel_config(config)?;
-    let minor = mount.kernel_minor();
-    let target = path.to_owned();
-    let session = blocking(move || {
-        fuser::Session::new(mount, &target, &options).map_err(|error| mount_failed(error, &target))
-    })
-    .await?;
-    let device = session.as_fd().try_clone_to_owned().context("duplicating the descriptor of /dev/fuse")?;
-    notifications.attach(session.notifier(), device, minor.load(Ordering::SeqCst));
+    let kernel = mount.kernel();
+    let session = match left {
+        Some(left) => takeover::session(mount, &left.mounted, &left.device, options.acl, options)
+            .context("taking the kernel's mount over")?,
+        None => {
+            let target = path.to_owned();
+            blocking(move || {
+                fuser::Session::new(mount, &target, &options).map_err(|error| mount_failed(error, &target))
+            })
+            .await?
+        }
+    };
+    let duplicate =
+        || session.as_fd().try_clone_to_owned().context("duplicating the descriptor of /dev/fuse");
+    let minor = kernel.minor.load(Ordering::SeqCst);
+    notifications.attach(session.notifier(), duplicate()?, minor);
+    match (left, kept) {
+        (Some(left), _) => {
+            takeover::resend(&left.device).context("asking the kernel for what was unanswered")?
+        }
+        (None, Some(kept)) => {
+            let capabilities = kernel.capabilities.load(Ordering::SeqCst);
+            let mounted = Mounted { minor, capabilities, path: path.to_owned() };
+            kept.mounted(&mounted, duplicate()?).context("telling the keeper of the mount")?;
+        }
+        (None, None) => {}
+    }
     let (finished, ended) = oneshot::channel();
     std::thread::Builder::new()
         .name("fuse-session".into())
@@ -118,6 +172,9 @@ async fn start(
             let _ = finished.send(session.run());
         })
         .context("starting the readers")?;
+    if left.is_some() {
+        return Ok(ended);
+    }
     let target = path.to_owned();
     if !blocking(move || mountpoint::raise_read_ahead(&target, READ_AHEAD_KIB)).await? {
         tracing::info!("the kernel's read-ahead stays at its default; root could raise it");
@@ -234,6 +291,31 @@ fn mount_failed(error: std::io::Error, path: &Path) -> anyhow::Error {
         _ => "",
     };
     anyhow::anyhow!("mounting at {}: {error}{hint}", path.display())
+}
+
+/// SIGUSR1 asks what the mount has done so far: a line in the log for people and tests.
+async fn report_on_signal(fs: Arc<Fs>) {
+    let Ok(mut asked) = signal(SignalKind::user_defined1()) else {
+        return tracing::warn!("SIGUSR1 cannot be received; the mount does not report on demand");
+    };
+    while asked.recv().await.is_some() {
+        let (counts, stats) = (fs.driver().counts(), fs.stats());
+        tracing::info!(
+            master_requests = counts.master_requests - counts.renewals,
+            slave_requests = counts.slave_requests,
+            renewals = counts.renewals,
+            recalls = stats.recalls,
+            deltas = stats.deltas,
+            commits = stats.commits,
+            meta_hits = stats.meta_hits,
+            meta_misses = stats.meta_misses,
+            read_hits = stats.read_hits,
+            read_misses = stats.read_misses,
+            cache_bytes = stats.cache_bytes,
+            dirty_bytes = stats.dirty_bytes,
+            "so far"
+        );
+    }
 }
 
 fn tell_systemd(state: sd_notify::NotifyState) {

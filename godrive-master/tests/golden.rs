@@ -119,6 +119,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ),
         ("TokenUsed", Body::TokenUsed { token: 1, node }),
         ("IdsSkipped", Body::IdsSkipped { count: 1 << 20 }),
+        ("SessionTakenOver", Body::SessionTakenOver { session, from: 300 }),
     ]
 }
 

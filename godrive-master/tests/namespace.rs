@@ -61,6 +61,62 @@ async fn a_change_recalls_what_others_hold() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn looking_at_a_file_asks_its_owner_and_recalls_nothing() {
+    let cluster = Cluster::start(quick(1)).await;
+    let (one, two) = (cluster.client("one").await, cluster.client("two").await);
+    let attr = one.create("f").await.unwrap().entry.attr;
+    let ino = attr.ino;
+    *one.owned.lock().unwrap() = Some(Attr { size: 77, ..attr.clone() });
+    let seen = two.call::<GetAttr>(&ino).await.unwrap();
+    assert_eq!((seen.attr.size, seen.lease), (77, None));
+    let found = two.lookup("f").await.unwrap().entry.unwrap();
+    assert_eq!((found.attr.size, found.lease), (77, None));
+    assert_eq!(one.recalled(), [], "its writer need not flush");
+    // One that says that it owns nothing is recalled.
+    *one.owned.lock().unwrap() = None;
+    let seen = two.call::<GetAttr>(&ino).await.unwrap();
+    assert_eq!((seen.attr.size, seen.lease.unwrap().mode), (attr.size, Mode::Shared));
+    assert_eq!(one.recalled(), [(ino, Some(Mode::Shared))]);
+    assert_eq!(two.call::<GetAttr>(&Ino(999)).await.unwrap_err().code, Code::Stale);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_taken_over_goes_on_and_owns_nothing() {
+    let cluster = Cluster::start(quick(1)).await;
+    let (one, two) = (cluster.client("one").await, cluster.client("two").await);
+    let ino = one.create("f").await.unwrap().entry.attr.ino;
+    one.acquire(ino, Mode::Exclusive).await.unwrap();
+    one.answers(Answer::Silent);
+    // Somebody waits for the daemon that is about to be killed.
+    let waiting = tokio::spawn({
+        let (header, connection) = (two.header(), two.connection.clone());
+        let request = AcquireRequest { inodes: vec![ino], mode: Mode::Shared, layout: None };
+        async move { connection.call::<Acquire>(header, &request, &[], DEADLINE).await }
+    });
+    eventually("the recall", async || (!one.recalled().is_empty()).then_some(())).await;
+    let taken = one.call::<TakeOver>(&TakeOverRequest { from: 1_000 }).await.unwrap();
+    assert_eq!(taken.orphans, []);
+    assert_eq!(waiting.await.unwrap().unwrap().body.views[0].lease.unwrap().mode, Mode::Shared);
+    // A copy of the request that arrives late takes nothing away.
+    one.answers(Answer::Obey { open: false });
+    two.answers(Answer::Obey { open: false });
+    one.acquire(ino, Mode::Exclusive).await.unwrap();
+    one.call::<TakeOver>(&TakeOverRequest { from: 1_000 }).await.unwrap();
+    *one.owned.lock().unwrap() = Some(one.acquire(ino, Mode::Shared).await.unwrap().views[0].attr.clone());
+    assert_eq!(two.call::<GetAttr>(&ino).await.unwrap().lease, None, "it owns the file still");
+    // What the first daemon sent and what arrives only now is not executed.
+    let late = RequestHeader { sequence: 999, answered_below: 1, ..one.header() };
+    assert_eq!(one.call_with::<Create>(late, &create("late")).await.err().unwrap().code, Code::Malformed);
+    let next = RequestHeader { sequence: 1_000, answered_below: 1_000, ..one.header() };
+    one.call_with::<Create>(next, &create("next")).await.unwrap();
+    assert!(two.lookup("late").await.unwrap().entry.is_none());
+    // Another client cannot take it over.
+    let stolen = RequestHeader { session: one.session, ..two.header() };
+    let refused = two.call_with::<TakeOver>(stolen, &TakeOverRequest { from: 5_000 }).await;
+    assert_eq!(refused.err().unwrap().code, Code::Forbidden);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_holder_that_does_not_answer_is_waited_for_and_then_revoked() {
     let cluster = Cluster::start(quick(1)).await;
     let (mut one, two) = (cluster.client("one").await, cluster.client("two").await);

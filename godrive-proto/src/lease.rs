@@ -96,6 +96,26 @@ pub struct RenewRequest {
     pub dirty_bytes: u64,
 }
 
+/// Sent by the daemon that goes on with a session after its predecessor was killed, before anything else. What the
+/// predecessor had under way is dropped: its waiting requests, and its mutations that have not arrived yet. What it had
+/// opened for writing goes through an epoch change, and its exclusive leases become shared ones, so that what the kernel
+/// has cached stays covered by them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeOverRequest {
+    /// Mutations of the predecessor have lower sequences, and so has everything that it said to be answered.
+    pub from: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenOver {
+    pub timing: LeaseTiming,
+    pub parameters: ClusterParameters,
+    pub now: Timestamp,
+    /// Unlinked inodes that are kept for this session, at most [`crate::limits::MAX_ORPHANS_TOLD`]: those that are not
+    /// open any longer are to be reported closed.
+    pub orphans: Vec<Ino>,
+}
+
 /// Sent once after the master restarted; conflicting grants wait for it (or for the lease time).
 /// The client has dropped its shared leases before it sends this.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -243,6 +263,7 @@ operations! {
     0x0104 Ended(Term) -> Option<LogIndex> [Client];
     /// Slaves that are alive, at most [`crate::limits::MAX_SLAVES_TOLD`]: for a mount to connect to before it needs them.
     0x0105 Slaves(()) -> Vec<Slave> [Client];
+    0x0106 TakeOver(TakeOverRequest) -> TakenOver [Client];
     0x0110 Acquire(AcquireRequest) -> Acquired [Client];
     /// The layout of a file that the session holds a lease on. Indexes without an entry are holes.
     0x0111 GetLayout(LayoutRequest) -> Vec<crate::data::Layout> [Client];
@@ -256,4 +277,6 @@ operations! {
     0x0116 Own(OwnRequest) -> Owned [Client];
     /// From the master to a client, on the client's own connection.
     0x0180 Recall(RecallRequest) -> Release [Master];
+    /// From the master to the owner of a file: its attributes as they are now, or None if it does not own it (any longer).
+    0x0181 Ask(Ino) -> Option<crate::meta::Attr> [Master];
 }

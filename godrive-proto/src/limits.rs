@@ -35,6 +35,8 @@ pub const MAX_FILE_BYTES: u64 = (1 << 62) - 1;
 pub const MAX_MEMBERS: usize = 16;
 /// Slaves in one answer to [`crate::lease::Slaves`].
 pub const MAX_SLAVES_TOLD: usize = 64;
+/// Inodes in one answer to [`crate::lease::TakeOver`].
+pub const MAX_ORPHANS_TOLD: usize = 16_384;
 /// Steps in one [`crate::meta::BatchRequest`].
 pub const MAX_STEPS: usize = 256;
 /// Mutations a session may have unanswered at one time; their results are kept for retries.

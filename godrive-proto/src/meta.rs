@@ -383,6 +383,9 @@ operations! {
     0x0202 ReadSymlink(Ino) -> Target [Client];
     0x0203 ReadXattrs(Ino) -> Xattrs [Client];
     0x0204 StatFs(()) -> FsStat [Client];
+    /// With a shared lease where it can be had. Where another mount owns the file, that is asked for the attributes, and the
+    /// view has no lease: looking at a file must not make its writer flush.
+    0x0205 GetAttr(Ino) -> InodeView [Client];
     0x0210 Create(CreateRequest) -> Created [Client];
     0x0211 MakeNode(MakeNodeRequest) -> Linked [Client];
     0x0212 Link(LinkRequest) -> Linked [Client];

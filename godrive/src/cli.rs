@@ -118,13 +118,17 @@ pub struct Mount {
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  godrive umount /mnt/gd")]
+#[command(after_help = "Examples:\n  godrive umount /mnt/gd\n  godrive umount /mnt/gd --force --patience 0")]
 pub struct Umount {
     /// The mountpoint
     pub path: PathBuf,
-    /// Also if programs use it: they keep what they have open until all is flushed, then get errors
+    /// Also if programs use it, or if it hangs: they keep what they have open until all is flushed or the patience is
+    /// over, then get errors
     #[arg(long)]
     pub force: bool,
+    /// How long --force lets the mount flush, seconds
+    #[arg(long = "patience", value_name = "SECONDS", default_value_t = 10, requires = "force")]
+    pub patience_s: u64,
 }
 
 #[derive(Args, Debug)]

@@ -7,9 +7,10 @@
 
 use super::master::{Gate, Link, Master, Session, connect, open_session};
 use super::retry::Backoff;
+use super::stats::Stats;
 use super::upcalls::Upcalls;
 use godrive_proto::frame::ReplyHeader;
-use godrive_proto::lease::{Ended, Recall, Renew, Resume, ResumeRequest};
+use godrive_proto::lease::{Ask, Ended, Recall, Renew, Resume, ResumeRequest};
 use godrive_proto::net::{Connection, Incoming};
 use godrive_proto::{Code, Fault, Ino, LeaseId, Operation};
 use std::sync::Arc;
@@ -109,6 +110,7 @@ impl Keeper {
         let request = self.up.renewal();
         let sent = self.master.timing.now();
         let timeout = self.master.config.timeouts.renewal;
+        Stats::add(&self.master.stats.renewals, 1);
         let reply = match self.master.send::<Renew>(&link.connection, header, &request, timeout).await {
             Ok(reply) => reply,
             Err(fault) => {
@@ -255,6 +257,7 @@ impl Keeper {
         .await?;
         master.notice(&header)?;
         let id = session.id;
+        master.note_session(id);
         master.link.send_modify(|link| {
             link.session = session;
             link.gate = Gate::Dropping;
@@ -291,29 +294,35 @@ impl Keeper {
     async fn serve(self, incoming: Incoming) {
         let term = incoming.header.term;
         let seen = self.master.term();
-        let recall = if term < seen && term.0 != 0 {
-            Err(Fault::new(
-                Code::WrongTerm,
-                format!("the request is of term {term}, but term {seen} has begun"),
-            ))
+        let header = ReplyHeader::default();
+        let refused = |code, detail| (String::from("a request that is refused"), Fault::new(code, detail));
+        let (what, answered) = if term < seen && term.0 != 0 {
+            let (what, fault) =
+                refused(Code::WrongTerm, format!("the request is of term {term}, but term {seen} has begun"));
+            (what, incoming.fail(header, fault).await)
         } else if incoming.header.code == Recall::CODE {
-            incoming.decode::<Recall>()
+            match incoming.decode::<Recall>() {
+                Ok(recall) => {
+                    let release = self.up.clone().recall(recall).await;
+                    (format!("{recall:?}"), incoming.reply::<Recall>(header, &release, &[]).await)
+                }
+                Err(fault) => (fault.to_string(), incoming.fail(header, fault).await),
+            }
+        } else if incoming.header.code == Ask::CODE {
+            match incoming.decode::<Ask>() {
+                Ok(ino) => {
+                    let attr = self.up.attributes(ino);
+                    (format!("Ask({ino})"), incoming.reply::<Ask>(header, &attr, &[]).await)
+                }
+                Err(fault) => (fault.to_string(), incoming.fail(header, fault).await),
+            }
         } else {
-            Err(Fault::new(
+            let (what, fault) = refused(
                 Code::Malformed,
                 format!("clients do not serve requests of code {:#06x}", incoming.header.code),
-            ))
-        };
-        let header = ReplyHeader::default();
-        let (what, answered) = match recall {
-            Ok(recall) => {
-                let release = self.up.clone().recall(recall).await;
-                (format!("{recall:?}"), incoming.reply::<Recall>(header, &release, &[]).await)
-            }
-            Err(fault) => {
-                tracing::warn!(%fault, "refused a request of the master");
-                (fault.to_string(), incoming.fail(header, fault).await)
-            }
+            );
+            tracing::warn!(%fault, "refused a request of the master");
+            (what, incoming.fail(header, fault).await)
         };
         if let Err(fault) = answered {
             tracing::warn!(%fault, what, "the answer to the master was lost; it will ask again");

@@ -11,12 +11,15 @@ use super::stats::Stats;
 use super::timing::Timing;
 use super::tries::{Ticket, Tries};
 use super::upcalls::BoxFuture;
+use crate::ledger::{Inheritance, Ledger};
 use bytes::Bytes;
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
-use godrive_proto::lease::{ClusterParameters, LeaseTiming, OpenSession, OpenSessionRequest};
+use godrive_proto::lease::{
+    ClusterParameters, LeaseTiming, OpenSession, OpenSessionRequest, TakeOver, TakeOverRequest,
+};
 use godrive_proto::net::{Connection, Endpoint, Expect, Message, Options, Reply};
 use godrive_proto::version::FEATURE_LEVEL;
-use godrive_proto::{Code, Fault, LogIndex, Operation, Role, SessionId, Term};
+use godrive_proto::{Code, Fault, Ino, LogIndex, Operation, Role, SessionId, Term};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -34,6 +37,8 @@ pub struct Session {
     pub window: Mutex<Window>,
     /// A sequence was settled.
     pub settled: Notify,
+    /// Sequences below this are in the ledger.
+    pub noted: Mutex<u64>,
 }
 
 /// Whether requests may be sent.
@@ -60,6 +65,20 @@ pub struct Link {
     /// Counts connections: what began on an older one must not decide about this one.
     pub generation: u64,
 }
+
+/// What became of a dead daemon's session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Succession {
+    /// There was none.
+    None,
+    /// It goes on, and keeps these unlinked inodes.
+    Taken(Vec<Ino>),
+    /// The master had revoked it, so there is a new one.
+    Lost,
+}
+
+/// Sequences are noted in blocks, so that most requests need no note.
+const SEQUENCES_NOTED: u64 = 1024;
 
 /// How far the master's log has come, as its replies said.
 struct Progress {
@@ -101,11 +120,18 @@ pub struct Master {
     pub resumed_term: AtomicU64,
     progress: Mutex<Progress>,
     dice: Mutex<StdRng>,
+    ledger: Option<Arc<dyn Ledger>>,
 }
 
 impl Master {
-    /// Connects and opens a session, again and again until the deadline.
-    pub async fn start(config: Config, world: World, stats: Arc<Stats>) -> Result<Self, Fault> {
+    /// Connects and opens a session, or goes on with that of a dead daemon; again and again until the deadline.
+    pub async fn start(
+        config: Config,
+        world: World,
+        stats: Arc<Stats>,
+        ledger: Option<Arc<dyn Ledger>>,
+        inherited: Option<&Inheritance>,
+    ) -> Result<(Self, Succession), Fault> {
         let mut dice = StdRng::seed_from_u64(world.seed);
         let options = Options { rng_seed: Some(dice.random()), ..Options::default() };
         let endpoint = Endpoint::new(&*world.sockets, config.bind, &world.identity, &options)?;
@@ -113,10 +139,11 @@ impl Master {
         let patience = Patience::new(timing.now(), config.deadline, config.hard);
         let mut backoff = Backoff::default();
         loop {
-            let fault = match open(&endpoint, &config, &timing, &stats).await {
-                Ok((connection, session, header)) => {
-                    let link = Link { connection, session, gate: Gate::Open, generation: 1 };
-                    return Ok(Self {
+            let fault = match begin(&endpoint, &config, &timing, &stats, inherited).await {
+                Ok(Begun { connection, session, header, gate, succession }) => {
+                    let id = session.id;
+                    let link = Link { connection, session, gate, generation: 1 };
+                    let master = Self {
                         config,
                         endpoint,
                         timing,
@@ -126,7 +153,10 @@ impl Master {
                         resumed_term: AtomicU64::new(header.term.0),
                         progress: Mutex::new(Progress::new(&header)),
                         dice: Mutex::new(dice),
-                    });
+                        ledger,
+                    };
+                    master.note_session(id);
+                    return Ok((master, succession));
                 }
                 Err(fault) => fault,
             };
@@ -138,6 +168,22 @@ impl Master {
             }
             tracing::debug!(%fault, master = %config.master, ?wait, "cannot open a session yet");
             sleep(wait).await;
+        }
+    }
+
+    pub fn note_session(&self, session: SessionId) {
+        if let Some(ledger) = &self.ledger {
+            ledger.session(session);
+        }
+    }
+
+    /// Before a sequence is used for the first time, whoever takes the session over must know that it was.
+    pub fn note_sequence(&self, sequence: u64, session: &Session) {
+        let Some(ledger) = &self.ledger else { return };
+        let mut noted = session.noted.lock();
+        if sequence >= *noted {
+            *noted = sequence + SEQUENCES_NOTED;
+            ledger.sequences(*noted);
         }
     }
 
@@ -333,7 +379,14 @@ impl Master {
 
 impl Session {
     pub fn new(id: SessionId, timing: LeaseTiming, parameters: ClusterParameters) -> Self {
-        Self { id, timing, parameters, window: Mutex::default(), settled: Notify::new() }
+        Self {
+            id,
+            timing,
+            parameters,
+            window: Mutex::default(),
+            settled: Notify::new(),
+            noted: Mutex::default(),
+        }
     }
 
     pub fn holder_stops_after(&self) -> Duration {
@@ -356,16 +409,64 @@ pub async fn connect(endpoint: &Endpoint, config: &Config) -> Result<Connection,
     }
 }
 
-async fn open(
+/// How a driver begins.
+struct Begun {
+    connection: Connection,
+    session: Arc<Session>,
+    header: ReplyHeader,
+    gate: Gate,
+    succession: Succession,
+}
+
+async fn begin(
     endpoint: &Endpoint,
     config: &Config,
     timing: &Timing,
     stats: &Stats,
-) -> Result<(Connection, Arc<Session>, ReplyHeader), Fault> {
+    inherited: Option<&Inheritance>,
+) -> Result<Begun, Fault> {
     let connection = connect(endpoint, config).await?;
+    let mut succession = Succession::None;
+    if let Some(inherited) = inherited {
+        match take_over(&connection, config, timing, stats, inherited).await {
+            Ok((session, header, orphans)) => {
+                let succession = Succession::Taken(orphans);
+                return Ok(Begun { connection, session, header, gate: Gate::Unconfirmed, succession });
+            }
+            Err(fault) if fault.code == Code::SessionLost => succession = Succession::Lost,
+            Err(fault) => return Err(fault),
+        }
+    }
     let (session, header) =
         open_session(&connection, RequestHeader::default(), config, timing, stats, Timing::renewed).await?;
-    Ok((connection, session, header))
+    Ok(Begun { connection, session, header, gate: Gate::Open, succession })
+}
+
+/// Goes on with the session of a daemon that is dead.
+async fn take_over(
+    connection: &Connection,
+    config: &Config,
+    timing: &Timing,
+    stats: &Stats,
+    inherited: &Inheritance,
+) -> Result<(Arc<Session>, ReplyHeader, Vec<Ino>), Fault> {
+    // What the dead daemon said to be answered is below this, so that the master can tell a repetition.
+    let from = inherited.from + 1;
+    let header = RequestHeader {
+        feature_level: FEATURE_LEVEL,
+        session: inherited.session,
+        ..RequestHeader::default()
+    };
+    let sent = timing.now();
+    let message = Message::new::<TakeOver>(&TakeOverRequest { from })?;
+    let reply = send(stats, connection, header, &message, config.timeouts.renewal).await?;
+    let reply = reply.decode::<TakeOver>()?;
+    let taken = reply.body;
+    let session = Session::new(inherited.session, taken.timing, taken.parameters);
+    *session.window.lock() = Window::starting_at(from);
+    timing.set_wall(taken.now, sent);
+    tracing::info!(session = %session.id, master = %config.master, "session taken over");
+    Ok((Arc::new(session), reply.header, taken.orphans))
 }
 
 /// Asks for a new session. `renewed` says what its lease time means to the caller.

@@ -25,10 +25,12 @@ mod upcalls;
 
 pub use config::{Config, Timeouts, World};
 pub use delta::Delta;
+pub use master::Succession;
 pub use proof::Run;
 pub use stats::{Counts, Stats};
 pub use upcalls::{BoxFuture, Declared, Upcalls};
 
+use crate::ledger::{Inheritance, Ledger};
 use delta::Writer;
 use godrive_proto::data::{Applied, Layout};
 use godrive_proto::lease::{CloseSession, ClusterParameters};
@@ -55,14 +57,25 @@ pub struct Driver {
 impl Driver {
     /// Connects and opens the session; tries again until the deadline.
     pub async fn start(config: Config, world: World) -> Result<Arc<Self>, Fault> {
+        Ok(Self::start_noted(config, world, None, None).await?.0)
+    }
+
+    /// The same for a mount that notes what another daemon needs to go on after it, or that is this other one.
+    pub async fn start_noted(
+        config: Config,
+        world: World,
+        ledger: Option<Arc<dyn Ledger>>,
+        inherited: Option<&Inheritance>,
+    ) -> Result<(Arc<Self>, Succession), Fault> {
         let seed = world.seed;
-        let master = Arc::new(Master::start(config, world, Arc::default()).await?);
+        let (master, succession) = Master::start(config, world, Arc::default(), ledger, inherited).await?;
+        let master = Arc::new(master);
         let slaves = Arc::new(Slaves::new(master.clone()));
         tokio::spawn(slaves.clone().meet_first());
         let reports = Arc::new(Reports::new(master.clone()));
         let writer = Writer::new(master.clone(), slaves.clone(), reports.clone());
         let reader = Reader::new(master.clone(), slaves.clone(), reports, seed);
-        Ok(Arc::new(Self { master, slaves, writer, reader }))
+        Ok((Arc::new(Self { master, slaves, writer, reader }), succession))
     }
 
     /// Starts renewals, recalls and reconnects. Once.

@@ -20,6 +20,11 @@ impl Default for Window {
 }
 
 impl Window {
+    /// For a session that others have used before.
+    pub fn starting_at(next: u64) -> Self {
+        Self { next, unanswered: BTreeSet::new() }
+    }
+
     /// The next sequence, or None while too many are outstanding.
     pub fn allot(&mut self) -> Option<u64> {
         if self.next - self.answered_below() >= MAX_OUTSTANDING {

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug, Default)]
 pub struct Stats {
     pub master_requests: AtomicU64,
+    /// Those of them that only kept the session's leases.
+    pub renewals: AtomicU64,
     pub slave_requests: AtomicU64,
     pub payload_bytes_sent: AtomicU64,
     pub payload_bytes_received: AtomicU64,
@@ -27,6 +29,7 @@ pub struct Stats {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub master_requests: u64,
+    pub renewals: u64,
     pub slave_requests: u64,
     pub payload_bytes_sent: u64,
     pub payload_bytes_received: u64,
@@ -49,6 +52,7 @@ impl Counts {
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
             master_requests: self.master_requests - earlier.master_requests,
+            renewals: self.renewals - earlier.renewals,
             slave_requests: self.slave_requests - earlier.slave_requests,
             payload_bytes_sent: self.payload_bytes_sent - earlier.payload_bytes_sent,
             payload_bytes_received: self.payload_bytes_received - earlier.payload_bytes_received,
@@ -66,6 +70,7 @@ impl Stats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
             master_requests: load(&self.master_requests),
+            renewals: load(&self.renewals),
             slave_requests: load(&self.slave_requests),
             payload_bytes_sent: load(&self.payload_bytes_sent),
             payload_bytes_received: load(&self.payload_bytes_received),

@@ -84,7 +84,9 @@ impl<'a> Tries<'a> {
         loop {
             let mut settled = std::pin::pin!(session.settled.notified());
             settled.as_mut().enable();
-            if let Some(sequence) = session.window.lock().allot() {
+            let allotted = session.window.lock().allot();
+            if let Some(sequence) = allotted {
+                self.master.note_sequence(sequence, session);
                 return Ok(Ticket { session, sequence });
             }
             let _ = timeout(self.remaining()?, settled).await;

@@ -1,6 +1,7 @@
 //! What the driver asks of the file system above it.
 
 use godrive_proto::lease::{RecallRequest, Release, RenewRequest};
+use godrive_proto::meta::Attr;
 use godrive_proto::{Ino, LeaseId, LogIndex};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,6 +19,9 @@ pub trait Upcalls: Send + Sync + 'static {
     /// Flush, commit, invalidate the kernel's caches, give back. Must end within the lease time.
     /// The same recall may come again after a reconnect.
     fn recall(self: Arc<Self>, recall: RecallRequest) -> BoxFuture<'static, Release>;
+
+    /// The attributes of a file as they are now, if this mount owns it.
+    fn attributes(&self, ino: Ino) -> Option<Attr>;
 
     /// The master restarted, and what it had answered behind this record of its log is lost, if there was any. Comes before
     /// `resume` or `session_lost`.

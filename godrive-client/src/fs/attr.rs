@@ -13,8 +13,8 @@ use bytes::Bytes;
 use godrive_proto::Ino;
 use godrive_proto::lease::Mode;
 use godrive_proto::meta::{
-    Attr, AttrChanges, FsStat, Kind, ReadSymlink, SetAttr as SetAttrOperation, SetAttrRequest, SetTime,
-    StatFs,
+    Attr, AttrChanges, FsStat, GetAttr, Kind, ReadSymlink, SetAttr as SetAttrOperation, SetAttrRequest,
+    SetTime, StatFs,
 };
 use godrive_proto::time::Timestamp;
 use std::sync::Arc;
@@ -26,8 +26,24 @@ impl<B: Backend> Fs<B> {
         Some(Ok(Served { value: AttrReply { attr, ttl }, pass }))
     }
 
+    /// Of a file that nobody here has open, without a lease if another mount owns it: whoever has it open is likely to
+    /// read it next, and needs the lease for that.
     pub async fn getattr(self: &Arc<Self>, ino: Ino) -> Result<Served<AttrReply>> {
-        self.attr_reply(&self.table.get(ino)).await
+        if let Some(known) = self.try_getattr(ino) {
+            return known;
+        }
+        let inode = self.table.get(ino);
+        let ours = {
+            let state = inode.state.lock();
+            state.open > 0 || state.is_dirty() || state.gate.is_closed()
+        };
+        if ours {
+            return self.attr_reply(&inode).await;
+        }
+        self.stats.meta_misses.add(1);
+        let view = self.backend.query::<GetAttr>(&ino).await?;
+        let (attr, ttl, pass) = self.take_view(&view);
+        Ok(Served { value: AttrReply { attr, ttl }, pass })
     }
 
     async fn attr_reply(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<Served<AttrReply>> {

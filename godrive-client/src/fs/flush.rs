@@ -83,7 +83,7 @@ impl<B: Backend> Fs<B> {
     /// What failed behind the caller's back is told once.
     pub(super) fn collect_error(&self, inode: &Arc<Inode>) -> Result<()> {
         collect_regression(inode)?;
-        let error = inode.state.lock().error.take();
+        let error = self.change(inode, |state| state.error.take());
         match error {
             None => Ok(()),
             Some(error) => {

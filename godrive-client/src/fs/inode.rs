@@ -12,6 +12,7 @@ use crate::core::neighbours::Neighbours;
 use crate::core::page_cache::Tag;
 use crate::core::write_buffer::WriteBuffer;
 use crate::error::FsError;
+use crate::ledger::Trace;
 use bytes::Bytes;
 use godrive_proto::data::{ChunkState, Layout};
 use godrive_proto::lease::Mode;
@@ -115,6 +116,8 @@ pub struct State {
     /// A background flush of the whole inode is under way.
     pub flushing_all: bool,
     pub flush_failures: u32,
+    /// What the ledger says of it.
+    pub noted: Trace,
     /// For the eviction's clock: used since it last passed.
     pub used: bool,
 }
@@ -206,6 +209,20 @@ impl State {
 
     pub fn has_commit(&self) -> bool {
         self.committing_chunks || self.local().any() || !self.chunks.is_empty() || self.trimming
+    }
+
+    /// What the next daemon must know of it if this one is killed now.
+    pub fn trace(&self) -> Trace {
+        let local = self.local();
+        let attributes = local.size || local.mode || local.owner || local.atime;
+        let untold = self.error.is_some() || self.regressed.is_some() || self.unkept;
+        let removals = self.unfollowed > 0 && self.kind() == Some(Kind::Directory);
+        Trace {
+            open: self.open,
+            writers: self.writers,
+            unsent: !self.buffer.is_empty() || attributes || self.trimming || untold || removals,
+            uncommitted: self.has_commit(),
+        }
     }
 
     /// Nothing is lost if this is forgotten, but what a lease allows to remember.

@@ -30,6 +30,7 @@ impl<B: Backend> Fs<B> {
                 return Err(FsError::bare(libc::ENOTDIR));
             }
             state.open += 1;
+            self.note(ino, &mut state);
             let opened_before = std::mem::replace(&mut state.opened_before, true);
             let valid = self.is_valid(&state);
             (valid, valid && opened_before, state.poison)

@@ -13,6 +13,7 @@
 //! | `open`, `read`, `write`, `truncate`, `space` | files |
 //! | `flush`, `stable` | deltas, commits, close, fsync |
 //! | `recall` | gives leases back, survives the master's restart and the session's loss |
+//! | `inherit` | notes what the next daemon must know; goes on after a dead one |
 //! | `background` | flushes what is old, reports closed orphans, evicts |
 //!
 //! Access times: `read` does not update atime; only `utimens` sets it.
@@ -22,6 +23,7 @@ mod backend;
 mod background;
 pub mod config;
 mod flush;
+mod inherit;
 mod inode;
 mod layouts;
 mod lease;
@@ -50,6 +52,7 @@ pub use types::*;
 use crate::core::page_cache::{PageCache, Tag};
 use crate::driver::{Driver, World};
 use crate::error::{FsError, Result};
+use crate::ledger::{Inheritance, Ledger};
 use config::{CloseMode, Config};
 use godrive_proto::meta::Name;
 use godrive_proto::{Fault, Ino};
@@ -77,8 +80,23 @@ pub struct Client;
 impl Client {
     /// Connects to the master and opens a session.
     pub async fn start(config: Config, world: World) -> std::result::Result<Arc<Fs>, Fault> {
-        let driver = Driver::start(config.driver.clone(), world).await?;
-        let fs = Fs::over(driver.clone(), config);
+        Self::start_noted(config, world, None, None).await
+    }
+
+    /// The same for a mount whose daemon may be killed and followed by another ([`crate::ledger`]).
+    pub async fn start_noted(
+        config: Config,
+        world: World,
+        ledger: Option<Arc<dyn Ledger>>,
+        inherited: Option<Inheritance>,
+    ) -> std::result::Result<Arc<Fs>, Fault> {
+        let noted = (ledger.clone(), inherited.as_ref());
+        let (driver, succession) =
+            Driver::start_noted(config.driver.clone(), world, noted.0, noted.1).await?;
+        let fs = Fs::noted(driver.clone(), config, ledger, inherited.as_ref().map_or(0, |left| left.life));
+        if let Some(inherited) = inherited {
+            fs.inherit(&inherited, &succession);
+        }
         driver.serve(fs.clone());
         Ok(fs)
     }
@@ -120,6 +138,7 @@ pub struct Fs<B: Backend = Driver> {
     /// The names of a directory are being taken back from the kernel.
     evicting: AtomicBool,
     stopped: AtomicBool,
+    ledger: Option<Arc<dyn Ledger>>,
 }
 
 struct Limits {
@@ -137,6 +156,10 @@ struct Limits {
 impl<B: Backend> Fs<B> {
     /// A file system over a backend; [`Client::start`] is the usual way.
     pub fn over(backend: Arc<B>, config: Config) -> Arc<Self> {
+        Self::noted(backend, config, None, 0)
+    }
+
+    fn noted(backend: Arc<B>, config: Config, ledger: Option<Arc<dyn Ledger>>, life: u16) -> Arc<Self> {
         let limits = Limits {
             close: config.close,
             ttl_max: config.ttl_max,
@@ -151,7 +174,7 @@ impl<B: Backend> Fs<B> {
             backend,
             limits,
             table: Table::default(),
-            handles: Handles::default(),
+            handles: Handles::new(life),
             pages: PageCache::new(config.cache_bytes.max(MIN_CACHE_BYTES)),
             tags: AtomicU64::new(0),
             stats: Stats::default(),
@@ -172,6 +195,7 @@ impl<B: Backend> Fs<B> {
             removals: removals::Removals::default(),
             evicting: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            ledger,
         });
         tokio::spawn(background::run(Arc::downgrade(&fs)));
         fs
@@ -247,6 +271,7 @@ impl<B: Backend> Fs<B> {
                 self.wake.notify_one();
             }
         }
+        self.note(inode.ino, state);
         result
     }
 

@@ -143,6 +143,7 @@ impl<B: Backend> Fs<B> {
             state.open += 1;
             state.writers += u32::from(access.writes());
             state.opened_before = true;
+            self.note(inode.ino, &mut state);
             (self.is_valid(&state), state.poison)
         };
         if !covered {

@@ -8,7 +8,7 @@ use crate::core::attrs::Pending;
 use crate::driver::{BoxFuture, Upcalls};
 use crate::error::FsError;
 use godrive_proto::lease::{Mode, RecallRequest, Release, RenewRequest};
-use godrive_proto::meta::Kind;
+use godrive_proto::meta::{Attr, Kind};
 use godrive_proto::{Ino, LeaseId, LogIndex};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -341,6 +341,13 @@ fn resumed(state: &super::inode::State) -> bool {
 impl<B: Backend> Upcalls for Fs<B> {
     fn recall(self: Arc<Self>, recall: RecallRequest) -> BoxFuture<'static, Release> {
         Box::pin(self.recall_lease(recall))
+    }
+
+    fn attributes(&self, ino: Ino) -> Option<Attr> {
+        let inode = self.table.find(ino)?;
+        let state = inode.state.lock();
+        // While a lowering commit is on its way nobody owns it; the master asks for the lease then.
+        if state.is_exclusive() && self.is_valid(&state) { state.attr.clone() } else { None }
     }
 
     fn log_ended(self: Arc<Self>, last: LogIndex) -> BoxFuture<'static, ()> {

@@ -116,6 +116,7 @@ impl<B: Backend> Fs<B> {
         }
         outer.unfollowed += 1;
         inner.unfollowed += 1;
+        self.note(within.ino, &mut outer);
         let request = UnlinkRequest { parent: within.ino, name, directory };
         let step = Step::Unlink { request, ino: inode.ino, at };
         let (first, full) = (steps.push(step), steps.waiting() >= MAX_STEPS);
@@ -193,6 +194,7 @@ impl<B: Backend> Fs<B> {
                 state.not_durable_yet(view);
                 state.see(view);
             }
+            self.note(ino, &mut state);
             if state.unfollowed == 0 && std::mem::take(&mut state.outdated) {
                 drop(state);
                 self.distrust(&inode);
@@ -223,6 +225,7 @@ impl<B: Backend> Fs<B> {
             let mut state = inode.state.lock();
             state.unfollowed -= count;
             state.outdated = false;
+            self.note(ino, &mut state);
         }
         for Step::Unlink { ino, .. } in &steps {
             self.may_be_removed(&self.table.get(*ino));

@@ -120,17 +120,65 @@ pub struct OpenFile {
     pub ahead: Mutex<ReadAhead>,
 }
 
-#[derive(Default)]
+/// Handles say by themselves how they were opened and in which life of the mount's daemon, so that the daemon which
+/// follows a dead one knows what the kernel means by them: the life in the upper 16 bits, then 8 bits of [`OpenFile::bits`],
+/// then a count.
 pub struct Handles {
     open: Mutex<BTreeMap<Handle, Arc<OpenFile>>>,
     last: AtomicU64,
+    life: u16,
+}
+
+const COUNT_BITS: u32 = 40;
+const LIFE_SHIFT: u32 = 48;
+
+impl OpenFile {
+    fn bits(&self) -> u64 {
+        [self.readable, self.writable, self.append, self.sync, self.direct]
+            .into_iter()
+            .enumerate()
+            .map(|(bit, set)| u64::from(set) << bit)
+            .sum()
+    }
+
+    fn from_bits(inode: Arc<Inode>, bits: u64) -> Self {
+        let set = |bit: u32| bits >> bit & 1 == 1;
+        let ahead = Mutex::default();
+        Self {
+            inode,
+            readable: set(0),
+            writable: set(1),
+            append: set(2),
+            sync: set(3),
+            direct: set(4),
+            poison: 0,
+            ahead,
+        }
+    }
 }
 
 impl Handles {
+    pub fn new(life: u16) -> Self {
+        Self { open: Mutex::default(), last: AtomicU64::new(0), life }
+    }
+
     pub fn add(&self, file: OpenFile) -> Handle {
-        let handle = Handle(self.last.fetch_add(1, Ordering::Relaxed) + 1);
+        let count = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let count = count & ((1 << COUNT_BITS) - 1);
+        let handle = Handle(u64::from(self.life) << LIFE_SHIFT | file.bits() << COUNT_BITS | count);
         self.open.lock().insert(handle, Arc::new(file));
         handle
+    }
+
+    /// Opened in an earlier life and not met in this one yet.
+    pub fn is_unmet(&self, handle: Handle) -> bool {
+        handle.0 >> LIFE_SHIFT != u64::from(self.life) && !self.open.lock().contains_key(&handle)
+    }
+
+    /// Takes in a handle of an earlier life.
+    pub fn meet(&self, handle: Handle, inode: Arc<Inode>) {
+        let file = OpenFile::from_bits(inode, handle.0 >> COUNT_BITS & 0xff);
+        self.open.lock().entry(handle).or_insert_with(|| Arc::new(file));
     }
 
     pub fn find(&self, handle: Handle) -> Result<Arc<OpenFile>> {

@@ -25,6 +25,10 @@ pub struct Calls {
 }
 
 impl Upcalls for Calls {
+    fn attributes(&self, _: Ino) -> Option<godrive_proto::meta::Attr> {
+        None
+    }
+
     fn recall(self: Arc<Self>, recall: RecallRequest) -> BoxFuture<'static, Release> {
         Box::pin(async move {
             self.recalls.lock().push(recall);

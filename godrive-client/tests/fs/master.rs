@@ -120,7 +120,9 @@ impl Master {
                 needs.extend(self.child(request.parent, &request.name).map(|ino| (ino, Share)));
             }
             ReadDirectory::CODE => needs.push((cast::<ReadDirectoryRequest>(request).directory, Share)),
-            ReadSymlink::CODE | ReadXattrs::CODE => needs.push((*cast::<Ino>(request), Share)),
+            ReadSymlink::CODE | ReadXattrs::CODE | GetAttr::CODE => {
+                needs.push((*cast::<Ino>(request), Share))
+            }
             Acquire::CODE => {
                 let request: &AcquireRequest = cast(request);
                 let need = if request.mode == Mode::Exclusive { Alone } else { Share };
@@ -200,6 +202,7 @@ pub fn execute(
             boxed(Xattrs { view: run.view(ino)?, all })
         }
         StatFs::CODE => boxed(FsStat::default()),
+        GetAttr::CODE => boxed(run.view(*cast::<Ino>(request))?),
         Acquire::CODE => boxed(run.acquire(cast(request))?),
         Own::CODE => {
             let OwnRequest { directory, also } = cast(request);

@@ -50,6 +50,17 @@ impl Cluster {
         both
     }
 
+    /// Runs the command line, whatever it comes to; what it said.
+    pub fn try_godrive(&self, arguments: &[&str]) -> String {
+        let output = run(&program("godrive"), arguments);
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    }
+
+    pub fn is_mounted(&self, number: usize) -> bool {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").expect("the kernel's table");
+        table.lines().any(|line| line.contains(&format!(" {} ", text(self.mount(number)))))
+    }
+
     /// The pid of the daemon that serves a mount.
     pub fn daemon(&self, number: usize) -> i32 {
         let configs = nodes(self.folder.path())
@@ -65,6 +76,57 @@ impl Cluster {
             }
         }
         panic!("no mount daemon says that it serves {}", self.mount(number).display());
+    }
+
+    /// Adds a line to a mount's configuration, and mounts anew.
+    pub fn configure(&self, number: usize, line: &str) {
+        let folder = self.mount_folder(number);
+        let config = folder.join("config.toml");
+        let text_of = std::fs::read_to_string(&config).expect("the mount's configuration");
+        std::fs::write(&config, format!("{line}\n{text_of}")).expect("the configuration can be written");
+        self.godrive(&["down", "--dir", &self.dir()]);
+        self.godrive(&["up", "--dir", &self.dir()]);
+    }
+
+    fn mount_folder(&self, number: usize) -> PathBuf {
+        let pid = self.daemon(number).to_string();
+        let mut mounts = nodes(self.folder.path()).into_iter().filter(|node| is_mount(node));
+        let serves =
+            |node: &PathBuf| std::fs::read_to_string(node.join("pid")).is_ok_and(|text| text.trim() == pid);
+        mounts.find(serves).expect("a running mount has a folder")
+    }
+
+    pub fn log(&self, number: usize) -> PathBuf {
+        self.mount_folder(number).join("log")
+    }
+
+    /// SIGKILL to the master and all slaves.
+    pub fn kill_nodes(&self) {
+        for node in nodes(&self.path("cluster")).into_iter().filter(|node| !is_mount(node)) {
+            let pid = pid(&node).expect("a running node has a pid file");
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+                .expect("it is ours");
+        }
+    }
+
+    /// The keepers of a mount: one, but for a moment.
+    pub fn keepers(&self, number: usize) -> Vec<i32> {
+        let daemon =
+            std::fs::read(format!("/proc/{}/cmdline", self.daemon(number))).expect("the daemon runs");
+        let arguments = daemon.splitn(2, |byte| *byte == 0).nth(1).expect("it has arguments").to_owned();
+        let running = std::fs::read_dir("/proc").expect("the kernel's list").flatten();
+        let pids = running.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let is_keeper = |pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.strip_prefix(b"godrive-keeper\0").is_some_and(|rest| rest == arguments)
+        };
+        pids.filter(is_keeper).collect()
+    }
+
+    pub fn keeper(&self, number: usize) -> i32 {
+        let keepers = self.keepers(number);
+        assert_eq!(keepers.len(), 1, "the mount has one keeper");
+        keepers[0]
     }
 
     fn path(&self, name: &str) -> PathBuf {

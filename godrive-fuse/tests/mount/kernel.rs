@@ -153,7 +153,7 @@ async fn names_expire_while_a_lookup_in_their_directory_waits() {
     let waiting = std::thread::spawn(move || Path::exists(&path));
     eventually("the slow lookup arrives", || mounted.counting.asked_slow.load(Ordering::SeqCst) == 1);
     // The operation is on the list: nothing is waited for, and the name is asked for again at once.
-    let guard = mounted.operations.begin(What::new("lookup", Ino(1)));
+    let guard = mounted.operations.begin(What::new("lookup", Ino(1)), 0);
     let start = Instant::now();
     mounted.notifications.invalidate(expire("file")).await;
     assert!(start.elapsed() < Duration::from_millis(100), "took {:?}", start.elapsed());
@@ -167,7 +167,7 @@ async fn names_expire_while_a_lookup_in_their_directory_waits() {
     let operations = mounted.operations.clone();
     let late = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(5));
-        let guard = operations.begin(What::new("lookup", Ino(1)));
+        let guard = operations.begin(What::new("lookup", Ino(1)), 0);
         std::thread::sleep(Duration::from_secs(1));
         drop(guard);
     });

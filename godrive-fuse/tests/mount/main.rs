@@ -3,6 +3,9 @@
 #![allow(clippy::disallowed_methods, reason = "these tests are programs that use files")]
 
 mod cluster;
+mod hang;
 mod kernel;
+mod messages;
 mod one_mount;
+mod survival;
 mod two_mounts;

@@ -141,6 +141,12 @@ pub enum Body {
     IdsSkipped {
         count: u64,
     },
+    /// Another daemon goes on with the session: mutations below this sequence are dropped, and what the session had
+    /// opened for writing may be half written.
+    SessionTakenOver {
+        session: SessionId,
+        from: u64,
+    },
 }
 
 /// The namespace operations of a client. [`crate::core::state::State::check`] tells beforehand what one would change.

@@ -249,9 +249,13 @@ impl Hub {
         self.unfinished.values_mut().for_each(|when| *when = now);
     }
 
-    pub fn forget_session(&mut self, now: Instant, session: SessionId) {
-        // Dropped, they tell their requests that the session ended.
+    /// What the session waits for is not executed any more. Dropped, it tells its requests so.
+    pub fn drop_parked(&mut self, session: SessionId) {
         self.parked.retain(|_, (waiting, _)| *waiting != session);
+    }
+
+    pub fn forget_session(&mut self, now: Instant, session: SessionId) {
+        self.drop_parked(session);
         self.leases.ended(now, session, &mut self.effects);
         if let Some(index) = self.changed_at.remove(&session) {
             let own = self.changed_at.entry(SessionId(0)).or_default();

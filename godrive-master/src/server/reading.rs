@@ -4,10 +4,12 @@ use super::hub::{Hub, over};
 use super::requests::{Attempt, Context, Job};
 use crate::core::leases::{Need, Turn, WaiterId};
 use godrive_proto::data::Layout;
+use godrive_proto::frame::RequestHeader;
 use godrive_proto::lease::*;
 use godrive_proto::meta::*;
 use godrive_proto::time::Instant;
 use godrive_proto::{Code, Fault, Ino, SessionId};
+use std::time::Duration;
 
 /// Most inodes in one [`AcquireRequest`], and most indexes in a layout's range.
 const MAX_LIST: usize = 1024;
@@ -49,23 +51,92 @@ where
 
 pub async fn lookup(context: &Context, request: LookupRequest) -> Result<LookedUp, Fault> {
     request.name.check().map_err(bad_name)?;
-    let wants = |hub: &Hub, request: &LookupRequest| {
+    let (mut found, owner) = look_up(context, request.clone(), true).await?;
+    if let (Some(view), Some(owner)) = (&mut found.entry, owner) {
+        match ask(context, owner, view.attr.ino).await {
+            Some(attr) => view.attr = attr,
+            None => return Ok(look_up(context, request, false).await?.0),
+        }
+    }
+    Ok(found)
+}
+
+/// `past_owner`: a file that another session owns is not waited for. Its view is as last committed and has no lease then, and
+/// the owner comes with it.
+async fn look_up(
+    context: &Context,
+    request: LookupRequest,
+    past_owner: bool,
+) -> Result<(LookedUp, Option<SessionId>), Fault> {
+    let session = context.session()?;
+    let wants = move |hub: &Hub, request: &LookupRequest| {
         let (_, entry) = hub.state.lookup(request.parent, &request.name)?;
+        let entry = entry.filter(|attr| !past_owner || owner(hub, session, attr).is_none());
         let entry = entry.map(|attr| (attr.ino, Need::Read));
         Ok([(request.parent, Need::Read)].into_iter().chain(entry).collect())
     };
     let answer =
-        |hub: &mut Hub, now: Instant, session: SessionId, request: &LookupRequest, without: &[Ino]| {
+        move |hub: &mut Hub, now: Instant, session: SessionId, request: &LookupRequest, without: &[Ino]| {
             let (parent, entry) = hub.state.lookup(request.parent, &request.name)?;
             let mut parent = bare(parent);
             hub.dress(now, session, &mut parent, Mode::Shared, without);
+            let owner = entry.as_ref().and_then(|attr| owner(hub, session, attr));
             let mut entry = entry.map(bare);
-            if let Some(view) = &mut entry {
+            if let (Some(view), None) = (&mut entry, owner) {
                 hub.dress(now, session, view, Mode::Shared, without);
             }
-            Ok(LookedUp { parent, entry })
+            Ok((LookedUp { parent, entry }, owner))
         };
-    context.run(Look { session: context.session()?, request, wants, answer }).await
+    context.run(Look { session, request, wants, answer }).await
+}
+
+pub async fn get_attr(context: &Context, ino: Ino) -> Result<InodeView, Fault> {
+    let (mut view, owner) = see(context, ino, true).await?;
+    if let Some(owner) = owner {
+        match ask(context, owner, ino).await {
+            Some(attr) => view.attr = attr,
+            None => return Ok(see(context, ino, false).await?.0),
+        }
+    }
+    Ok(view)
+}
+
+/// As [`look_up`], of an inode.
+async fn see(context: &Context, ino: Ino, past_owner: bool) -> Result<(InodeView, Option<SessionId>), Fault> {
+    let session = context.session()?;
+    let wants = move |hub: &Hub, ino: &Ino| {
+        let owned = past_owner && owner(hub, session, &hub.state.attr(*ino)?).is_some();
+        Ok(if owned { Vec::new() } else { vec![(*ino, Need::Read)] })
+    };
+    let answer = move |hub: &mut Hub, now: Instant, session: SessionId, ino: &Ino, without: &[Ino]| {
+        let mut view = bare(hub.state.attr(*ino)?);
+        let owner = owner(hub, session, &view.attr);
+        if owner.is_none() {
+            hub.dress(now, session, &mut view, Mode::Shared, without);
+        }
+        Ok((view, owner))
+    };
+    context.run(Look { session, request: ino, wants, answer }).await
+}
+
+/// The session that may be ahead of the master in a file's attributes.
+fn owner(hub: &Hub, session: SessionId, attr: &Attr) -> Option<SessionId> {
+    if attr.kind == Kind::File { hub.leases.owner_besides(session, attr.ino) } else { None }
+}
+
+/// An owner that does not answer within this is recalled instead, or found to be dead.
+const ANSWER_WITHIN: Duration = Duration::from_millis(500);
+
+async fn ask(context: &Context, owner: SessionId, ino: Ino) -> Option<Attr> {
+    let link = context.shared.with(|hub, _| hub.clients.get(&owner).cloned())?;
+    let header = RequestHeader { session: owner, term: context.shared.term, ..Default::default() };
+    match link.connection.call::<Ask>(header, &ino, &[], ANSWER_WITHIN).await {
+        Ok(reply) => reply.body.filter(|attr| attr.ino == ino && attr.kind == Kind::File),
+        Err(fault) => {
+            tracing::debug!(session = %owner, %ino, "the owner was not asked: {fault}");
+            None
+        }
+    }
 }
 
 pub async fn read_directory(

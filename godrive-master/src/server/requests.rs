@@ -148,7 +148,7 @@ impl Context {
                 match tokio::time::timeout(self.deadline, outcome).await {
                     Ok(Ok(outcome)) => outcome,
                     Ok(Err(_)) => {
-                        let detail = "the session ended while the request waited";
+                        let detail = "the session ended, or was taken over, while the request waited";
                         return Err(Fault::new(Code::SessionLost, detail));
                     }
                     Err(_) => {
@@ -210,6 +210,7 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
         l::CloseSession::CODE => answer!(context, incoming, l::CloseSession, sessions::close),
         l::Releases::CODE => answer!(context, incoming, l::Releases, sessions::release),
         l::Ended::CODE => answer!(context, incoming, l::Ended, sessions::ended),
+        l::TakeOver::CODE => answer!(context, incoming, l::TakeOver, sessions::take_over),
         l::Slaves::CODE => answer!(context, incoming, l::Slaves, sessions::slaves),
         l::Acquire::CODE => answer!(context, incoming, l::Acquire, reading::acquire),
         l::Own::CODE => answer!(context, incoming, l::Own, reading::own),
@@ -222,6 +223,7 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
         m::ReadSymlink::CODE => answer!(context, incoming, m::ReadSymlink, reading::read_symlink),
         m::ReadXattrs::CODE => answer!(context, incoming, m::ReadXattrs, reading::read_xattrs),
         m::StatFs::CODE => answer!(context, incoming, m::StatFs, reading::stat_fs),
+        m::GetAttr::CODE => answer!(context, incoming, m::GetAttr, reading::get_attr),
         m::Create::CODE => answer!(context, incoming, m::Create, changing::create),
         m::MakeNode::CODE => answer!(context, incoming, m::MakeNode, changing::make_node),
         m::Link::CODE => answer!(context, incoming, m::Link, changing::link),
@@ -290,6 +292,7 @@ fn admit(hub: &mut Hub, _now: Instant, context: &Context, header: &RequestHeader
         lease::Renew::CODE,
         lease::Ended::CODE,
         lease::Resume::CODE,
+        lease::TakeOver::CODE,
         lease::CloseSession::CODE,
     ];
     if hub.leases.must_resume(header.session) && !may_come_first.contains(&header.code) {

@@ -7,7 +7,7 @@ use crate::core::nodes::Health;
 use crate::core::record::{Body, Reply};
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::lease::*;
-use godrive_proto::limits::MAX_SLAVES_TOLD;
+use godrive_proto::limits::{MAX_ORPHANS_TOLD, MAX_SLAVES_TOLD};
 use godrive_proto::time::Instant;
 use godrive_proto::{Code, Fault, LogIndex, SessionId, Term};
 use std::sync::Arc;
@@ -47,6 +47,30 @@ pub async fn renew(context: &Context, request: RenewRequest) -> Result<Renewed, 
         Ok((Renewed { now: hub.wall(), must_resume, errors_pending }, LogIndex(0)))
     };
     context.step(step).await
+}
+
+pub async fn take_over(context: &Context, request: TakeOverRequest) -> Result<TakenOver, Fault> {
+    let session = context.session()?;
+    let step = |hub: &mut Hub, now: Instant| {
+        // A late copy of the request must not take away what was granted since.
+        let repeated = hub.state.session(session)?.is_some_and(|known| known.kept_from == request.from);
+        let mut durable = LogIndex(0);
+        if !repeated {
+            let (answer, logged) = hub.decide(Body::SessionTakenOver { session, from: request.from })?;
+            answer?;
+            durable = logged;
+            hub.drop_parked(session);
+            hub.leases.taken_over(now, session, &mut hub.effects);
+        }
+        let mut orphans = hub.state.orphans_of(session)?;
+        orphans.truncate(MAX_ORPHANS_TOLD);
+        let timing = hub.config.leases.timing();
+        let taken = TakenOver { timing, parameters: hub.parameters()?, now: hub.wall(), orphans };
+        Ok((taken, durable.max(hub.must_be_durable(session))))
+    };
+    let taken = context.step(step).await?;
+    tracing::info!(%session, client = %context.peer.node, orphans = taken.orphans.len(), "session taken over");
+    Ok(taken)
 }
 
 pub async fn ended(context: &Context, term: Term) -> Result<Option<LogIndex>, Fault> {

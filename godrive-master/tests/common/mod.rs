@@ -195,6 +195,8 @@ pub struct Client {
     sequence: AtomicU64,
     recalls: Arc<Mutex<Vec<RecallRequest>>>,
     answer: Arc<Mutex<Answer>>,
+    /// What it says of a file that it owns.
+    pub owned: Arc<Mutex<Option<Attr>>>,
     renewing: Option<AbortHandle>,
 }
 
@@ -210,6 +212,7 @@ impl Client {
             sequence: AtomicU64::new(0),
             recalls: Arc::default(),
             answer: Arc::new(Mutex::new(Answer::Obey { open: false })),
+            owned: Arc::default(),
             renewing: None,
         };
         client.serve();
@@ -217,11 +220,17 @@ impl Client {
     }
 
     fn serve(&self) {
-        let (connection, recalls, answer) =
-            (self.connection.clone(), self.recalls.clone(), self.answer.clone());
+        let (connection, recalls, answer, owned) =
+            (self.connection.clone(), self.recalls.clone(), self.answer.clone(), self.owned.clone());
         tokio::spawn(async move {
             let mut unanswered = Vec::new();
             while let Some(incoming) = connection.accept().await {
+                if incoming.header.code == Ask::CODE {
+                    let ino = incoming.decode::<Ask>().unwrap();
+                    let known = owned.lock().unwrap().clone().filter(|attr| attr.ino == ino);
+                    let _ = incoming.reply::<Ask>(ReplyHeader::default(), &known, &[]).await;
+                    continue;
+                }
                 let recall = incoming.decode::<Recall>().unwrap();
                 recalls.lock().unwrap().push(recall);
                 let policy = *answer.lock().unwrap();

@@ -199,6 +199,7 @@ fn meta() -> Vec<Sample> {
             Xattrs { view: entry.clone(), all: vec![(b"user.a".to_vec(), b"value".to_vec())] },
         ),
         sample::<StatFs>((), FsStat { total_bytes: 1, free_bytes: 2, inodes: 3 }),
+        sample::<GetAttr>(Ino(300), view(1)),
         sample::<Create>(
             create,
             Created { parent: parent.clone(), entry: entry.clone(), existed: true, layout: Some(layout()) },
@@ -271,6 +272,15 @@ fn lease() -> Vec<Sample> {
             (),
             vec![Slave { node: NodeId(3), address: std::net::SocketAddr::from(([127, 0, 0, 1], 7401)) }],
         ),
+        sample::<TakeOver>(
+            TakeOverRequest { from: 300 },
+            TakenOver {
+                timing: LeaseTiming::default(),
+                parameters: ClusterParameters { chunk_bytes: 1 << 24, replicas: 3, min_replicas: 2 },
+                now: Timestamp(1),
+                orphans: vec![Ino(9)],
+            },
+        ),
         sample::<Acquire>(
             AcquireRequest { inodes: vec![Ino(1)], mode: Mode::Exclusive, layout: Some(range) },
             Acquired { views: vec![view(1)], layout: vec![layout()] },
@@ -291,6 +301,7 @@ fn lease() -> Vec<Sample> {
             RecallRequest { ino: Ino(1), id: LeaseId(2), may_keep: Some(Mode::Shared) },
             release,
         ),
+        sample::<Ask>(Ino(300), Some(view(1).attr)),
     ]
     .into_iter()
     .flatten()

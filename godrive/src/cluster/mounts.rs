@@ -22,18 +22,30 @@ pub enum State {
     Silent,
 }
 
-/// The path as the kernel names it: absolute, without links. The last component is not looked at where that fails,
-/// for it may be a mount whose daemon has died.
+/// The path as the kernel names it: absolute, without links. The last component is not looked at where a mount of
+/// GoDrive is: its daemon may be dead, or hang.
 pub fn absolute(path: &Path) -> Result<PathBuf> {
     let path = std::path::absolute(path).with_context(|| format!("the path {}", path.display()))?;
-    if let Ok(path) = path.canonicalize() {
+    if is_ours(&path)? {
         return Ok(path);
     }
-    match (path.parent().map(Path::canonicalize), path.file_name()) {
-        (Some(Ok(parent)), Some(name)) => Ok(parent.join(name)),
-        _ => Ok(path),
+    let beside = match (path.parent().map(Path::canonicalize), path.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => path.clone(),
+    };
+    if is_ours(&beside)? {
+        return Ok(beside);
     }
+    Ok(path.canonicalize().unwrap_or(beside))
 }
+
+/// Such a path is not looked at: the mount may hang.
+fn is_ours(path: &Path) -> Result<bool> {
+    Ok(kind_at(path)?.is_some_and(|kind| kind == OURS))
+}
+
+/// The kernel's name for a mount of GoDrive.
+const OURS: &str = "fuse.godrive";
 
 /// The kind of file system mounted exactly at this path.
 fn kind_at(path: &Path) -> Result<Option<String>> {
@@ -69,7 +81,7 @@ fn unescape(text: &[u8]) -> Vec<u8> {
 pub async fn state(path: &Path) -> Result<State> {
     match kind_at(path)? {
         None => return Ok(State::NotMounted),
-        Some(kind) if kind != "fuse.godrive" => return Ok(State::Foreign),
+        Some(kind) if kind != OURS => return Ok(State::Foreign),
         Some(_) => {}
     }
     let asked = path.to_owned();
@@ -95,6 +107,31 @@ pub fn daemon_of(path: &Path) -> Result<Option<Daemon>> {
         }
     }
     Ok(None)
+}
+
+/// The kernel's connection of a FUSE mount.
+pub struct Connection {
+    abort: PathBuf,
+}
+
+impl Connection {
+    /// Whoever waits for the mount gets an error at once, and so does whoever uses it later.
+    pub fn abort(&self) {
+        if let Err(error) = std::fs::write(&self.abort, "1") {
+            // Killing its daemon and keeper does the same, unless they wait in the kernel themselves.
+            eprintln!("note: {} cannot be written: {error}", self.abort.display());
+        }
+    }
+}
+
+/// The connection of the mount at exactly this path; None: there is no such mount. Asks nothing of the mount.
+pub fn connection(path: &Path) -> Result<Option<Connection>> {
+    let table = std::fs::read("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
+    let lines = table.split(|byte| *byte == b'\n');
+    let ours = lines.filter(|line| parse(line).is_some_and(|(mounted, _)| mounted == path)).next_back();
+    let Some(device) = ours.and_then(|line| line.split(|byte| *byte == b' ').nth(2)) else { return Ok(None) };
+    let minor = String::from_utf8_lossy(device).split(':').nth(1).unwrap_or_default().to_owned();
+    Ok(Some(Connection { abort: Path::new("/sys/fs/fuse/connections").join(minor).join("abort") }))
 }
 
 /// Unmounts; EBUSY while somebody uses the mount.

@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+const MOUNT: &str = "godrive-fuse";
+const KEEPER: &str = "godrive-keeper";
+
 /// How often conditions are looked at while waiting.
 pub const TICK: Duration = Duration::from_millis(20);
 
@@ -39,7 +42,9 @@ fn arguments(pid: i32) -> Vec<OsString> {
 /// The configuration with which `program` was started, if these are its arguments.
 fn config_of(arguments: &[OsString], program: &str) -> Option<PathBuf> {
     let name = Path::new(arguments.first()?).file_name()?;
-    if name != OsStr::new(program) {
+    // A mount's keeper starts another daemon when the first is killed: it is a process of the mount as well.
+    let keeps = program == MOUNT && name == OsStr::new(KEEPER);
+    if name != OsStr::new(program) && !keeps {
         return None;
     }
     // As `start` and the services write it; `godrive-slave fsck --config FILE` is no daemon.
@@ -174,17 +179,36 @@ pub enum Ending {
     Killed,
 }
 
+/// SIGTERM: end in order.
+pub fn ask_to_end(daemon: &Daemon) -> Result<()> {
+    signal(daemon.pid, Signal::SIGTERM)
+}
+
 /// SIGTERM, and SIGKILL after the deadline. Waits until the process is gone.
 pub async fn stop(daemon: &Daemon, program: &str, deadline: Duration) -> Result<Ending> {
-    signal(daemon.pid, Signal::SIGTERM)?;
+    ask_to_end(daemon)?;
     if gone(daemon, program, deadline).await {
         return Ok(Ending::Clean);
     }
-    signal(daemon.pid, Signal::SIGKILL)?;
-    if gone(daemon, program, Duration::from_secs(10)).await {
-        return Ok(Ending::Killed);
+    kill_all(daemon, program).await?;
+    Ok(Ending::Killed)
+}
+
+/// SIGKILL to every process of the node, until there is none: a mount has two, of which each would replace the other.
+pub async fn kill_all(daemon: &Daemon, program: &str) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let left: Vec<Daemon> =
+            daemons(program)?.into_iter().filter(|other| other.config == daemon.config).collect();
+        for process in &left {
+            signal(process.pid, Signal::SIGKILL)?;
+        }
+        let Some(process) = left.first() else { return Ok(()) };
+        if Instant::now() >= end {
+            bail!("process {} does not end, not even by SIGKILL; it waits in the kernel", process.pid);
+        }
+        tokio::time::sleep(TICK).await;
     }
-    bail!("process {} does not end, not even by SIGKILL; it waits in the kernel", daemon.pid);
 }
 
 /// Waits until the process is gone; false at the deadline.
@@ -219,6 +243,9 @@ mod tests {
         let line = words("/usr/bin/godrive-slave --config /srv/gd/slave-1/config.toml");
         assert_eq!(config_of(&line, "godrive-slave"), Some("/srv/gd/slave-1/config.toml".into()));
         assert_eq!(config_of(&line, "godrive-master"), None);
+        let keeper = words("godrive-keeper --config /srv/gd/mount-1/config.toml");
+        assert_eq!(config_of(&keeper, "godrive-fuse"), Some("/srv/gd/mount-1/config.toml".into()));
+        assert_eq!(config_of(&keeper, "godrive-slave"), None);
         assert_eq!(config_of(&words("vi /usr/bin/godrive-slave --config x"), "godrive-slave"), None);
         assert_eq!(config_of(&words("godrive-slave --config"), "godrive-slave"), None);
         assert_eq!(config_of(&words("godrive-slave"), "godrive-slave"), None);

@@ -99,21 +99,63 @@ pub async fn umount(line: &cli::Umount) -> Result<()> {
     let path = mounts::absolute(&line.path)?;
     let Some(daemon) = mounts::daemon_of(&path)? else { return unmount_leftover(&path).await };
     let folder = daemon.config.parent().context("a configuration lies in a folder")?.to_owned();
-    if !line.force {
-        // Taking it out of the tree first tells whether somebody uses it, while nothing is lost yet.
-        match mounts::unmount(&path, false).await {
-            Ok(()) | Err(Errno::EINVAL) => {}
-            Err(Errno::EBUSY) => {
-                let users = mounts::users(&path);
-                let who = if users.is_empty() { "another user's process".into() } else { users.join(", ") };
-                bail!("{} is in use by {who}: end that first, or add --force", path.display());
-            }
-            Err(error) => bail!("{} cannot be unmounted: {error}", path.display()),
-        }
+    if line.force {
+        return force(&path, &folder, &daemon, Duration::from_secs(line.patience_s)).await;
     }
-    let ending = end_mount(&folder, &daemon, !line.force).await?;
+    // Taking it out of the tree first tells whether somebody uses it, while nothing is lost yet.
+    match mounts::unmount(&path, false).await {
+        Ok(()) | Err(Errno::EINVAL) => {}
+        Err(Errno::EBUSY) => {
+            let users = mounts::users(&path);
+            let who = if users.is_empty() { "another user's process".into() } else { users.join(", ") };
+            bail!("{} is in use by {who}: end that first, or add --force", path.display());
+        }
+        Err(error) => bail!("{} cannot be unmounted: {error}", path.display()),
+    }
+    let ending = end_mount(&folder, &daemon, true).await?;
     forget(&folder)?;
     report(&path, &ending)
+}
+
+/// Ends a mount in any case: what can be flushed in time is; then whoever waits for an answer gets an error, and the
+/// mount's processes are killed. Needs neither the cluster nor a daemon that listens.
+async fn force(path: &Path, folder: &Path, daemon: &Daemon, patience: Duration) -> Result<()> {
+    let program = Kind::Mount.program();
+    let connection = mounts::connection(path)?;
+    let start = log_length(folder);
+    process::ask_to_end(daemon)?;
+    let ending = if process::gone(daemon, program, patience).await {
+        Ending::Clean
+    } else {
+        if let Some(connection) = &connection {
+            connection.abort();
+        }
+        process::kill_all(daemon, program).await?;
+        Ending::Killed
+    };
+    if mounts::state(path).await? != State::NotMounted {
+        mounts::unmount(path, true).await.with_context(|| format!("detaching {}", path.display()))?;
+    }
+    let lost = lost_since(folder, start);
+    forget(folder)?;
+    match ending {
+        Ending::Clean => report(path, &MountEnd { ending, lost }),
+        Ending::Killed => bail!(
+            "the mount at {} did not end within {} s and was killed: what was not flushed is lost",
+            path.display(),
+            patience.as_secs()
+        ),
+    }
+}
+
+fn log_length(folder: &Path) -> u64 {
+    std::fs::metadata(folder.join("log")).map_or(0, |meta| meta.len())
+}
+
+/// The daemon's last words, if it ended with an error, name what was lost.
+fn lost_since(folder: &Path, start: u64) -> Option<String> {
+    let words = process::log_since(&folder.join("log"), start);
+    words.lines().find_map(|line| line.strip_prefix("godrive-fuse: ")).map(str::to_owned)
 }
 
 /// How a mount ended: what the user must know of it.
@@ -125,8 +167,7 @@ pub struct MountEnd {
 
 /// Waits until a mount's daemon has flushed and ended. `unmounted`: the kernel has told it already.
 pub async fn end_mount(folder: &Path, daemon: &Daemon, unmounted: bool) -> Result<MountEnd> {
-    let log = folder.join("log");
-    let start = std::fs::metadata(&log).map_or(0, |meta| meta.len());
+    let start = log_length(folder);
     let program = Kind::Mount.program();
     let ending = if unmounted && process::gone(daemon, program, FLUSH_DEADLINE).await {
         Ending::Clean
@@ -134,10 +175,7 @@ pub async fn end_mount(folder: &Path, daemon: &Daemon, unmounted: bool) -> Resul
         process::stop(daemon, program, FLUSH_DEADLINE).await?
     };
     remove(&folder.join("pid"))?;
-    // The daemon's last words, if it ended with an error, name what was lost.
-    let words = process::log_since(&log, start);
-    let lost = words.lines().find_map(|line| line.strip_prefix("godrive-fuse: ")).map(str::to_owned);
-    Ok(MountEnd { ending, lost })
+    Ok(MountEnd { ending, lost: lost_since(folder, start) })
 }
 
 pub fn report(path: &Path, end: &MountEnd) -> Result<()> {

@@ -140,6 +140,24 @@ impl Leases {
         lost
     }
 
+    /// Another daemon goes on with the session, which caches nothing yet but what the kernel has: it owns nothing any
+    /// more, and what was asked of the first is asked again. Inodes to be fenced must be fenced before.
+    pub fn taken_over(&mut self, now: Instant, session: SessionId, effects: &mut Vec<Effect>) {
+        let Some(known) = self.sessions.get_mut(&session) else { return };
+        (known.renewed, known.lapsed, known.exclusive) = (now, false, 0);
+        let held: Vec<Ino> = known.held.iter().copied().collect();
+        for ino in held {
+            let Some(held) = self.held_mut(session, ino) else { continue };
+            held.mode = Mode::Shared;
+            if let Some(recall) = &mut held.recall {
+                recall.sent = false;
+                self.queue.at(now, Due::Recall(ino, session));
+            }
+        }
+        self.queue.forget_session(session);
+        self.wake_all(now, effects);
+    }
+
     /// Closed or revoked: nothing of it remains. Inodes to be fenced must be fenced before.
     pub fn ended(&mut self, now: Instant, session: SessionId, effects: &mut Vec<Effect>) {
         self.queue.forget_session(session);
@@ -304,6 +322,12 @@ impl Leases {
     /// What the session holds on the inode.
     pub fn mode(&self, session: SessionId, ino: Ino) -> Option<Mode> {
         self.holders(ino).iter().find(|held| held.session == session).map(|held| held.mode)
+    }
+
+    /// Another session that owns the inode.
+    pub fn owner_besides(&self, session: SessionId, ino: Ino) -> Option<SessionId> {
+        let owns = |held: &&Held| held.mode == Mode::Exclusive && held.session != session;
+        self.holders(ino).iter().find(owns).map(|held| held.session)
     }
 
     /// The lease itself, unchanged.

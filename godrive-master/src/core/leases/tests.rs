@@ -107,6 +107,7 @@ impl Script {
                 self.say(format_args!("lost {lost:?}"));
             }
             ["end", who] => self.leases.ended(self.now, session(who), &mut effects),
+            ["take-over", who] => self.leases.taken_over(self.now, session(who), &mut effects),
             ["fence", ino] => self.leases.fence(Ino(number(ino))),
             ["removed", ino] => self.leases.removed(self.now, Ino(number(ino)), &mut effects),
             ["unfence", ino] => self.leases.unfence(self.now, Ino(number(ino)), &mut effects),
@@ -220,7 +221,7 @@ macro_rules! scripts {
     )+};
 }
 
-scripts!(sharing, owning, queueing, passing, lapsing, restarting, open_handles);
+scripts!(sharing, owning, queueing, passing, lapsing, restarting, open_handles, taking_over);
 
 #[test]
 fn an_inode_that_was_said_to_be_open_and_is_closed_keeps_nothing_open() {

@@ -62,6 +62,7 @@ fn execute(transaction: &mut Transaction<'_>, body: &Body, origin: Origin) -> Do
         Body::OpenSession { client, label } => transaction.open_session(*client, label).map(Reply::Session),
         Body::CloseSession => transaction.end_session(origin.session).map(done),
         Body::SessionRevoked { session } => transaction.end_session(*session).map(done),
+        Body::SessionTakenOver { session, from } => transaction.take_over(*session, *from).map(done),
         Body::Mutation(mutation) => mutate(transaction, mutation),
         Body::OpenChunks { ino, indexes, placed } => {
             transaction.open_chunks(*ino, indexes, placed).map(Reply::Layouts)

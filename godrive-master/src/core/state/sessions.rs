@@ -87,9 +87,27 @@ impl Transaction<'_> {
         Ok(id)
     }
 
-    /// Closed or revoked: nothing of it may be left. Its open chunks may hold what it never committed.
-    pub fn end_session(&mut self, id: SessionId) -> Result<()> {
-        self.session_of(id)?;
+    /// Another daemon goes on with it. What the first one wrote and never committed is lost, and none of its mutations
+    /// that is still on its way is executed any more.
+    pub fn take_over(&mut self, id: SessionId, from: u64) -> Result<()> {
+        let mut session = self.session_of(id)?;
+        if from <= session.highest || from < session.kept_from {
+            return refuse(
+                Code::Malformed,
+                format!(
+                    "session {id} has used sequence {} already, so it cannot go on from {from}",
+                    session.highest
+                ),
+            );
+        }
+        self.unsettle_chunks(id)?;
+        self.forget_answers(id)?;
+        session.kept_from = from;
+        self.put(keys::session(id), &session)
+    }
+
+    /// Its open chunks may hold what it never committed.
+    fn unsettle_chunks(&mut self, id: SessionId) -> Result<()> {
         let mut inodes: Vec<Ino> = Vec::new();
         for (key, _) in self.scan(&keys::open_by(id), usize::MAX)? {
             inodes.push(Ino(keys::number_before(&key, 8)));
@@ -98,12 +116,24 @@ impl Transaction<'_> {
         for ino in inodes {
             self.close_chunks(id, ino, true)?;
         }
-        let orphans = self.scan(&keys::orphans_of(id), usize::MAX)?;
-        let orphans: Vec<Ino> = orphans.iter().map(|(key, _)| Ino(keys::last_number(key))).collect();
-        self.close_orphans(id, &orphans)?;
+        Ok(())
+    }
+
+    fn forget_answers(&mut self, id: SessionId) -> Result<()> {
         for (key, _) in self.scan(&keys::kept_of(id), usize::MAX)? {
             self.delete(key);
         }
+        Ok(())
+    }
+
+    /// Closed or revoked: nothing of it may be left.
+    pub fn end_session(&mut self, id: SessionId) -> Result<()> {
+        self.session_of(id)?;
+        self.unsettle_chunks(id)?;
+        let orphans = self.scan(&keys::orphans_of(id), usize::MAX)?;
+        let orphans: Vec<Ino> = orphans.iter().map(|(key, _)| Ino(keys::last_number(key))).collect();
+        self.close_orphans(id, &orphans)?;
+        self.forget_answers(id)?;
         self.delete(keys::session(id));
         self.meta.counts.sessions -= 1;
         Ok(())

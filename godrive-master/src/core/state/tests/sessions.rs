@@ -1,4 +1,5 @@
 use super::*;
+use crate::core::record::Placed;
 use godrive_proto::ROOT;
 use godrive_proto::limits::MAX_OUTSTANDING;
 
@@ -72,6 +73,35 @@ fn an_unknown_session_executes_nothing() {
     let revoked = bench.session;
     bench.own(Body::SessionRevoked { session: revoked }).unwrap();
     assert_eq!(bench.create(ROOT, "b").unwrap_err(), Code::SessionLost);
+    bench.check();
+}
+
+#[test]
+fn who_takes_a_session_over_keeps_its_orphans_and_drops_its_requests() {
+    let mut bench = Bench::new();
+    let session = bench.session;
+    let (ino, orphan) = (bench.create(ROOT, "a").unwrap(), bench.create(ROOT, "b").unwrap());
+    let placed = vec![Placed { index: 0, members: vec![member(1), member(2)] }];
+    bench.ask(Body::OpenChunks { ino, indexes: vec![0], placed }).unwrap();
+    bench.commit(CommitRequest { size: Some(100), ..nothing(ino) }).unwrap();
+    bench.remove(ROOT, "b", false).unwrap();
+    let used = bench.origin().sequence - 1;
+    let early = bench.own(Body::SessionTakenOver { session, from: used });
+    assert_eq!(early.unwrap_err().code, Code::Malformed, "that sequence was used");
+    let taken = bench.apply(Origin::MASTER, Body::SessionTakenOver { session, from: used + 100 });
+    assert_eq!(taken.answer, Ok(Reply::Done));
+    assert_eq!(taken.effects.unsettled.len(), 1, "the chunk may be half written");
+    assert!(bench.state.open_chunks(session, ino).unwrap().is_empty());
+    assert_eq!(bench.state.orphans_of(session).unwrap(), [orphan]);
+    assert_eq!(bench.state.kept(session, used).unwrap(), None);
+    for sequence in [used, used + 1, used + 99] {
+        let origin = Origin { session, sequence, answered_below: 1 };
+        let late = bench.apply(origin, Body::Mutation(create(ROOT, "late", false)));
+        assert_eq!(late.answer.unwrap_err().code, Code::Malformed, "{sequence}");
+    }
+    let origin = Origin { session, sequence: used + 100, answered_below: used + 100 };
+    bench.apply(origin, Body::Mutation(create(ROOT, "c", false))).answer.unwrap();
+    assert_eq!(bench.find(ROOT, "late"), None);
     bench.check();
 }
 

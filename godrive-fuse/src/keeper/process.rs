@@ -1,0 +1,184 @@
+//! The keeper: holds what must outlive the daemon, and starts another one when it was killed.
+
+use super::channel::{Message, receive};
+use super::{Handed, NAME, TITLE, daemon};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// A daemon whose runtime does not turn for this long is killed and followed by another. Not counted while the machine
+/// sleeps.
+const HANGS_AFTER: Duration = Duration::from_secs(60);
+/// A life shorter than this is no life: after so many of them in a row something in the mount kills every daemon.
+const SHORT_LIFE: Duration = Duration::from_millis(500);
+const MAX_SHORT_LIVES: u32 = 20;
+
+struct Keeper {
+    handed: Handed,
+    arguments: Vec<OsString>,
+    signals: SignalFd,
+    daemon: Option<Pid>,
+    /// No other daemon is to follow.
+    stops: bool,
+    begun: Duration,
+    heard: Duration,
+    short_lives: u32,
+}
+
+/// Runs until the mount has ended; its daemon's exit code.
+pub fn run(handed: Handed, arguments: Vec<OsString>) -> io::Result<ExitCode> {
+    nix::sys::prctl::set_name(TITLE)?;
+    let mut caught = SigSet::empty();
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD].into_iter().for_each(|signal| caught.add(signal));
+    caught.thread_block()?;
+    let signals = SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let now = monotonic()?;
+    let mut keeper = Keeper {
+        handed,
+        arguments,
+        signals,
+        daemon: None,
+        stops: false,
+        begun: now,
+        heard: now,
+        short_lives: 0,
+    };
+    loop {
+        if let Some(code) = keeper.turn()? {
+            return Ok(ExitCode::from(code));
+        }
+    }
+}
+
+impl Keeper {
+    /// Waits for something to happen and follows it. Some: the end.
+    fn turn(&mut self) -> io::Result<Option<u8>> {
+        let (signalled, spoken) = {
+            let mut watched = [
+                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.handed.socket.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut watched, PollTimeout::from(1000u16)) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let [signals, socket] = watched;
+            (signals.any().unwrap_or(false), socket.any().unwrap_or(false))
+        };
+        if signalled {
+            self.signalled()?;
+        }
+        if spoken {
+            return match receive(&self.handed.socket)? {
+                Some(message) => self.told(message),
+                None => self.died(),
+            };
+        }
+        self.look_for_hang()?;
+        Ok(None)
+    }
+
+    fn told(&mut self, message: Message) -> io::Result<Option<u8>> {
+        self.heard = monotonic()?;
+        match message {
+            Message::Serves(pid) => self.daemon = i32::try_from(pid).ok().map(Pid::from_raw),
+            Message::Mounted(device) => self.handed.device = Some(device),
+            Message::Alive => {}
+            Message::Stops => self.stops = true,
+            Message::Ends(code) => return Ok(Some(code)),
+        }
+        Ok(None)
+    }
+
+    /// What a service manager sends to the first process of a mount is meant for its daemon.
+    fn signalled(&mut self) -> io::Result<()> {
+        while let Some(signal) = self.signals.read_signal()? {
+            let signal = Signal::try_from(signal.ssi_signo as i32)?;
+            if signal == Signal::SIGCHLD {
+                continue;
+            }
+            self.stops = true;
+            if let Some(daemon) = self.daemon {
+                tell(daemon, signal);
+            }
+        }
+        Ok(())
+    }
+
+    fn died(&mut self) -> io::Result<Option<u8>> {
+        let how = self.reap();
+        let alive = self.handed.device.as_ref().is_some_and(is_mounted);
+        let life = monotonic()?.saturating_sub(self.begun);
+        self.short_lives = if life < SHORT_LIFE { self.short_lives + 1 } else { 0 };
+        if self.stops || !alive {
+            say(&format!("the mount's daemon has ended ({how}), and with it the mount"));
+            return Ok(Some(1));
+        }
+        if self.short_lives > MAX_SHORT_LIVES {
+            say(&format!(
+                "{MAX_SHORT_LIVES} daemons in a row were killed as soon as they served ({how}); the mount is given up"
+            ));
+            return Ok(Some(1));
+        }
+        say(&format!("the mount's daemon was killed ({how}); another one goes on"));
+        (self.begun, self.heard, self.daemon) = (monotonic()?, monotonic()?, None);
+        self.handed.socket = daemon(&self.arguments, &self.handed)?;
+        Ok(None)
+    }
+
+    /// Collects the daemon, whose end of the socket is closed; says how it ended.
+    fn reap(&self) -> String {
+        // One that a keeper before this one has started is not ours to wait for.
+        match waitpid(self.daemon, None) {
+            Ok(WaitStatus::Signaled(_, signal, _)) => signal.to_string(),
+            Ok(WaitStatus::Exited(_, code)) => format!("exit code {code}"),
+            _ => "how is not known".into(),
+        }
+    }
+
+    fn look_for_hang(&mut self) -> io::Result<()> {
+        let silent = monotonic()?.saturating_sub(self.heard);
+        if let Some(daemon) = self.daemon
+            && silent > HANGS_AFTER
+            && !self.stops
+        {
+            say(&format!("the mount's daemon {daemon} hangs: it is killed"));
+            self.heard = monotonic()?;
+            tell(daemon, Signal::SIGKILL);
+        }
+        Ok(())
+    }
+}
+
+/// Whether the kernel still has the mount that belongs to the descriptor.
+fn is_mounted(device: &OwnedFd) -> bool {
+    let mut watched = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
+    let looked = poll(&mut watched, PollTimeout::ZERO);
+    looked.is_ok() && !watched[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
+}
+
+fn tell(daemon: Pid, signal: Signal) {
+    match kill(daemon, signal) {
+        // It has just ended: the socket says so next.
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(error) => say(&format!("{signal} could not be sent to the daemon {daemon}: {error}")),
+    }
+}
+
+fn monotonic() -> io::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into())
+}
+
+/// The keeper has no log of its own; its lines go where the daemon's go.
+fn say(line: &str) {
+    eprintln!("{NAME}: {line}");
+}
