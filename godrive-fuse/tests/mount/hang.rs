@@ -72,11 +72,12 @@ fn a_hard_mount_waits_until_its_caller_is_killed_or_it_is_unmounted_by_force() {
     let here = cluster.mount(1);
     let mut unsent = File::create(here.join("file")).unwrap();
     cluster.kill_nodes();
-    unsent.write_all(b"it will not be sent").unwrap();
     let program = |name: &str| {
         Command::new("touch").arg(here.join(name)).stderr(Stdio::null()).spawn().expect("touch starts")
     };
     let (mut killed, mut freed) = (program("one"), program("two"));
+    // Only now: a child that is started closes its copy of the file, and would wait for that to be flushed.
+    unsent.write_all(b"it will not be sent").unwrap();
     // Well past the deadline of a mount that is not hard.
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(4) {
