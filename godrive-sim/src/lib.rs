@@ -9,6 +9,7 @@ pub mod clock;
 pub mod cluster;
 pub mod crypto;
 pub mod folder;
+pub mod linear;
 pub mod lying;
 pub mod oracle;
 pub mod scenarios;
