@@ -3,9 +3,11 @@
 
 use crate::clock::{EPOCH_S, SimulatedClock};
 use crate::crypto;
+use crate::histories::Checked;
 use crate::lying::LyingDisk;
 use crate::oracle::Tally;
 use crate::shared::Shared;
+use crate::sharing::{self, Sharing};
 use crate::trace::{Digest, Trace};
 use crate::workload::{Worker, Workload};
 use godrive_client::Client;
@@ -68,6 +70,10 @@ pub enum Event {
     /// What is sent from or to the node arrives only when it is let go.
     Hold(Node),
     LetGo(Node),
+    /// The client's machine falls asleep: its clock stands, nobody there asks for anything, its network is held.
+    Sleep(u16),
+    /// The clock jumps to the present and programs go on; the network is there when the node is let go.
+    Wake(u16),
     /// So many bits flip on the slave's disk.
     Rot(Node, u16),
     /// The slaves' disks have room for so much more and nothing beyond.
@@ -82,6 +88,8 @@ pub struct Plan {
     pub slaves: u16,
     pub replicas: u8,
     pub workload: Workload,
+    /// What the clients do instead of the stamped blocks, if anything: histories are kept and checked.
+    pub sharing: Option<Sharing>,
     /// The slaves' disks sync nothing: a run that must fail.
     pub lying_disks: bool,
     /// In the order of their times.
@@ -103,6 +111,8 @@ pub struct Progress {
 pub struct Outcome {
     pub trace: Digest,
     pub tally: Tally,
+    /// Of the histories.
+    pub checked: Checked,
     pub acknowledged: usize,
     pub virtual_time: Duration,
     pub errors: BTreeMap<String, u64>,
@@ -116,6 +126,7 @@ struct Parts {
     shared: Shared,
     authority: Arc<Authority>,
     disks: BTreeMap<Node, SimulatedDisk>,
+    clocks: BTreeMap<Node, Arc<SimulatedClock>>,
     dice: SmallRng,
 }
 
@@ -136,7 +147,8 @@ pub fn run(plan: &Plan, seed: u64) -> Outcome {
         .udp_capacity(1 << 16)
         .build();
     let trace = Trace::default();
-    let mut parts = Parts { plan: plan.clone(), trace, shared: Shared::default(), authority, disks, dice };
+    let (shared, clocks) = (Shared::default(), BTreeMap::new());
+    let mut parts = Parts { plan: plan.clone(), trace, shared, authority, disks, clocks, dice };
     parts.add_master(&mut sim);
     (1..=plan.slaves).for_each(|number| parts.add_slave(&mut sim, number));
     (0..plan.workload.clients).for_each(|number| parts.add_client(&mut sim, number));
@@ -177,14 +189,17 @@ impl Parts {
     }
 
     /// Up to half a per cent fast or slow: two clocks stay within the one per cent that leases allow for.
-    fn clock(&mut self) -> Arc<SimulatedClock> {
+    fn clock(&mut self, node: Node) -> Arc<SimulatedClock> {
         let drift_ppm = self.dice.random_range(-5_000..=5_000);
         let wall_offset_ns = self.dice.random_range(-2_000_000_000..=2_000_000_000);
-        Arc::new(SimulatedClock::new(drift_ppm, wall_offset_ns))
+        let clock = Arc::new(SimulatedClock::new(drift_ppm, wall_offset_ns));
+        self.clocks.insert(node, clock.clone());
+        clock
     }
 
     fn add_master(&mut self, sim: &mut Sim<'_>) {
-        let (identity, sockets, clock) = (self.identity(Node::Master), self.sockets(), self.clock());
+        let (identity, sockets, clock) =
+            (self.identity(Node::Master), self.sockets(), self.clock(Node::Master));
         let (disk, authority) = (self.disks[&Node::Master].clone(), self.authority.clone());
         let config = godrive_master::Config {
             listen: any(MASTER_PORT),
@@ -212,7 +227,7 @@ impl Parts {
 
     fn add_slave(&mut self, sim: &mut Sim<'_>, number: u16) {
         let node = Node::Slave(number);
-        let (identity, sockets, clock) = (self.identity(node), self.sockets(), self.clock());
+        let (identity, sockets, clock) = (self.identity(node), self.sockets(), self.clock(node));
         let (disk, lying) = (self.disks[&node].clone(), self.plan.lying_disks);
         let own = sim.lookup(node.to_string());
         let config = godrive_slave::Config {
@@ -243,15 +258,15 @@ impl Parts {
 
     fn add_client(&mut self, sim: &mut Sim<'_>, number: u16) {
         let node = Node::Client(number);
-        let (identity, sockets, clock) = (self.identity(node), self.sockets(), self.clock());
-        let (shared, load) = (self.shared.clone(), self.plan.workload);
+        let (identity, sockets, clock) = (self.identity(node), self.sockets(), self.clock(node));
+        let (shared, load, sharing) = (self.shared.clone(), self.plan.workload, self.plan.sharing);
         let mut driver = godrive_client::driver::Config::new(
             SocketAddr::new(sim.lookup("master"), MASTER_PORT),
             node.to_string(),
         );
         driver.deadline = Duration::from_secs(15);
         let mut config = godrive_client::Config::new(driver);
-        config.removals_in_a_row = 0;
+        config.removals_in_a_row = sharing.map_or(0, |sharing| sharing.removals_in_a_row);
         let mut seeds = SmallRng::seed_from_u64(self.dice.random());
         let starts = move || {
             let world = godrive_client::World {
@@ -263,7 +278,12 @@ impl Parts {
             let (config, shared, seed) = (config.clone(), shared.clone(), seeds.random());
             async move {
                 let fs = mount(number, config, world, &shared).await;
-                Worker::new(number, fs, shared, load, seed).run().await;
+                match sharing {
+                    None => Worker::new(number, fs, shared, load, seed).run().await,
+                    Some(sharing) => {
+                        sharing::Client { id: number, fs, shared, load, sharing }.run(seed).await
+                    }
+                }
                 pending().await
             }
         };
@@ -346,6 +366,15 @@ impl Parts {
                 self.others(*node).iter().for_each(|other| sim.release(node.to_string(), other.to_string()));
                 self.tell_cut(*node, false);
             }
+            Event::Sleep(client) => {
+                self.happen(sim, &Event::Hold(Node::Client(*client)));
+                self.shared.with(|notes| notes.asleep.insert(*client));
+                self.clocks[&Node::Client(*client)].sleep(sim.elapsed());
+            }
+            Event::Wake(client) => {
+                self.clocks[&Node::Client(*client)].wake();
+                self.shared.with(|notes| notes.asleep.remove(client));
+            }
             Event::Rot(node, flips) => {
                 if let Some(disk) = self.disks.get(node) {
                     rot(disk, *flips, &mut self.dice);
@@ -368,7 +397,10 @@ impl Parts {
 
     fn tell_dead(&self, node: Node) {
         if let Node::Client(number) = node {
-            self.shared.with(|notes| notes.oracle.dies(number));
+            self.shared.with(|notes| {
+                notes.oracle.dies(number);
+                notes.histories.turn_all();
+            });
         }
     }
 
@@ -385,6 +417,8 @@ impl Parts {
     fn outcome(self, sim: &Sim<'_>, ended: Result<(), String>) -> Outcome {
         self.shared.with(|notes| {
             let mut failures = notes.oracle.verdict();
+            let (checked, mut wrong) = notes.histories.verdict();
+            failures.append(&mut wrong);
             failures.append(&mut notes.problems);
             failures.extend(ended.err());
             for span in &self.plan.progress {
@@ -402,6 +436,7 @@ impl Parts {
             Outcome {
                 trace: self.trace.digest(),
                 tally: notes.oracle.tally,
+                checked,
                 acknowledged: notes.acknowledged.len(),
                 virtual_time: sim.elapsed(),
                 errors: std::mem::take(&mut notes.errors),

@@ -29,8 +29,8 @@ struct Arguments {
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     if arguments.list {
-        for scenario in scenarios::ALL {
-            println!("{:18} {}", scenario.name, scenario.about);
+        for scenario in scenarios::all() {
+            println!("{:24} {}", scenario.name, scenario.about);
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -41,7 +41,7 @@ fn main() -> anyhow::Result<ExitCode> {
         .with_ansi(false)
         .init();
     let chosen: Vec<_> = match arguments.scenario.as_str() {
-        "all" => scenarios::ALL.iter().collect(),
+        "all" => scenarios::all().collect(),
         name => {
             vec![scenarios::named(name).ok_or_else(|| anyhow::anyhow!("no scenario {name}; see --list"))?]
         }
@@ -51,11 +51,11 @@ fn main() -> anyhow::Result<ExitCode> {
         for scenario in &chosen {
             let outcome = cluster::run(&scenario.plan(seed), seed);
             println!(
-                "{} seed {seed}: {} in {:?}; {:?}; trace {:016x} of {} datagrams",
+                "{} seed {seed}: {} in {:?}; {}; trace {:016x} of {} datagrams",
                 scenario.name,
                 if outcome.failures.is_empty() { "kept the contract" } else { "FAILED" },
                 outcome.virtual_time,
-                outcome.tally,
+                done(&outcome),
                 outcome.trace.hash,
                 outcome.trace.datagrams,
             );
@@ -72,6 +72,18 @@ fn main() -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// What was judged: by the oracle, or as histories.
+fn done(outcome: &cluster::Outcome) -> String {
+    let cluster::Outcome { tally, checked, .. } = outcome;
+    match checked.objects {
+        0 => format!("{tally:?}"),
+        objects => format!(
+            "{} operations on {objects} objects checked, {} without an answer",
+            checked.operations, checked.unknown
+        ),
+    }
 }
 
 /// Log lines carry the simulation's time.

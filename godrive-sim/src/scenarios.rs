@@ -1,5 +1,7 @@
 //! What is tried. A scenario is a plan that the seed varies.
 
+mod linear;
+
 use crate::cluster::{Event, Node, Plan, Progress};
 use crate::workload::Workload;
 use rand::rngs::SmallRng;
@@ -54,8 +56,15 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "chaos", about: "all of it, as chance has it", plan: chaos },
 ];
 
+/// Those in which three clients share objects whose histories must be linearizable ([`crate::sharing`]).
+pub const LINEAR: &[Scenario] = linear::ALL;
+
+pub fn all() -> impl Iterator<Item = &'static Scenario> {
+    ALL.iter().chain(LINEAR)
+}
+
 pub fn named(name: &str) -> Option<&'static Scenario> {
-    ALL.iter().find(|scenario| scenario.name == name)
+    all().find(|scenario| scenario.name == name)
 }
 
 fn s(seconds: u64) -> Duration {
@@ -69,7 +78,7 @@ fn about(dice: &mut SmallRng, seconds: u64) -> Duration {
 
 fn plan(until: Duration, schedule: Vec<(Duration, Event)>, progress: Vec<Progress>) -> Plan {
     let workload = Workload { clients: 2, places: 40, until, pause: Duration::from_millis(20) };
-    Plan { slaves: 4, replicas: 3, workload, lying_disks: false, schedule, progress }
+    Plan { slaves: 4, replicas: 3, workload, sharing: None, lying_disks: false, schedule, progress }
 }
 
 fn both(from: Duration, to: Duration, operations: usize) -> Vec<Progress> {

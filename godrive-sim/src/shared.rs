@@ -1,9 +1,10 @@
 //! What the run and its hosts have in common: the oracle, and what everyone is doing.
 
+use crate::histories::Histories;
 use crate::oracle::Oracle;
 use godrive_proto::Ino;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +24,13 @@ pub struct Folder {
 #[derive(Default)]
 pub struct Notes {
     pub oracle: Oracle,
-    /// The operation that each client is in and since when, for the report of a hang.
-    pub doing: BTreeMap<u16, (Duration, String)>,
+    /// See [`crate::sharing`].
+    pub histories: Histories,
+    /// Clients whose machines sleep: nothing is asked of them.
+    pub asleep: BTreeSet<u16>,
+    /// The operation that each client is in and since when, for the report of a hang; of a client that does several at
+    /// once, by the number of the worker.
+    pub doing: BTreeMap<(u16, u16), (Duration, String)>,
     /// When each acknowledged operation of each client ended.
     pub acknowledged: Vec<(u16, Duration)>,
     /// The folder that each client works in.
@@ -48,10 +54,14 @@ impl Shared {
     }
 
     pub fn doing(&self, client: u16, what: impl Into<String>) {
+        self.worker_doing((client, 0), what);
+    }
+
+    pub fn worker_doing(&self, (client, worker): (u16, u16), what: impl Into<String>) {
         let at = turmoil::sim_elapsed().unwrap_or_default();
-        let before = self.with(|notes| notes.doing.insert(client, (at, what.into())));
+        let before = self.with(|notes| notes.doing.insert((client, worker), (at, what.into())));
         if let Some((since, what)) = before.filter(|(since, _)| at - *since > SLOW) {
-            tracing::info!(client, took = ?(at - since), "slow: {what}");
+            tracing::info!(client, worker, took = ?(at - since), "slow: {what}");
         }
     }
 

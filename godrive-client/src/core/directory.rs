@@ -10,6 +10,9 @@ pub struct Directory {
     /// There are no other names than those.
     all_names: bool,
     listing: Listing,
+    /// Names that changes on their way to the master are about, and how many. Others may have seen such a change
+    /// before its answer is here, so until then what is known of the name may be old.
+    changing: BTreeMap<Name, u32>,
     /// The inode of `..`, once a page of the listing told it.
     pub parent: Option<Ino>,
 }
@@ -26,7 +29,25 @@ struct Listing {
 impl Directory {
     /// Some(None): it is known that the name is missing.
     pub fn look_up(&self, name: &Name) -> Option<Option<Ino>> {
+        if self.changing.contains_key(name) {
+            return None;
+        }
         self.names.get(name).copied().or(self.all_names.then_some(None))
+    }
+
+    /// A change of this name is on its way.
+    pub fn change_begins(&mut self, name: Name) {
+        *self.changing.entry(name).or_default() += 1;
+    }
+
+    /// Its answer was taken in, or never comes.
+    pub fn change_ends(&mut self, name: &Name) {
+        if let Some(changes) = self.changing.get_mut(name) {
+            *changes -= 1;
+            if *changes == 0 {
+                self.changing.remove(name);
+            }
+        }
     }
 
     /// The directory was made just now, under the lease that is held: it is empty.
@@ -76,7 +97,8 @@ impl Directory {
 
     /// Forgets everything; gives the names, which the kernel may have cached.
     pub fn clear(&mut self) -> Vec<Name> {
-        let old = std::mem::take(self);
+        let changing = std::mem::take(&mut self.changing);
+        let old = std::mem::replace(self, Self { changing, ..Self::default() });
         old.names.into_keys().collect()
     }
 
@@ -94,7 +116,8 @@ impl Directory {
 
     /// Up to `max` entries behind position `after`, if the listing is known there. Empty: the end.
     pub fn list(&self, after: u64, max: usize) -> Option<Vec<(u64, &Name, Ino, Kind)>> {
-        if !self.listing.complete && after >= self.listing.known_until {
+        let unknown = !self.listing.complete && after >= self.listing.known_until;
+        if unknown || !self.changing.is_empty() {
             return None;
         }
         let behind =
@@ -143,6 +166,25 @@ mod tests {
         assert_eq!(directory.look_up(&name("a")), Some(None));
         assert!(!directory.change(name("a"), Some(Ino(3))));
         assert_eq!(directory.look_up(&name("a")), Some(Some(Ino(3))));
+    }
+
+    #[test]
+    fn what_is_being_changed_is_not_known() {
+        let mut directory = Directory::default();
+        directory.learn_page(0, &[entry(1)], true);
+        directory.learn(name("n1"), Some(Ino(101)));
+        directory.learned_all();
+        directory.change_begins(name("n1"));
+        directory.change_begins(name("n1"));
+        directory.change_ends(&name("n1"));
+        assert_eq!(directory.look_up(&name("n1")), None);
+        assert_eq!(directory.look_up(&name("b")), Some(None));
+        assert!(directory.list(0, 10).is_none());
+        directory.clear();
+        directory.learn(name("n1"), Some(Ino(101)));
+        assert_eq!(directory.look_up(&name("n1")), None, "it was forgotten that the name is being changed");
+        directory.change_ends(&name("n1"));
+        assert_eq!(directory.look_up(&name("n1")), Some(Some(Ino(101))));
     }
 
     #[test]

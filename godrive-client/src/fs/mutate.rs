@@ -15,6 +15,9 @@ use parking_lot::MutexGuard;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// Tries to make the source of a rename stable, where it is removed again and again meanwhile.
+const MAX_SETTLES: u32 = 8;
+
 impl<B: Backend> Fs<B> {
     /// A mutation, in its order behind the removals made here; where these fail, so does it. If its outcome stays
     /// unknown, `doubt` says what is not trusted any longer.
@@ -34,28 +37,29 @@ impl<B: Backend> Fs<B> {
         Ok(reply?)
     }
 
-    /// A mutation in directories; they are busy until its reply was taken in.
+    /// A mutation of names in directories; they are busy until its reply was taken in.
     pub(super) async fn mutate_in<O: Operation>(
         &self,
-        directories: &[&Arc<Inode>],
+        names: &[(&Arc<Inode>, &Name)],
         request: &O::Request,
     ) -> Result<(O::Reply, Vec<Busy>)> {
-        self.mutate_names::<O>(directories, &[], request).await
+        self.mutate_names::<O>(names, &[], request).await
     }
 
     /// The same where inodes may lose or get a name.
     async fn mutate_names<O: Operation>(
         &self,
-        directories: &[&Arc<Inode>],
+        names: &[(&Arc<Inode>, &Name)],
         inodes: &[Arc<Inode>],
         request: &O::Request,
     ) -> Result<(O::Reply, Vec<Busy>)> {
         if O::CODE != Unlink::CODE {
             self.removals.interrupted();
         }
-        let busy = directories.iter().copied().chain(inodes).map(Busy::new).collect();
+        let changing = names.iter().map(|(directory, name)| Busy::changing(directory, name));
+        let busy = changing.chain(inodes.iter().map(Busy::new)).collect();
         let doubt = || {
-            directories.iter().for_each(|directory| self.distrust(directory));
+            names.iter().for_each(|(directory, _)| self.distrust(directory));
             inodes.iter().for_each(|inode| self.may_be_removed(inode));
         };
         Ok((self.mutate::<O>(request, doubt).await?, busy))
@@ -93,7 +97,7 @@ impl<B: Backend> Fs<B> {
         let directory = self.table.get(parent);
         let request =
             MakeNodeRequest { parent, name: name.clone(), node, mode, uid: caller.uid, gid: caller.gid };
-        let (reply, _busy) = self.mutate_in::<MakeNode>(&[&directory], &request).await?;
+        let (reply, _busy) = self.mutate_in::<MakeNode>(&[(&directory, &name)], &request).await?;
         let made = self.made(&directory, name, &reply.parent, &reply.entry)?;
         if reply.entry.attr.kind == Kind::Directory {
             let inode = self.table.get(reply.entry.attr.ino);
@@ -110,7 +114,7 @@ impl<B: Backend> Fs<B> {
         let directory = self.table.get(parent);
         let request = LinkRequest { ino, parent, name: name.clone() };
         let inode = self.table.get(ino);
-        let (reply, _busy) = self.mutate_names::<Link>(&[&directory], &[inode], &request).await?;
+        let (reply, _busy) = self.mutate_names::<Link>(&[(&directory, &name)], &[inode], &request).await?;
         self.made(&directory, name, &reply.parent, &reply.entry)
     }
 
@@ -149,7 +153,7 @@ impl<B: Backend> Fs<B> {
             return Ok(());
         }
         let request = UnlinkRequest { parent, name: name.clone(), directory };
-        let (reply, _busy) = self.mutate_names::<Unlink>(&[&within], &named, &request).await?;
+        let (reply, _busy) = self.mutate_names::<Unlink>(&[(&within, &name)], &named, &request).await?;
         self.renamed(&within, &name, &reply.parent, None);
         self.unlinked(&reply.entry);
         Ok(())
@@ -176,7 +180,8 @@ impl<B: Backend> Fs<B> {
             RenameRequest { parent, name: name.clone(), new_parent, new_name: new_name.clone(), mode };
         let named = [self.named(&from, &name), self.named(&to, &new_name)];
         let named: Vec<_> = named.into_iter().flatten().collect();
-        let (reply, _busy) = self.mutate_names::<Rename>(&[&from, &to], &named, &request).await?;
+        let (reply, _busy) =
+            self.mutate_names::<Rename>(&[(&from, &name), (&to, &new_name)], &named, &request).await?;
         let same = reply.other.as_ref().is_some_and(|other| other.attr.ino == reply.entry.attr.ino);
         if same {
             // Two names of one inode: nothing happened.
@@ -200,19 +205,29 @@ impl<B: Backend> Fs<B> {
     }
 
     async fn settle_before_rename(self: &Arc<Self>, from: (Ino, &Name), to: (Ino, &Name)) -> Result<()> {
-        let Found::Entry(source) = self.lookup(from.0, &from.1.0).await?.value else {
-            return Ok(()); // The master says ENOENT.
-        };
-        if source.attr.kind != Kind::File {
-            return Ok(());
+        let mut tries = MAX_SETTLES;
+        loop {
+            let Found::Entry(source) = self.lookup(from.0, &from.1.0).await?.value else {
+                return Ok(()); // The master says ENOENT.
+            };
+            if source.attr.kind != Kind::File {
+                return Ok(());
+            }
+            let Found::Entry(target) = self.lookup(to.0, &to.1.0).await?.value else {
+                return Ok(());
+            };
+            if target.attr.ino == source.attr.ino {
+                return Ok(());
+            }
+            let inode = self.table.get(source.attr.ino);
+            let Err(error) = self.make_stable(&inode).await else { return Ok(()) };
+            let is_gone = error.errno == libc::ESTALE || inode.state.lock().removed;
+            tries -= 1;
+            if !is_gone || tries == 0 {
+                return Err(error);
+            }
+            // Somebody removed or replaced it meanwhile: the name may lead to another one now.
         }
-        let Found::Entry(target) = self.lookup(to.0, &to.1.0).await?.value else {
-            return Ok(());
-        };
-        if target.attr.ino != source.attr.ino {
-            self.make_stable(&self.table.get(source.attr.ino)).await?;
-        }
-        Ok(())
     }
 
     /// After a rename. A moved entry keeps the time to live that the kernel was given for it in the other directory.

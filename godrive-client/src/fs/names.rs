@@ -18,18 +18,34 @@ const MANY_NAMES: u32 = 4;
 /// An operation in a directory, or a change of an inode, that waits for the master. The kernel holds the inode's lock
 /// meanwhile, and would not let an invalidation of a directory's names pass; and nothing is removed here under leases
 /// that the answer would not know of.
-pub(super) struct Busy(Arc<Inode>);
+pub(super) struct Busy {
+    inode: Arc<Inode>,
+    /// The name in the directory that the operation changes.
+    changes: Option<Name>,
+}
 
 impl Busy {
-    pub fn new(directory: &Arc<Inode>) -> Self {
-        directory.state.lock().busy += 1;
-        Self(directory.clone())
+    pub fn new(inode: &Arc<Inode>) -> Self {
+        inode.state.lock().busy += 1;
+        Self { inode: inode.clone(), changes: None }
+    }
+
+    /// Until this is dropped, the master is asked for the name, and for a listing.
+    pub fn changing(directory: &Arc<Inode>, name: &Name) -> Self {
+        let mut busy = Self::new(directory);
+        directory.state.lock().directory.change_begins(name.clone());
+        busy.changes = Some(name.clone());
+        busy
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.state.lock().busy -= 1;
+        let mut state = self.inode.state.lock();
+        state.busy -= 1;
+        if let Some(name) = &self.changes {
+            state.directory.change_ends(name);
+        }
     }
 }
 

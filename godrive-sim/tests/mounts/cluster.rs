@@ -1,0 +1,151 @@
+//! A cluster of real processes with some mounts, taken away again whatever happens.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+pub struct Cluster {
+    folder: tempfile::TempDir,
+    mounts: Vec<PathBuf>,
+}
+
+/// A frozen daemon; dropped, it goes on.
+pub struct Frozen<'a> {
+    cluster: &'a Cluster,
+    node: String,
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        self.cluster.signal(&self.node, Signal::SIGCONT);
+    }
+}
+
+impl Cluster {
+    /// One master, three slaves, and mounts at `<folder>/m1`, `m2`, …
+    pub fn start(mounts: usize) -> Self {
+        let folder =
+            tempfile::Builder::new().prefix("godrive-linear-").tempdir().expect("a temporary folder");
+        let path = folder.path().canonicalize().expect("the folder exists");
+        let mounts = (1..=mounts).map(|number| path.join(format!("m{number}"))).collect();
+        let cluster = Self { folder, mounts };
+        cluster.godrive(&["up", "--slaves", "3", "--mount", text(cluster.mount(1)), "--dir"]);
+        for mount in &cluster.mounts[1..] {
+            cluster.godrive(&["mount", text(mount), "--dir"]);
+        }
+        cluster
+    }
+
+    pub fn mount(&self, number: usize) -> &Path {
+        &self.mounts[number - 1]
+    }
+
+    /// Starts what does not run.
+    pub fn up(&self) {
+        self.godrive(&["up", "--dir"]);
+    }
+
+    /// SIGSTOP to the daemon of a mount.
+    pub fn freeze(&self, mount: usize) -> Frozen<'_> {
+        let node = format!("mount-{mount}");
+        self.signal(&node, Signal::SIGSTOP);
+        Frozen { cluster: self, node }
+    }
+
+    pub fn signal(&self, node: &str, signal: Signal) {
+        let pid = pid(&self.dir().join(node)).unwrap_or_else(|| panic!("{node} has no pid file"));
+        kill(Pid::from_raw(pid), signal).unwrap_or_else(|error| panic!("{signal} to {node}: {error}"));
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.folder.path().join("cluster")
+    }
+
+    /// Runs the command, whose last argument is the cluster's folder.
+    fn godrive(&self, arguments: &[&str]) {
+        let output = self.run(arguments);
+        assert!(
+            output.status.success(),
+            "godrive {arguments:?}: {}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let godrive = program("godrive");
+        let mut command = Command::new(&godrive);
+        command.args(arguments).arg(self.dir()).stdin(Stdio::null());
+        command.output().unwrap_or_else(|error| panic!("{}: {error}", godrive.display()))
+    }
+
+    fn nodes(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.dir()).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).filter(|path| path.join("config.toml").exists()).collect()
+    }
+
+    fn show_logs(&self) {
+        for node in self.nodes() {
+            let log = std::fs::read_to_string(node.join("log")).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("--- the end of {}/log", node.display());
+            lines[lines.len().saturating_sub(30)..].iter().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.show_logs();
+        }
+        if !self.dir().join("cluster.toml").exists() {
+            return;
+        }
+        let down = self.run(&["down", "--dir"]);
+        if !down.status.success() {
+            eprintln!("godrive down: {}", String::from_utf8_lossy(&down.stderr));
+        }
+        self.nodes().iter().for_each(|node| end(node));
+        for mount in &self.mounts {
+            // Not mounted any more is what is wanted.
+            let _ = nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+/// Kills what is left of a node, only if the process is really one of this cluster.
+fn end(node: &Path) {
+    let Some(pid) = pid(node) else { return };
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let ours = text(node.parent().expect("a node lies in the cluster's folder")).as_bytes();
+    if command.windows(ours.len()).any(|part| part == ours) {
+        eprintln!("{} still ran as {pid} and is killed", node.display());
+        // It may end by itself at this moment.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+fn pid(node: &Path) -> Option<i32> {
+    std::fs::read_to_string(node.join("pid")).ok()?.trim().parse().ok()
+}
+
+/// The programs lie beside the tests' folder `deps`, as cargo builds them, or where GODRIVE_BIN_DIR says.
+fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the test has a path");
+    let built = test.parent().and_then(Path::parent).expect("target/<profile>/deps");
+    let folder = std::env::var_os("GODRIVE_BIN_DIR").map_or_else(|| built.to_owned(), PathBuf::from);
+    let program = folder.join(name);
+    assert!(
+        program.exists(),
+        "{} is missing: cargo build --workspace --bins with the same profile",
+        program.display()
+    );
+    program
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are text")
+}
