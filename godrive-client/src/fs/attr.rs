@@ -18,6 +18,11 @@ use godrive_proto::meta::{
 };
 use godrive_proto::time::Timestamp;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Programs that walk through trees ask for the file system's space in each directory; nobody needs it that fresh.
+const SPACE_KNOWN_FOR: Duration = Duration::from_secs(2);
 
 impl<B: Backend> Fs<B> {
     pub fn try_getattr(&self, ino: Ino) -> Option<Result<Served<AttrReply>>> {
@@ -119,7 +124,17 @@ impl<B: Backend> Fs<B> {
     }
 
     pub async fn statfs(self: &Arc<Self>) -> Result<FsStat> {
-        Ok(self.backend.query::<StatFs>(&()).await?)
+        let known = *self.space.lock();
+        if let Some((asked, stat)) = known
+            && asked.elapsed() < SPACE_KNOWN_FOR
+            && self.backend.lease_remaining().is_some()
+        {
+            return Ok(stat);
+        }
+        let asked = Instant::now();
+        let stat = self.backend.query::<StatFs>(&()).await?;
+        *self.space.lock() = Some((asked, stat));
+        Ok(stat)
     }
 }
 

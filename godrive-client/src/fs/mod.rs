@@ -54,7 +54,7 @@ use crate::driver::{Driver, World};
 use crate::error::{FsError, Result};
 use crate::ledger::{Inheritance, Ledger};
 use config::{CloseMode, Config};
-use godrive_proto::meta::Name;
+use godrive_proto::meta::{FsStat, Name};
 use godrive_proto::{Fault, Ino};
 use inode::{Inode, State};
 use parking_lot::Mutex;
@@ -138,6 +138,8 @@ pub struct Fs<B: Backend = Driver> {
     /// The names of a directory are being taken back from the kernel.
     evicting: AtomicBool,
     stopped: AtomicBool,
+    /// The cluster's space, and when it was asked for.
+    space: Mutex<Option<(Instant, FsStat)>>,
     ledger: Option<Arc<dyn Ledger>>,
 }
 
@@ -195,6 +197,7 @@ impl<B: Backend> Fs<B> {
             removals: removals::Removals::default(),
             evicting: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            space: Mutex::default(),
             ledger,
         });
         tokio::spawn(background::run(Arc::downgrade(&fs)));
