@@ -5,7 +5,8 @@ use clap::Parser;
 use godrive_fuse::config::{Config, DOCUMENTED_DEFAULT};
 use godrive_fuse::options::CommandLine;
 use godrive_fuse::{World, join};
-use godrive_proto::net::machine::{MachineClock, MachineSockets, daemon_runtime};
+use godrive_proto::net::Sockets;
+use godrive_proto::net::machine::{self, MachineClock, daemon_runtime};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use std::path::PathBuf;
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
 fn serve(line: &CommandLine) -> Result<()> {
     let runtime = daemon_runtime("godrive-fuse").context("starting the runtime")?;
     let result = runtime.block_on(async {
-        let sockets = Arc::new(MachineSockets);
+        let sockets = machine::sockets();
         let (file, config) = configuration(line, &sockets).await?;
         log_to_stderr(&config.log_filter).with_context(|| format!("{}: `log_filter`", file.display()))?;
         if line.join.is_some() {
@@ -51,7 +52,7 @@ fn serve(line: &CommandLine) -> Result<()> {
     result
 }
 
-async fn configuration(line: &CommandLine, sockets: &MachineSockets) -> Result<(PathBuf, Config)> {
+async fn configuration(line: &CommandLine, sockets: &Arc<dyn Sockets>) -> Result<(PathBuf, Config)> {
     let file = match (&line.config, &line.join, &line.dir) {
         (Some(file), _, _) => file.clone(),
         (None, Some(token), Some(dir)) => join::join(sockets, token, dir, line.mountpoint.as_deref()).await?,
