@@ -15,7 +15,7 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use support::{SHORT, any, authority, endpoint, identity};
 use tokio::sync::watch;
@@ -28,6 +28,8 @@ static SYNC: SyncRequest =
 struct Machine {
     host: watch::Sender<u8>,
     bound: AtomicUsize,
+    /// Nothing gets out, whatever the address.
+    mute: Arc<AtomicBool>,
 }
 
 impl Machine {
@@ -42,7 +44,7 @@ impl Sockets for Machine {
         let host = self.host.subscribe();
         let own = *host.borrow();
         let inner = machine::sockets().bind(SocketAddr::from(([127, 0, 0, own], 0)))?;
-        Ok(Arc::new(Socket { inner, own, host }))
+        Ok(Arc::new(Socket { inner, own, host, mute: self.mute.clone() }))
     }
 
     fn watch(&self) -> Box<dyn Changes> {
@@ -68,6 +70,7 @@ struct Socket {
     inner: Arc<dyn AsyncUdpSocket>,
     own: u8,
     host: watch::Receiver<u8>,
+    mute: Arc<AtomicBool>,
 }
 
 impl AsyncUdpSocket for Socket {
@@ -76,7 +79,8 @@ impl AsyncUdpSocket for Socket {
     }
 
     fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
-        if *self.host.borrow() == self.own { self.inner.try_send(transmit) } else { Ok(()) }
+        let carries = *self.host.borrow() == self.own && !self.mute.load(Ordering::SeqCst);
+        if carries { self.inner.try_send(transmit) } else { Ok(()) }
     }
 
     fn poll_recv(
@@ -121,7 +125,8 @@ struct Roamer {
 async fn roamer(bind: &str) -> Roamer {
     let authority = authority(1);
     let server = endpoint(&identity(&authority, Role::Slave, 2));
-    let machine = Arc::new(Machine { host: watch::Sender::new(2), bound: AtomicUsize::new(0) });
+    let machine = Machine { host: watch::Sender::new(2), bound: AtomicUsize::new(0), mute: Arc::default() };
+    let machine = Arc::new(machine);
     let sockets: Arc<dyn Sockets> = machine.clone();
     let identity = identity(&authority, Role::Client, 3);
     let endpoint = Endpoint::new(&sockets, bind.parse().unwrap(), &identity, &Options::default()).unwrap();
@@ -187,5 +192,19 @@ async fn a_socket_with_a_port_of_its_own_stays_and_sends_at_once() {
     roamer.move_to(2).await;
     call(&roamer.client).await;
     assert_eq!(roamer.machine.bound(), 1);
+    roamer.server.close().await;
+}
+
+/// A route may be there before it carries anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_answered_on_the_new_path_is_sent_again() {
+    let roamer = roamer("0.0.0.0:0").await;
+    roamer.machine.mute.store(true, Ordering::SeqCst);
+    roamer.move_to(3).await;
+    let mut moves = roamer.endpoint.moves();
+    timeout(SHORT, moves.wait_for(|moves| *moves == 3)).await.unwrap().unwrap();
+    roamer.machine.mute.store(false, Ordering::SeqCst);
+    call(&roamer.client).await;
+    assert_eq!(roamer.machine.bound(), 2, "the same socket sends again");
     roamer.server.close().await;
 }

@@ -154,6 +154,8 @@ impl Roaming {
             peer.cut_off = path.now.is_none();
             if moved.is_some() {
                 peer.used = path.now.or(peer.used);
+                // The new path has its own time to be heard of.
+                peer.heard_at = now;
             }
         }
         moved
@@ -181,7 +183,8 @@ impl Roaming {
             return None;
         }
         tracing::debug!("nothing was heard on the new path yet; sending again");
-        self.rebind(self.current.lock().clone());
+        let current = self.current.lock().clone();
+        self.rebind(current);
         Some((now + wait, wait))
     }
 
