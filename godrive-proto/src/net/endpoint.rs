@@ -131,7 +131,7 @@ impl Endpoint {
         let config = restartable(&identity.key, options.rng_seed);
         let server = server.map(|config| (config, admission));
         let client = tls::client(identity)?;
-        Self::assemble(sockets, bind, moves, config, client, Some(identity.cluster), server, options)
+        Self::assemble(sockets, bind, moves, config, (client, Some(identity.cluster)), server, options)
     }
 
     /// An endpoint without an identity, which trusts the CA of this hash.
@@ -142,7 +142,7 @@ impl Endpoint {
     ) -> Result<Self, Fault> {
         let config = EndpointConfig::default();
         let client = tls::joiner(ca_hash)?;
-        Self::assemble(sockets, bind, Arc::default(), config, client, None, None, &Options::default())
+        Self::assemble(sockets, bind, Arc::default(), config, (client, None), None, &Options::default())
     }
 
     fn assemble(
@@ -150,8 +150,7 @@ impl Endpoint {
         bind: SocketAddr,
         moves: Arc<AtomicU64>,
         mut config: EndpointConfig,
-        client: QuicClientConfig,
-        cluster: Option<ClusterId>,
+        (client, cluster): (QuicClientConfig, Option<ClusterId>),
         server: Option<(quinn::ServerConfig, Admission)>,
         options: &Options,
     ) -> Result<Self, Fault> {

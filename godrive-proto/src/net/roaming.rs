@@ -174,11 +174,11 @@ impl Roaming {
     /// After a move: where nothing was heard since, everything is sent again. Says when to look the next time.
     fn repeat(&self, wait: Duration) -> Option<(Instant, Duration)> {
         let now = Instant::now();
-        let unheard = {
-            let mut peers = self.peers.lock();
-            let mut reachable = peers.values_mut().filter(|peer| !peer.cut_off);
-            reachable.by_ref().fold(false, |any, peer| peer.listen(now) || any)
-        };
+        let mut unheard = false;
+        for peer in self.peers.lock().values_mut().filter(|peer| !peer.cut_off) {
+            // All of them take note of what they have heard.
+            unheard |= peer.listen(now);
+        }
         if !unheard || wait > LAST_ECHO {
             return None;
         }
