@@ -8,11 +8,12 @@ use godrive_proto::net::token::{self, JoinToken};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Asks the token's master for a certificate and writes `identity.pem` (0600) and `config.toml` into `dir`.
 /// Returns the configuration's path. A folder that has one already is not joined again: each join uses the token up.
 pub async fn join(
-    sockets: &dyn Sockets,
+    sockets: &Arc<dyn Sockets>,
     text: &str,
     dir: &Path,
     mountpoint: Option<&Path>,

@@ -6,7 +6,7 @@ use godrive_fuse::config::{Config, DOCUMENTED_DEFAULT};
 use godrive_fuse::keeper::{self, Handed, Kept, Left, Part};
 use godrive_fuse::options::CommandLine;
 use godrive_fuse::{World, join};
-use godrive_proto::net::machine::{MachineClock, MachineSockets, daemon_runtime};
+use godrive_proto::net::machine::{self, MachineClock, daemon_runtime};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use std::path::Path;
@@ -41,7 +41,7 @@ fn begin(line: &CommandLine) -> Result<ExitCode> {
         (None, Some(token), Some(dir)) => {
             let runtime = daemon_runtime("godrive-fuse").context("starting the runtime")?;
             let file =
-                runtime.block_on(join::join(&MachineSockets, token, dir, line.mountpoint.as_deref()))?;
+                runtime.block_on(join::join(&machine::sockets(), token, dir, line.mountpoint.as_deref()))?;
             eprintln!("joined; from now on mount with --config {}", file.display());
             file
         }
@@ -66,7 +66,7 @@ fn run(line: &CommandLine, kept: &Kept, left: Option<Left>) -> Result<()> {
     let file = line.config.clone().context("the daemon is started with --config")?;
     let runtime = daemon_runtime("godrive-fuse").context("starting the runtime")?;
     let result = runtime.block_on(async {
-        let sockets = Arc::new(MachineSockets);
+        let sockets = machine::sockets();
         let config = configuration(line, &file)?;
         log_to_stderr(&config.log_filter).with_context(|| format!("{}: `log_filter`", file.display()))?;
         note_pid(&file);

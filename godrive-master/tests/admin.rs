@@ -6,7 +6,7 @@ use common::slave::Slave;
 use common::{Cluster, quick};
 use godrive_proto::admin::*;
 use godrive_proto::cluster::Register;
-use godrive_proto::net::machine::MachineSockets;
+use godrive_proto::net::machine;
 use godrive_proto::net::token::{JoinToken, join};
 use godrive_proto::*;
 
@@ -22,16 +22,16 @@ async fn a_token_admits_as_many_as_it_says_in_its_role() {
     let parsed: JoinToken = text.parse().unwrap();
     assert_eq!(parsed.master, cluster.address);
     // The wrong role and the wrong secret cost no use.
-    assert_eq!(join(&MachineSockets, &parsed, Role::Admin).await.unwrap_err().code, Code::Forbidden);
+    assert_eq!(join(&machine::sockets(), &parsed, Role::Admin).await.unwrap_err().code, Code::Forbidden);
     let guessed = JoinToken { secret: [0; 16], ..parsed.clone() };
-    assert_eq!(join(&MachineSockets, &guessed, Role::Slave).await.unwrap_err().code, Code::Forbidden);
-    let first = join(&MachineSockets, &parsed, Role::Slave).await.unwrap();
+    assert_eq!(join(&machine::sockets(), &guessed, Role::Slave).await.unwrap_err().code, Code::Forbidden);
+    let first = join(&machine::sockets(), &parsed, Role::Slave).await.unwrap();
     assert_eq!((first.role, first.cluster), (Role::Slave, cluster.id));
     // Uses are counted in the log.
     cluster.restart().await;
-    let second = join(&MachineSockets, &parsed, Role::Slave).await.unwrap();
+    let second = join(&machine::sockets(), &parsed, Role::Slave).await.unwrap();
     assert_ne!(first.node, second.node);
-    let fault = join(&MachineSockets, &parsed, Role::Slave).await.unwrap_err();
+    let fault = join(&machine::sockets(), &parsed, Role::Slave).await.unwrap_err();
     assert!(fault.code == Code::Forbidden && fault.detail.contains("make a new one"), "{fault}");
     // What it got is good for connecting.
     let (_endpoint, connection) = cluster.connect(&first).await;

@@ -8,7 +8,7 @@ use godrive_proto::cluster::{Delete, DeleteRequest};
 use godrive_proto::data::{Fetch, FetchRequest, GetSums, Read, ReadRequest, SumsRequest, Sync, SyncRequest};
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
 use godrive_proto::limits::{MAX_BODY_BYTES, MAX_PAYLOAD_BYTES};
-use godrive_proto::net::machine::MachineSockets;
+use godrive_proto::net::machine;
 use godrive_proto::net::{Connection, Incoming};
 use godrive_proto::{ChunkId, Code, Epoch, Fault, Role, Version};
 use std::time::Duration;
@@ -280,7 +280,7 @@ async fn a_restarted_node_is_noticed_before_the_idle_timeout() {
     dying.shutdown_background();
     let second = loop {
         let options = godrive_proto::net::Options::default();
-        match godrive_proto::net::Endpoint::new(&MachineSockets, address, &slave, &options) {
+        match godrive_proto::net::Endpoint::new(&machine::sockets(), address, &slave, &options) {
             Ok(endpoint) => break endpoint,
             Err(_) => tokio::task::yield_now().await,
         }

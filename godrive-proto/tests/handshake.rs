@@ -5,9 +5,9 @@ mod support;
 use godrive_proto::admin::{Join, Joined, Ping};
 use godrive_proto::frame::ReplyHeader;
 use godrive_proto::net::identity::{Authority, Identity};
-use godrive_proto::net::machine::MachineSockets;
+use godrive_proto::net::machine;
 use godrive_proto::net::token::{JoinToken, join, sha256};
-use godrive_proto::net::{Endpoint, Expect, Options, Sockets};
+use godrive_proto::net::{Endpoint, Expect, Options};
 use godrive_proto::{ClusterId, Code, Fault, NodeId, Role};
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -105,7 +105,7 @@ async fn bare(
     let quinn = quinn::Endpoint::new_with_abstract_socket(
         quinn::EndpointConfig::default(),
         None,
-        MachineSockets.bind("127.0.0.1:0".parse().unwrap()).unwrap(),
+        machine::sockets().bind("127.0.0.1:0".parse().unwrap()).unwrap(),
         Arc::new(quinn::TokioRuntime),
     )
     .unwrap();
@@ -191,7 +191,8 @@ async fn a_token_leads_to_an_identity() {
         incoming.reply::<Join>(ReplyHeader::default(), &joined, &[]).await.unwrap();
         connection.closed().await;
     };
-    let (identity, ()) = tokio::join!(join(&MachineSockets, &pasted, Role::Slave), serving);
+    let sockets = machine::sockets();
+    let (identity, ()) = tokio::join!(join(&sockets, &pasted, Role::Slave), serving);
     let identity = identity.unwrap();
     assert_eq!((identity.cluster, identity.role, identity.node), (ClusterId(1), Role::Slave, NodeId(8)));
 
@@ -223,7 +224,8 @@ async fn a_joiner_may_only_join() {
             .unwrap();
         connection.closed().await;
     };
-    let (identity, ()) = tokio::join!(join(&MachineSockets, &token, Role::Client), serving);
+    let sockets = machine::sockets();
+    let (identity, ()) = tokio::join!(join(&sockets, &token, Role::Client), serving);
     let fault = identity.unwrap_err();
     assert_eq!((fault.code, fault.detail.as_str()), (Code::Forbidden, "the token has expired"));
 }
@@ -234,7 +236,7 @@ async fn a_token_of_another_cluster_sends_no_secret() {
     let master = endpoint_with(&identity(&ours, Role::Master, 1), &joiners());
     let token =
         JoinToken { master: master.local_address(), ca_hash: sha256(theirs.ca()), id: 5, secret: [0; 16] };
-    let fault = join(&MachineSockets, &token, Role::Client).await.unwrap_err();
+    let fault = join(&machine::sockets(), &token, Role::Client).await.unwrap_err();
     assert_eq!(fault.code, Code::Forbidden, "{fault}");
     assert!(fault.detail.contains("another cluster"), "{fault}");
 }
@@ -245,7 +247,7 @@ async fn joiners_are_accepted_only_where_joining_is() {
     let master = endpoint(&identity(&authority, Role::Master, 1));
     let token =
         JoinToken { master: master.local_address(), ca_hash: sha256(authority.ca()), id: 5, secret: [0; 16] };
-    let fault = join(&MachineSockets, &token, Role::Client).await.unwrap_err();
+    let fault = join(&machine::sockets(), &token, Role::Client).await.unwrap_err();
     assert_eq!(fault.code, Code::Forbidden, "{fault}");
     assert!(fault.detail.contains("certificate"), "{fault}");
 }

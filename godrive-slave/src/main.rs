@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use godrive_disk::{Disk, RealDisk};
 use godrive_proto::Role;
 use godrive_proto::net::identity::Identity;
-use godrive_proto::net::machine::{MachineClock, MachineSockets, daemon_runtime};
+use godrive_proto::net::machine::{self, MachineClock, MachineSockets, daemon_runtime};
 use godrive_proto::net::token::{JoinToken, join};
 use godrive_proto::time::Clock;
 use godrive_slave::config::{COMMENTED, Config};
@@ -144,7 +144,7 @@ fn join_cluster(token: &str, dir: &Path, listen: Option<SocketAddr>) -> Result<P
     );
     Config::parse(&text, "the configuration to be written")?;
     let identity =
-        runtime()?.block_on(join(&MachineSockets, &token, Role::Slave)).context("joining the cluster")?;
+        runtime()?.block_on(join(&machine::sockets(), &token, Role::Slave)).context("joining the cluster")?;
     write_secret(&identity_path, &identity.to_pem())?;
     std::fs::write(&config_path, text).with_context(|| config_path.display().to_string())?;
     println!(

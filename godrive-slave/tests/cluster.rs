@@ -8,7 +8,7 @@ use godrive_proto::frame::{Class, ReplyHeader, RequestHeader};
 use godrive_proto::lease::{Problem, Report, ReportRequest};
 use godrive_proto::limits::LEAF_BYTES;
 use godrive_proto::net::identity::{Authority, Identity};
-use godrive_proto::net::machine::{MachineClock, MachineSockets};
+use godrive_proto::net::machine::{self, MachineClock, MachineSockets};
 use godrive_proto::net::{Connection, Endpoint, Expect, Options};
 use godrive_proto::time::Timestamp;
 use godrive_proto::{
@@ -55,7 +55,7 @@ fn local() -> SocketAddr {
 }
 
 fn endpoint(identity: &Identity) -> Endpoint {
-    Endpoint::new(&MachineSockets, local(), identity, &Options::default()).unwrap()
+    Endpoint::new(&machine::sockets(), local(), identity, &Options::default()).unwrap()
 }
 
 impl FakeMaster {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use godrive_proto::admin::{GetStatus, MakeToken, MakeTokenRequest, Status};
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::net::identity::Identity;
-use godrive_proto::net::machine::MachineSockets;
+use godrive_proto::net::machine;
 use godrive_proto::net::{Connection, Endpoint, Expect, Options};
 use godrive_proto::{Operation, Role};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -32,7 +32,7 @@ impl Admin {
         let stopped = is_stopped(home)?;
         let deadline = if stopped { deadline.min(STOPPED) } else { deadline };
         let identity = load_identity(&home.admin())?;
-        let endpoint = Endpoint::new(&MachineSockets, local_for(master), &identity, &Options::default())?;
+        let endpoint = Endpoint::new(&machine::sockets(), local_for(master), &identity, &Options::default())?;
         let connecting = endpoint.connect(master, Expect { role: Role::Master, node: None });
         let connection = tokio::time::timeout(deadline, connecting)
             .await

@@ -24,7 +24,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::time::sleep;
 
 /// A delta update of one chunk, before it has an epoch, a base version and an operation id.
 #[derive(Clone, Debug)]
@@ -273,7 +272,7 @@ impl<'a> Tries<'a> {
         }
         let wait = self.backoff.next(self.writer.master.jitter());
         match self.patience.remaining(self.writer.master.timing.now()) {
-            Some(remaining) if remaining > wait => sleep(wait).await,
+            Some(remaining) if remaining > wait => self.writer.master.endpoint.pause(wait).await,
             _ => return Err(fault),
         }
         Ok(())

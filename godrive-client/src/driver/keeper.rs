@@ -16,7 +16,7 @@ use godrive_proto::{Code, Fault, Ino, LeaseId, Operation};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 /// Inodes in one page of a resume.
 const PAGE: usize = 4096;
@@ -68,7 +68,7 @@ impl Keeper {
                 Err(fault) => {
                     let wait = backoff.next(self.master.jitter());
                     tracing::warn!(%fault, master = %self.master.config.master, ?wait, "the session waits for the master");
-                    sleep(wait).await;
+                    self.master.endpoint.pause(wait).await;
                 }
             }
         }
@@ -183,7 +183,7 @@ impl Keeper {
             }
             Err(fault) => {
                 tracing::warn!(%fault, "the session could not be resumed; trying again");
-                sleep(Backoff::FIRST * 10).await;
+                self.master.endpoint.pause(Backoff::FIRST * 10).await;
                 None
             }
         };

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// One session as the master allotted it.
 pub struct Session {
@@ -134,7 +134,7 @@ impl Master {
     ) -> Result<(Self, Succession), Fault> {
         let mut dice = StdRng::seed_from_u64(world.seed);
         let options = Options { rng_seed: Some(dice.random()), ..Options::default() };
-        let endpoint = Endpoint::new(&*world.sockets, config.bind, &world.identity, &options)?;
+        let endpoint = Endpoint::new(&world.sockets, config.bind, &world.identity, &options)?;
         let timing = Timing::new(world.clock);
         let patience = Patience::new(timing.now(), config.deadline, config.hard);
         let mut backoff = Backoff::default();
@@ -167,7 +167,7 @@ impl Master {
                 return Err(fault);
             }
             tracing::debug!(%fault, master = %config.master, ?wait, "cannot open a session yet");
-            sleep(wait).await;
+            endpoint.pause(wait).await;
         }
     }
 

@@ -153,7 +153,7 @@ impl Driver {
 
     /// What went over the wire so far.
     pub fn counts(&self) -> Counts {
-        self.master.stats.counts()
+        self.master.stats.counts(*self.master.endpoint.moves().borrow())
     }
 
     /// Closes the session and all connections. Requests under way fail.

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// More leaves take so long to verify that other tasks go on meanwhile.
 const INLINE_LEAVES: u32 = 32;
@@ -104,7 +104,7 @@ impl Reader {
             if unchanged {
                 let wait = backoff.next(self.master.jitter());
                 match patience.remaining(self.master.timing.now()) {
-                    Some(remaining) if remaining > wait => sleep(wait).await,
+                    Some(remaining) if remaining > wait => self.master.endpoint.pause(wait).await,
                     _ => return Err(fault),
                 }
             }

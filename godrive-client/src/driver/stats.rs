@@ -38,6 +38,8 @@ pub struct Counts {
     pub retries: u64,
     pub reports: u64,
     pub hedges: u64,
+    /// How often the connections moved because the machine's network changed.
+    pub moves: u64,
 }
 
 impl Counts {
@@ -61,12 +63,13 @@ impl Counts {
             retries: self.retries - earlier.retries,
             reports: self.reports - earlier.reports,
             hedges: self.hedges - earlier.hedges,
+            moves: self.moves - earlier.moves,
         }
     }
 }
 
 impl Stats {
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self, moves: u64) -> Counts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
             master_requests: load(&self.master_requests),
@@ -79,6 +82,7 @@ impl Stats {
             retries: load(&self.retries),
             reports: load(&self.reports),
             hedges: load(&self.hedges),
+            moves,
         }
     }
 

@@ -6,7 +6,7 @@ use super::retry::{Backoff, Patience};
 use super::stats::Stats;
 use godrive_proto::{Code, Fault};
 use std::time::Duration;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// A sequence of the session. Dropped, it counts as answered: nobody will ask for its result again.
 pub struct Ticket<'a> {
@@ -100,7 +100,7 @@ impl<'a> Tries<'a> {
         }
         tracing::debug!(operation, fault = ?self.last, ?wait, "asking the master again");
         Stats::add(&self.master.stats.retries, 1);
-        sleep(wait).await;
+        self.master.endpoint.pause(wait).await;
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use godrive_proto::frame::ReplyHeader;
 use godrive_proto::lease::*;
 use godrive_proto::meta::{Barrier, FsStat, StatFs};
 use godrive_proto::net::identity::{Authority, Identity};
-use godrive_proto::net::machine::{MachineClock, MachineSockets};
+use godrive_proto::net::machine::{self, MachineClock};
 use godrive_proto::net::{Connection, Endpoint, Incoming, Options};
 use godrive_proto::time::{Clock, Timestamp};
 use godrive_proto::*;
@@ -133,7 +133,7 @@ impl Cluster {
         }
         let identity = identity(&self.authority, Role::Master, 100);
         // The old socket is closed when its last user is gone.
-        let bind = || Endpoint::new(&MachineSockets, self.master_address, &identity, &Options::default());
+        let bind = || Endpoint::new(&machine::sockets(), self.master_address, &identity, &Options::default());
         let rebound = async {
             loop {
                 match bind() {
@@ -154,7 +154,7 @@ fn identity(authority: &Authority, role: Role, node: u128) -> Identity {
 }
 
 fn endpoint(address: SocketAddr, identity: &Identity) -> Endpoint {
-    Endpoint::new(&MachineSockets, address, identity, &Options::default()).expect("endpoint")
+    Endpoint::new(&machine::sockets(), address, identity, &Options::default()).expect("endpoint")
 }
 
 async fn accept(endpoint: Endpoint, state: Arc<Mutex<State>>, slave: Option<NodeId>) {

@@ -9,6 +9,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+type Operation<'a> = Box<dyn FnMut() -> Result<(), Error> + 'a>;
+
 fn is_eio(what: &str, result: Result<(), Error>, begun: Instant) {
     let error = result.expect_err(what);
     assert_eq!(error.raw_os_error(), Some(libc::EIO), "{what}: {error}");
@@ -35,7 +37,7 @@ fn with_every_node_gone_each_operation_ends_with_eio() {
         looked.is_err()
     });
     let mut byte = [0];
-    let operations: Vec<(&str, Box<dyn FnMut() -> Result<(), Error> + '_>)> = vec![
+    let operations: Vec<(&str, Operation)> = vec![
         ("stat", Box::new(|| fs::metadata(here.join("file")).map(drop))),
         (
             "list",

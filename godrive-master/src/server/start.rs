@@ -98,7 +98,7 @@ impl Master {
         let durability = Durability::new(log.last(), world.disk.is_instant());
         let hub = assemble(&config, &world, state, Journal::new(log, term), term, began_at)?;
         let options = Options { rng_seed: world.transport_seed, accept_joiners: true };
-        let endpoint = Endpoint::new(&*world.sockets, config.listen, &world.identity, &options)
+        let endpoint = Endpoint::new(&world.sockets, config.listen, &world.identity, &options)
             .with_context(|| format!("listen = {}", config.listen))?;
         let shared = Shared::new(hub, durability, world.authority, world.seed, endpoint.local_address());
         let tasks = vec![

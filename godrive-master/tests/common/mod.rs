@@ -12,7 +12,7 @@ use godrive_proto::frame::{ReplyHeader, RequestHeader};
 use godrive_proto::lease::*;
 use godrive_proto::meta::*;
 use godrive_proto::net::identity::{Authority, Identity};
-use godrive_proto::net::machine::{MachineClock, MachineSockets};
+use godrive_proto::net::machine::{self, MachineClock, MachineSockets};
 use godrive_proto::net::{Connection, Endpoint, Expect, Options, Reply};
 use godrive_proto::*;
 use std::net::SocketAddr;
@@ -145,7 +145,7 @@ impl Cluster {
 
     pub async fn connect(&self, identity: &Identity) -> (Endpoint, Connection) {
         let endpoint =
-            Endpoint::new(&MachineSockets, LOOPBACK.into(), identity, &Options::default()).unwrap();
+            Endpoint::new(&machine::sockets(), LOOPBACK.into(), identity, &Options::default()).unwrap();
         let connection =
             endpoint.connect(self.address, Expect { role: Role::Master, node: None }).await.unwrap();
         (endpoint, connection)

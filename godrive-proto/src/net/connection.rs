@@ -11,8 +11,8 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -52,6 +52,15 @@ struct Shared {
     /// Requests whose frame took more than one packet arrive here, so that they hold nobody up.
     late: mpsc::UnboundedSender<Incoming>,
     late_requests: Mutex<mpsc::UnboundedReceiver<Incoming>>,
+}
+
+/// Keeps nothing open.
+pub(super) struct WeakConnection(Weak<Shared>);
+
+impl WeakConnection {
+    pub fn upgrade(&self) -> Option<Connection> {
+        self.0.upgrade().map(|shared| Connection { shared })
+    }
 }
 
 impl fmt::Debug for Connection {
@@ -229,6 +238,14 @@ impl Connection {
     /// The largest datagram this path was found to carry, for measurements.
     pub fn mtu(&self) -> u16 {
         self.shared.quinn.stats().path.current_mtu
+    }
+
+    pub(super) fn datagrams_received(&self) -> u64 {
+        self.shared.quinn.stats().udp_rx.datagrams
+    }
+
+    pub(super) fn downgrade(&self) -> WeakConnection {
+        WeakConnection(Arc::downgrade(&self.shared))
     }
 
     /// Ends the connection of a peer that broke the protocol.

@@ -1,7 +1,9 @@
 //! One UDP socket that connects and accepts, and the way from a datagram to an authenticated [`Connection`].
 
+use super::congestion;
 use super::connection::{Connection, FORBIDDEN, Peer, fault_of};
 use super::identity::{Identity, subject};
+use super::roaming::Roaming;
 use super::tls;
 use crate::{ClusterId, Code, Fault, NodeId, Role};
 use quinn::congestion::CubicConfig;
@@ -13,19 +15,22 @@ use quinn::{
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustls_pki_types::CertificateDer;
-use std::net::SocketAddr;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// From the first packet to an authenticated connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// Handshakes under way; more are refused, and from half of it on an address must prove that it receives.
 const MAX_HANDSHAKES: usize = 128;
 const IDLE: Duration = Duration::from_secs(5);
-const KEEP_ALIVE: Duration = Duration::from_secs(1);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// Requests that one peer may have open at a time.
 const MAX_STREAMS: u32 = 1024;
 const MAX_JOINER_STREAMS: u32 = 2;
@@ -44,6 +49,18 @@ const INITIAL_WINDOW: u64 = 512 << 10;
 pub trait Sockets: Send + Sync + 'static {
     /// Binds and returns quinn's abstract socket.
     fn bind(&self, address: SocketAddr) -> std::io::Result<Arc<dyn quinn::AsyncUdpSocket>>;
+
+    /// Begins to watch addresses, links and routes.
+    fn watch(&self) -> Box<dyn Changes>;
+
+    /// The address from which a socket bound to `bind` would send to `peer` now; None: there is no way.
+    fn source(&self, bind: IpAddr, peer: SocketAddr) -> Option<IpAddr>;
+}
+
+/// Changes of the network as they happen.
+pub trait Changes: Send {
+    /// Waits until something may have changed since the last call. Given up halfway, it has missed nothing.
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
 /// How an endpoint behaves.
@@ -76,32 +93,36 @@ struct Shared {
     cluster: Option<ClusterId>,
     local: SocketAddr,
     accepted: Mutex<mpsc::Receiver<Connection>>,
-    accepting: Option<AbortHandle>,
+    roaming: Arc<Roaming>,
+    moves: Arc<AtomicU64>,
+    tasks: Vec<AbortHandle>,
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        if let Some(task) = &self.accepting {
+        for task in &self.tasks {
             task.abort();
         }
     }
 }
 
 impl Endpoint {
-    /// Binds. Masters and slaves accept connections, the other roles only connect. Must run inside a tokio runtime.
+    /// Binds, and follows the machine's changes of address. Masters and slaves accept connections, the other roles only
+    /// connect. Must run inside a tokio runtime.
     pub fn new(
-        sockets: &dyn Sockets,
+        sockets: &Arc<dyn Sockets>,
         bind: SocketAddr,
         identity: &Identity,
         options: &Options,
     ) -> Result<Self, Fault> {
+        let moves = Arc::default();
         let server = match identity.role {
             Role::Master | Role::Slave => {
                 let crypto = tls::server(identity, options.accept_joiners)?;
                 let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
                 // Clients have no use for address tokens: a handshake is rare and retry is the exception.
                 config.validation_token_config(quinn::ValidationTokenConfig::default().sent(0).clone());
-                config.transport_config(Arc::new(transport(Side::Accepting, Path::Network)));
+                config.transport_config(Arc::new(transport(Side::Accepting, Path::Network, &moves)));
                 Some(config)
             }
             Role::Client | Role::Admin | Role::Joiner => None,
@@ -109,21 +130,27 @@ impl Endpoint {
         let admission = Admission { cluster: identity.cluster, joiners: options.accept_joiners };
         let config = restartable(&identity.key, options.rng_seed);
         let server = server.map(|config| (config, admission));
-        Self::assemble(sockets, bind, config, tls::client(identity)?, Some(identity.cluster), server, options)
+        let client = tls::client(identity)?;
+        Self::assemble(sockets, bind, moves, config, (client, Some(identity.cluster)), server, options)
     }
 
     /// An endpoint without an identity, which trusts the CA of this hash.
-    pub(super) fn joiner(sockets: &dyn Sockets, bind: SocketAddr, ca_hash: [u8; 32]) -> Result<Self, Fault> {
+    pub(super) fn joiner(
+        sockets: &Arc<dyn Sockets>,
+        bind: SocketAddr,
+        ca_hash: [u8; 32],
+    ) -> Result<Self, Fault> {
         let config = EndpointConfig::default();
-        Self::assemble(sockets, bind, config, tls::joiner(ca_hash)?, None, None, &Options::default())
+        let client = tls::joiner(ca_hash)?;
+        Self::assemble(sockets, bind, Arc::default(), config, (client, None), None, &Options::default())
     }
 
     fn assemble(
-        sockets: &dyn Sockets,
+        sockets: &Arc<dyn Sockets>,
         bind: SocketAddr,
+        moves: Arc<AtomicU64>,
         mut config: EndpointConfig,
-        client: QuicClientConfig,
-        cluster: Option<ClusterId>,
+        (client, cluster): (QuicClientConfig, Option<ClusterId>),
         server: Option<(quinn::ServerConfig, Admission)>,
         options: &Options,
     ) -> Result<Self, Fault> {
@@ -137,11 +164,12 @@ impl Endpoint {
         let socket = sockets.bind(bind).map_err(cannot)?;
         let (server, admission) = server.unzip();
         let local_server = server.clone().map(|mut server: quinn::ServerConfig| {
-            server.transport_config(Arc::new(transport(Side::Accepting, Path::Loopback)));
+            server.transport_config(Arc::new(transport(Side::Accepting, Path::Loopback, &moves)));
             Arc::new(server)
         });
-        let quinn = quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))
-            .map_err(cannot)?;
+        let quinn =
+            quinn::Endpoint::new_with_abstract_socket(config, server, socket.clone(), Arc::new(TokioRuntime))
+                .map_err(cannot)?;
         let local = quinn.local_addr().map_err(cannot)?;
         let mut client = quinn::ClientConfig::new(Arc::new(client));
         if let Some(seed) = options.rng_seed {
@@ -150,11 +178,15 @@ impl Endpoint {
             let id = move || ConnectionId::new(&random.lock().random::<[u8; 20]>());
             client.initial_dst_cid_provider(Arc::new(id));
         }
-        client.transport_config(Arc::new(transport(Side::Connecting, Path::Network)));
+        client.transport_config(Arc::new(transport(Side::Connecting, Path::Network, &moves)));
         let (connections, accepted) = mpsc::channel(MAX_HANDSHAKES);
-        let accepting = admission.zip(local_server).map(|(admission, local)| {
-            tokio::spawn(accept_all(quinn.clone(), local, admission, connections)).abort_handle()
-        });
+        let mut tasks = Vec::new();
+        if let Some((admission, local)) = admission.zip(local_server) {
+            tasks.push(tokio::spawn(accept_all(quinn.clone(), local, admission, connections)).abort_handle());
+        }
+        let roaming = Roaming::new(sockets.clone(), quinn.clone(), bind, socket, moves.clone());
+        let roaming = Arc::new(roaming);
+        tasks.push(tokio::spawn(roaming.clone().follow(sockets.watch())).abort_handle());
         Ok(Self {
             shared: Arc::new(Shared {
                 quinn,
@@ -162,40 +194,46 @@ impl Endpoint {
                 cluster,
                 local,
                 accepted: Mutex::new(accepted),
-                accepting,
+                roaming,
+                moves,
+                tasks,
             }),
         })
     }
 
+    /// Where it was bound. A move takes another port, unless one was asked for.
     pub fn local_address(&self) -> SocketAddr {
         self.shared.local
     }
 
-    /// Connects and verifies cluster, role and id of the peer.
+    /// Rises whenever the machine's network has changed so that connections had to move.
+    pub fn moves(&self) -> watch::Receiver<u64> {
+        self.shared.roaming.moves()
+    }
+
+    /// The wait before a next try. It ends when the network has changed: what failed may work now.
+    pub async fn pause(&self, wait: Duration) {
+        let mut moves = self.moves();
+        tokio::select! {
+            biased;
+            () = sleep(wait) => {}
+            _ = moves.changed() => {}
+        }
+    }
+
+    /// Connects and verifies cluster, role and id of the peer. If the network changes meanwhile it begins anew.
     pub async fn connect(&self, address: SocketAddr, expect: Expect) -> Result<Connection, Fault> {
-        let attempt = async {
-            let name = tls::server_name(expect.role);
-            let mut client = self.shared.client.clone();
-            if address.ip().is_loopback() {
-                client.transport_config(Arc::new(transport(Side::Connecting, Path::Loopback)));
+        let mut moves = self.moves();
+        let attempts = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    outcome = self.attempt(address, expect) => return outcome,
+                    _ = moves.changed() => {}
+                }
             }
-            let connecting = self
-                .shared
-                .quinn
-                .connect_with(client, address, &name)
-                .map_err(|error| Fault::new(Code::Unreachable, error.to_string()))?;
-            let quinn = connecting.await.map_err(|error| fault_of(&error))?;
-            let identity =
-                certificate(&quinn).ok_or_else(|| Fault::new(Code::Forbidden, "it has no certificate"))?;
-            let peer = self.check(&identity, address, expect).inspect_err(|fault| {
-                quinn.close(FORBIDDEN, fault.detail.as_bytes());
-            })?;
-            // A client's handshake is over before the server has looked at its certificate: wait for the verdict.
-            quinn.accept_uni().await.map_err(|error| fault_of(&error))?;
-            quinn.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_STREAMS));
-            Ok(Connection::new(quinn, peer))
         };
-        let outcome = timeout(CONNECT_WITHIN, attempt).await.unwrap_or_else(|_| {
+        let outcome = timeout(CONNECT_WITHIN, attempts).await.unwrap_or_else(|_| {
             Err(Fault::new(Code::Unreachable, format!("no answer within {} s", CONNECT_WITHIN.as_secs())))
         });
         outcome.map_err(|fault| {
@@ -204,6 +242,36 @@ impl Endpoint {
                 format!("connecting to the {} at {address}: {}", expect.role, fault.detail),
             )
         })
+    }
+
+    async fn attempt(&self, address: SocketAddr, expect: Expect) -> Result<Connection, Fault> {
+        self.shared.roaming.asking(address);
+        let name = tls::server_name(expect.role);
+        let mut client = self.shared.client.clone();
+        if address.ip().is_loopback() {
+            client.transport_config(Arc::new(transport(
+                Side::Connecting,
+                Path::Loopback,
+                &self.shared.moves,
+            )));
+        }
+        let connecting = self
+            .shared
+            .quinn
+            .connect_with(client, address, &name)
+            .map_err(|error| Fault::new(Code::Unreachable, error.to_string()))?;
+        let quinn = connecting.await.map_err(|error| fault_of(&error))?;
+        let identity =
+            certificate(&quinn).ok_or_else(|| Fault::new(Code::Forbidden, "it has no certificate"))?;
+        let peer = self.check(&identity, address, expect).inspect_err(|fault| {
+            quinn.close(FORBIDDEN, fault.detail.as_bytes());
+        })?;
+        // A client's handshake is over before the server has looked at its certificate: wait for the verdict.
+        quinn.accept_uni().await.map_err(|error| fault_of(&error))?;
+        quinn.set_max_concurrent_bi_streams(VarInt::from_u32(MAX_STREAMS));
+        let connection = Connection::new(quinn, peer);
+        self.shared.roaming.connected(address, &connection);
+        Ok(connection)
     }
 
     fn check(&self, certificate: &[u8], address: SocketAddr, expect: Expect) -> Result<Peer, Fault> {
@@ -384,7 +452,7 @@ enum Path {
     Loopback,
 }
 
-fn transport(side: Side, path: Path) -> TransportConfig {
+fn transport(side: Side, path: Path, moves: &Arc<AtomicU64>) -> TransportConfig {
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(LARGEST_MTU).minimum_change(MTU_STEP);
     let initial_mtu = match path {
@@ -394,8 +462,9 @@ fn transport(side: Side, path: Path) -> TransportConfig {
     let mut config = TransportConfig::default();
     // Whatever exceeds the congestion window waits for it, a close included. A probe for a larger MTU counts as in
     // flight, so the window must be well above the largest from the start.
-    let mut congestion = CubicConfig::default();
-    congestion.initial_window(INITIAL_WINDOW);
+    let mut cubic = CubicConfig::default();
+    cubic.initial_window(INITIAL_WINDOW);
+    let congestion = congestion::Roaming { cubic: Arc::new(cubic), moves: moves.clone() };
     config.congestion_controller_factory(Arc::new(congestion));
     config.initial_mtu(initial_mtu).mtu_discovery_config(Some(discovery));
     config.max_idle_timeout(Some(VarInt::from_u32(IDLE.as_millis() as u32).into()));

@@ -1,12 +1,13 @@
 //! The real machine: its UDP sockets and its clock.
 
-use super::endpoint::Sockets;
+use super::endpoint::{Changes, Sockets};
+use super::netlink::{self, MachineChanges};
 use crate::time::{Clock, Instant, Timestamp};
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,6 +18,11 @@ use std::task::{Context, Poll};
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 /// The largest payload that one sendmsg carries, however many datagrams it is cut into.
 const MAX_SEND_BYTES: usize = 65_507;
+
+/// UDP sockets of this machine.
+pub fn sockets() -> Arc<dyn Sockets> {
+    Arc::new(MachineSockets)
+}
 
 /// UDP sockets of this machine.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,6 +36,14 @@ impl Sockets for MachineSockets {
         socket.bind(&address.into())?;
         let inner = TokioRuntime.wrap_udp_socket(socket.into())?;
         Ok(Arc::new(CappedSocket { inner, largest: AtomicUsize::new(0), sends: AtomicUsize::new(0) }))
+    }
+
+    fn watch(&self) -> Box<dyn Changes> {
+        Box::new(MachineChanges::watch())
+    }
+
+    fn source(&self, bind: IpAddr, peer: SocketAddr) -> Option<IpAddr> {
+        netlink::source(bind, peer)
     }
 }
 

@@ -1,15 +1,16 @@
 //! The simulated network: quinn over turmoil's UDP, whose clock is tokio's virtual one.
 
-use super::endpoint::Sockets;
+use super::endpoint::{Changes, Sockets};
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use tokio::sync::watch;
 
 /// Sees every datagram that a simulated socket sends: (from, to, bytes).
 pub trait Watcher: Send + Sync + 'static {
@@ -20,11 +21,50 @@ pub trait Watcher: Send + Sync + 'static {
 #[derive(Clone, Default)]
 pub struct SimulatedSockets {
     watcher: Option<Arc<dyn Watcher>>,
+    network: Option<SimulatedNetwork>,
 }
 
 impl SimulatedSockets {
     pub fn watched(watcher: Arc<dyn Watcher>) -> Self {
-        Self { watcher: Some(watcher) }
+        Self { watcher: Some(watcher), network: None }
+    }
+
+    /// Of a host whose address changes.
+    pub fn on(self, network: SimulatedNetwork) -> Self {
+        Self { network: Some(network), ..self }
+    }
+}
+
+/// The address that a host believes to have. turmoil's hosts keep theirs, so what peers see of a move is another port.
+#[derive(Clone)]
+pub struct SimulatedNetwork {
+    address: watch::Sender<Option<IpAddr>>,
+}
+
+impl SimulatedNetwork {
+    pub fn new(address: IpAddr) -> Self {
+        Self { address: watch::Sender::new(Some(address)) }
+    }
+
+    /// None: there is no route to anywhere.
+    pub fn set(&self, address: Option<IpAddr>) {
+        self.address.send_replace(address);
+    }
+}
+
+struct SimulatedChanges(Option<watch::Receiver<Option<IpAddr>>>);
+
+impl Changes for SimulatedChanges {
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            let told = match &mut self.0 {
+                Some(address) => address.changed().await.is_ok(),
+                None => false,
+            };
+            if !told {
+                std::future::pending().await
+            }
+        })
     }
 }
 
@@ -40,6 +80,14 @@ impl Sockets for SimulatedSockets {
             })),
             Poll::Pending => Err(io::Error::other("turmoil's bind waits for something")),
         }
+    }
+
+    fn watch(&self) -> Box<dyn Changes> {
+        Box::new(SimulatedChanges(self.network.as_ref().map(|network| network.address.subscribe())))
+    }
+
+    fn source(&self, bind: IpAddr, _: SocketAddr) -> Option<IpAddr> {
+        self.network.as_ref().map_or(Some(bind), |network| *network.address.borrow())
     }
 }
 

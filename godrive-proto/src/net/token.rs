@@ -12,6 +12,7 @@ use crate::{Code, Fault, Role};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 const PREFIX: &str = "gd1.";
@@ -73,7 +74,7 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 }
 
 /// Asks the token's master for a certificate: verifies the CA's hash first, then sends the secret and a fresh key's request.
-pub async fn join(sockets: &dyn Sockets, token: &JoinToken, role: Role) -> Result<Identity, Fault> {
+pub async fn join(sockets: &Arc<dyn Sockets>, token: &JoinToken, role: Role) -> Result<Identity, Fault> {
     let bind: SocketAddr = match token.master {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),

@@ -2,7 +2,7 @@
 #![allow(dead_code)]
 
 use godrive_proto::net::identity::{Authority, Identity};
-use godrive_proto::net::machine::MachineSockets;
+use godrive_proto::net::machine;
 use godrive_proto::net::{Connection, Endpoint, Expect, Options};
 use godrive_proto::{ClusterId, NodeId, Role};
 use std::time::{Duration, SystemTime};
@@ -27,7 +27,7 @@ pub fn endpoint(identity: &Identity) -> Endpoint {
 }
 
 pub fn endpoint_with(identity: &Identity, options: &Options) -> Endpoint {
-    Endpoint::new(&MachineSockets, "127.0.0.1:0".parse().unwrap(), identity, options).unwrap()
+    Endpoint::new(&machine::sockets(), "127.0.0.1:0".parse().unwrap(), identity, options).unwrap()
 }
 
 pub fn any(role: Role) -> Expect {

@@ -42,7 +42,7 @@ pub async fn keep_connected(shared: Arc<Shared>, endpoint: Endpoint) {
             }
         }
         let jitter = shared.jitter(backoff.as_millis() as u64 / 2 + 1);
-        tokio::time::sleep(backoff / 2 + Duration::from_millis(jitter)).await;
+        endpoint.pause(backoff / 2 + Duration::from_millis(jitter)).await;
         backoff = (backoff * 2).min(LAST_BACKOFF);
     }
 }

@@ -65,7 +65,7 @@ impl Slave {
 
     async fn begin(config: Config, world: World) -> anyhow::Result<Self> {
         let options = Transport { rng_seed: world.transport_seed, accept_joiners: false };
-        let endpoint = Endpoint::new(&*world.sockets, config.listen, &world.identity, &options)
+        let endpoint = Endpoint::new(&world.sockets, config.listen, &world.identity, &options)
             .with_context(|| format!("cannot listen on {}", config.listen))?;
         let shared = Shared::open(config, &world, &endpoint)?;
         let mut tasks = JoinSet::new();

@@ -28,7 +28,7 @@ fn open(disks: &[SimulatedDisk]) -> Arc<Shared> {
         transport_seed: None,
     };
     let listen = "127.0.0.1:0".parse().unwrap();
-    let endpoint = Endpoint::new(&*world.sockets, listen, &world.identity, &Transport::default()).unwrap();
+    let endpoint = Endpoint::new(&world.sockets, listen, &world.identity, &Transport::default()).unwrap();
     Shared::open(Config { reserve_bytes: Some(0), ..Config::default() }, &world, &endpoint).unwrap()
 }
 

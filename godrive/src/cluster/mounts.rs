@@ -127,8 +127,8 @@ impl Connection {
 /// The connection of the mount at exactly this path; None: there is no such mount. Asks nothing of the mount.
 pub fn connection(path: &Path) -> Result<Option<Connection>> {
     let table = std::fs::read("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
-    let lines = table.split(|byte| *byte == b'\n');
-    let ours = lines.filter(|line| parse(line).is_some_and(|(mounted, _)| mounted == path)).next_back();
+    let mut lines = table.split(|byte| *byte == b'\n');
+    let ours = lines.rfind(|line| parse(line).is_some_and(|(mounted, _)| mounted == path));
     let Some(device) = ours.and_then(|line| line.split(|byte| *byte == b' ').nth(2)) else { return Ok(None) };
     let minor = String::from_utf8_lossy(device).split(':').nth(1).unwrap_or_default().to_owned();
     Ok(Some(Connection { abort: Path::new("/sys/fs/fuse/connections").join(minor).join("abort") }))
