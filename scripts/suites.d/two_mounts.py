@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Two mounts of one cluster: what one writes the other reads at once, and appends of both to one log stay whole."""
-import os, subprocess, sys
+"""Two mounts of one cluster: what one writes the other reads at once, appends of both to one log stay whole, and looking at
+a file that the other writes does not make it flush. Prints the rates."""
+import os, subprocess, sys, threading, time
 
 first, second, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
@@ -47,6 +48,42 @@ def append():
             raise SystemExit(f"on {mount}: {len(lines)} lines, expected {2 * rounds}")
 
 
-alternate()
-append()
-print(f"{rounds} alternations and 2 x {rounds} appended lines: all seen, none torn")
+def look():
+    """Stats of a file while the other mount writes it: each sees at least what was written before, and none waits for it."""
+    path, written, stop = "looked-at", [0], threading.Event()
+    fd = os.open(f"{first}/{path}", os.O_WRONLY | os.O_CREAT, 0o644)
+
+    def write():
+        while not stop.is_set():
+            os.write(fd, b"w" * 4096)
+            written[0] += 4096
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    times, end = [], time.monotonic() + 3
+    while time.monotonic() < end:
+        before, begun = written[0], time.monotonic()
+        size = os.stat(f"{second}/{path}").st_size
+        times.append(time.monotonic() - begun)
+        if size < before:
+            raise SystemExit(f"{before} bytes were written, and the other mount says {size}")
+    stop.set()
+    writer.join()
+    os.close(fd)
+    times.sort()
+    return len(times) / 3, times[len(times) // 2], written[0] / 3
+
+
+def rate(work, count):
+    begun = time.monotonic()
+    work()
+    return count / (time.monotonic() - begun)
+
+
+alternations = rate(alternate, rounds)
+appends = rate(append, 2 * rounds)
+looks, median, bytes_per_s = look()
+print(
+    f"sharing: {rounds} alternations at {alternations:.0f}/s, 2 x {rounds} appended lines at {appends:.0f}/s, all seen, none torn; "
+    f"{looks:.0f} looks/s (median {median * 1000:.2f} ms) at a file that is written at {bytes_per_s / 2**20:.0f} MiB/s"
+)
