@@ -27,6 +27,8 @@ pub struct Trace {
     pub unsent: bool,
     /// The replicas have contents of which the master was not told yet.
     pub uncommitted: bool,
+    /// Handles that are open lost data: they answer EIO until they are closed.
+    pub lost: bool,
 }
 
 /// What a dead daemon has left behind.

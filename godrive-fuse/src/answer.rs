@@ -66,7 +66,17 @@ impl Answers {
         ino: fuser::INodeNo,
         work: impl FnOnce(),
     ) {
-        Asked::now(Asked { pid: request.pid(), again: request.unique().0 & RESENT != 0 });
+        let asked = Asked { pid: request.pid(), again: request.unique().0 & RESENT != 0 };
+        if asked.is_in_doubt(name) {
+            tracing::warn!(
+                operation = name,
+                ino = ino.0,
+                "asked of a daemon that was killed; answered with EIO"
+            );
+            // The reply is dropped with it, which answers EIO.
+            return drop(work);
+        }
+        Asked::now(asked);
         if catch_unwind(AssertUnwindSafe(work)).is_err() {
             tracing::error!(operation = name, ino = ino.0, "the operation panicked and answers EIO");
         }
@@ -80,6 +90,18 @@ impl Answers {
         work: impl Future<Output = Result<T, FsError>> + Send + 'static,
         answer: impl FnOnce(R, T) + Send + 'static,
     ) {
+        self.spawn_or_undo(what, reply, work, answer, drop);
+    }
+
+    /// The same; `undo` takes what nobody waits for any more.
+    pub fn spawn_or_undo<R: Refuse, T: Send + 'static>(
+        &self,
+        what: What,
+        reply: R,
+        work: impl Future<Output = Result<T, FsError>> + Send + 'static,
+        answer: impl FnOnce(R, T) + Send + 'static,
+        undo: impl FnOnce(T) + Send + 'static,
+    ) {
         if self.stopping() {
             return reply.refuse(Errno::ENOTCONN);
         }
@@ -89,11 +111,13 @@ impl Answers {
             let mut work = std::pin::pin!(work);
             tokio::select! {
                 biased;
-                result = &mut work => finish_for(asked, what, reply, result, answer),
+                result = &mut work => finish(what, reply, result, answer),
                 () = guard.caller_killed() => {
                     reply.refuse(Errno::EINTR);
                     // What was begun is brought to its end: others may rely on it.
-                    let _ = work.await;
+                    if let Ok(made) = work.await {
+                        undo(made);
+                    }
                 }
             }
         });
@@ -103,6 +127,11 @@ impl Answers {
     pub fn enter<T>(&self, call: impl FnOnce() -> T) -> T {
         let _inside = self.runtime.enter();
         call()
+    }
+
+    /// Whether the request of this reader was asked of a daemon that is dead.
+    pub fn is_asked_again(&self) -> bool {
+        Asked::by_this_reader().again
     }
 
     pub fn stopping(&self) -> bool {
@@ -134,38 +163,30 @@ impl Asked {
         ASKED.get()
     }
 
-    /// Where a change of names is refused because it seems to have been made already, the dead daemon may have made it:
-    /// its outcome is unknown.
-    fn judge(self, what: What, error: FsError) -> FsError {
-        let made = match what.name {
-            "mknod" | "mkdir" | "symlink" | "link" | "create" | "setxattr" => error.errno == libc::EEXIST,
-            "unlink" | "rmdir" | "rename" => matches!(error.errno, libc::ENOENT | libc::EEXIST),
-            "removexattr" => error.errno == libc::ENODATA,
-            _ => false,
-        };
-        if !self.again || !made {
-            return error;
-        }
-        let why = format!("asked again after the daemon was killed, and refused with errno {}", error.errno);
-        FsError::new(libc::EIO, format!("{why}: whether it was made then is not known"))
+    /// A change of names that was asked of a daemon which is dead may have been made by it, and another mount may have gone
+    /// on from there: its outcome is unknown, and it must not be made twice.
+    fn is_in_doubt(self, operation: &str) -> bool {
+        const MADE_ONCE: [&str; 10] = [
+            "mknod",
+            "mkdir",
+            "symlink",
+            "link",
+            "create",
+            "unlink",
+            "rmdir",
+            "rename",
+            "setxattr",
+            "removexattr",
+        ];
+        self.again && MADE_ONCE.contains(&operation)
     }
 }
 
-/// Answers with a result, or refuses with its errno. Called by the reader that has got the request.
+/// Answers with a result, or refuses with its errno.
 pub fn finish<R: Refuse, T>(what: What, reply: R, result: Result<T, FsError>, answer: impl FnOnce(R, T)) {
-    finish_for(Asked::by_this_reader(), what, reply, result, answer);
-}
-
-fn finish_for<R: Refuse, T>(
-    asked: Asked,
-    what: What,
-    reply: R,
-    result: Result<T, FsError>,
-    answer: impl FnOnce(R, T),
-) {
     match result {
         Ok(value) => answer(reply, value),
-        Err(error) => refuse_with(what, reply, &asked.judge(what, error)),
+        Err(error) => refuse_with(what, reply, &error),
     }
 }
 
@@ -182,17 +203,11 @@ pub fn refuse_with(what: What, reply: impl Refuse, FsError { errno, context }: &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use godrive_proto::Ino;
 
     #[test]
-    fn only_what_may_have_been_made_before_is_in_doubt() {
-        let errno = |again, name, errno| {
-            Asked { pid: 1, again }.judge(What::new(name, Ino(1)), FsError::bare(errno)).errno
-        };
-        assert_eq!(errno(true, "mkdir", libc::EEXIST), libc::EIO);
-        assert_eq!(errno(false, "mkdir", libc::EEXIST), libc::EEXIST);
-        assert_eq!(errno(true, "mkdir", libc::ENOENT), libc::ENOENT, "the directory above is missing");
-        assert_eq!(errno(true, "rename", libc::ENOENT), libc::EIO);
-        assert_eq!(errno(true, "lookup", libc::ENOENT), libc::ENOENT);
+    fn only_changes_of_names_that_were_asked_before_are_in_doubt() {
+        let in_doubt = |again, name| Asked { pid: 1, again }.is_in_doubt(name);
+        assert!(in_doubt(true, "mkdir") && in_doubt(true, "rename") && in_doubt(true, "unlink"));
+        assert!(!in_doubt(false, "mkdir") && !in_doubt(true, "lookup") && !in_doubt(true, "write"));
     }
 }

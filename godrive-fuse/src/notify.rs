@@ -30,7 +30,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -57,6 +57,9 @@ const EXPIRE_ONLY: u32 = 1;
 #[derive(Clone)]
 pub struct Notifications {
     kernel: Arc<OnceLock<Arc<Kernel>>>,
+    /// The kernel has caches already, and is attached soon: what must be told waits for that.
+    awaited: bool,
+    attached: Arc<Notify>,
     operations: Arc<Operations>,
     workers: Workers,
     /// Releases that went ahead of their notification, for the log.
@@ -71,7 +74,23 @@ struct Kernel {
 
 impl Notifications {
     pub fn new(operations: Arc<Operations>) -> Self {
-        Self { kernel: Arc::default(), operations, workers: Workers::default(), overtaken: Arc::default() }
+        Self::of(operations, false)
+    }
+
+    /// For a mount that the kernel has already.
+    pub fn awaiting(operations: Arc<Operations>) -> Self {
+        Self::of(operations, true)
+    }
+
+    fn of(operations: Arc<Operations>, awaited: bool) -> Self {
+        Self {
+            kernel: Arc::default(),
+            awaited,
+            attached: Arc::default(),
+            operations,
+            workers: Workers::default(),
+            overtaken: Arc::default(),
+        }
     }
 
     /// The mount exists from now on. `device` is a duplicate of its /dev/fuse descriptor.
@@ -83,11 +102,27 @@ impl Notifications {
         if self.kernel.set(Arc::new(Kernel { notifier, device: device.into(), epochs })).is_err() {
             tracing::error!("a second mount was attached to the same notifications; it is ignored");
         }
+        self.attached.notify_waiters();
+    }
+
+    /// The kernel, once there is one; None: it has no caches of this mount.
+    async fn kernel(&self) -> Option<Arc<Kernel>> {
+        loop {
+            let mut attached = std::pin::pin!(self.attached.notified());
+            attached.as_mut().enable();
+            if let Some(kernel) = self.kernel.get() {
+                return Some(kernel.clone());
+            }
+            if !self.awaited {
+                return None;
+            }
+            attached.await;
+        }
     }
 
     /// Drops the attributes of an inode; of its pages those in the range (of a directory: its cached listing).
     async fn pages(&self, ino: Ino, range: Range<u64>) {
-        let Some(kernel) = self.kernel.get().cloned() else { return };
+        let Some(kernel) = self.kernel().await else { return };
         // A length of 0 means to the end.
         let (offset, len) = (signed(range.start), range.end.checked_sub(range.start).map_or(0, signed));
         let len = if len == i64::MAX { 0 } else { len };
@@ -100,15 +135,15 @@ impl Notifications {
     }
 
     /// Drops the attributes and no pages, which waits for nothing.
-    fn attributes(&self, ino: Ino) {
-        if let Some(kernel) = self.kernel.get() {
+    async fn attributes(&self, ino: Ino) {
+        if let Some(kernel) = self.kernel().await {
             log(kernel.notifier.inval_inode(INodeNo(ino.0), -1, 0), ino);
         }
     }
 
     /// Expires names of a directory.
     async fn names(&self, parent: Ino, names: Vec<Vec<u8>>) {
-        let Some(kernel) = self.kernel.get().cloned() else { return };
+        let Some(kernel) = self.kernel().await else { return };
         if kernel.epochs && (names.len() > MANY_NAMES || self.operations.waiting_on(parent).is_some()) {
             return log(kernel.expire_all(), parent);
         }
@@ -157,15 +192,18 @@ impl Invalidate for Notifications {
     fn invalidate(&self, what: Vec<Invalidation>) -> BoxFuture<'static, ()> {
         let all = self.clone();
         let mut names: BTreeMap<Ino, Vec<Vec<u8>>> = BTreeMap::new();
-        let mut pages = Vec::new();
+        let (mut pages, mut attributes) = (Vec::new(), Vec::new());
         for one in what {
             match one {
-                Invalidation::Attributes(ino) => all.attributes(ino),
+                Invalidation::Attributes(ino) => attributes.push(ino),
                 Invalidation::Pages(ino, range) => pages.push((ino, range)),
                 Invalidation::Entry(parent, name) => names.entry(parent).or_default().push(name),
             }
         }
         Box::pin(async move {
+            for ino in attributes {
+                all.attributes(ino).await;
+            }
             let mut under_way = JoinSet::new();
             for (ino, range) in pages {
                 let all = all.clone();

@@ -36,7 +36,8 @@ impl Mount {
         let (fs, name, parent, caller) =
             (self.fs.clone(), name.as_bytes().to_vec(), convert::ino(parent), caller(req));
         let mode = convert::permissions(mode);
-        self.answers.spawn(
+        let unwanted = self.fs.clone();
+        self.answers.spawn_or_undo(
             What::new("create", parent),
             reply,
             async move { fs.create(parent, &name, mode, flags, caller).await },
@@ -52,6 +53,7 @@ impl Mount {
                     open_flags(&opened, flags),
                 );
             },
+            move |created| unwanted.release(created.value.opened.handle),
         );
     }
 
@@ -68,7 +70,8 @@ impl Mount {
         }
         let fs = self.fs.clone();
         let truncates_as_user = flags & libc::O_TRUNC != 0 && req.uid() != 0;
-        self.answers.spawn(
+        let unwanted = self.fs.clone();
+        self.answers.spawn_or_undo(
             what,
             reply,
             async move {
@@ -78,6 +81,7 @@ impl Mount {
                 fs.open(ino, flags).await
             },
             answer,
+            move |opened| unwanted.release(opened.value.handle),
         );
     }
 
@@ -108,6 +112,10 @@ impl Mount {
         let kill_privileges = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let what = What::new("write", convert::ino(ino));
         let written_back = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        if self.answers.is_asked_again() && handle.appends() && !written_back {
+            // It may be in the file already, and would be there twice.
+            return reply.error(Errno::EIO);
+        }
         let known = if written_back {
             self.fs.try_write_back(handle, offset, &data)
         } else {

@@ -15,7 +15,7 @@ use crate::options::kernel_option;
 use anyhow::{Context, Result, bail};
 use fuser::{MountOption, SessionACL};
 pub use godrive_client::World;
-use godrive_client::fs::Unflushed;
+use godrive_client::fs::{Invalidate, Unflushed};
 use godrive_client::ledger::Ledger;
 use godrive_client::{Client, CloseMode, Fs};
 use godrive_proto::{Code, Fault};
@@ -59,6 +59,9 @@ async fn serve(
     left: Option<Left>,
     shutdown: Shutdown,
 ) -> Result<()> {
+    if let Some(kept) = &kept {
+        tokio::spawn(kept.clone().beat());
+    }
     let path = match &left {
         Some(left) => {
             // What other mounts may change as soon as the master lets them, the kernel must ask for again.
@@ -73,14 +76,17 @@ async fn serve(
         }
     };
     let operations = Arc::new(Operations::default());
-    let notifications = Notifications::new(operations.clone());
+    let notifications = match left {
+        Some(_) => Notifications::awaiting(operations.clone()),
+        None => Notifications::new(operations.clone()),
+    };
     let master = config.master;
     let ledger = kept.as_ref().map(|kept| kept.ledger.clone() as Arc<dyn Ledger>);
     let inheritance = left.as_ref().map(|left| left.inheritance.clone());
-    let fs = Client::start_noted(client_config(&config, &path), world, ledger, inheritance)
+    let kernel: Arc<dyn Invalidate> = Arc::new(notifications.clone());
+    let fs = Client::start_noted(client_config(&config, &path), world, Some(kernel), ledger, inheritance)
         .await
         .map_err(|fault| explain(&fault, &config))?;
-    fs.set_invalidate(Arc::new(notifications.clone()));
 
     let mount = Mount::new(fs.clone(), tokio::runtime::Handle::current(), operations.clone());
     let stopping = mount.stopping();
@@ -95,9 +101,6 @@ async fn serve(
     };
     if let Some(left) = &left {
         fs.follow_up(&left.inheritance);
-    }
-    if let Some(kept) = &kept {
-        tokio::spawn(kept.clone().beat());
     }
     let reporting = tokio::spawn(report_on_signal(fs.clone()));
     let watchdog = tokio::spawn(operations::watch(operations, config.deadline()));

@@ -156,6 +156,11 @@ impl Master {
                         ledger,
                     };
                     master.note_session(id);
+                    if let (Succession::Taken(_), Some(inherited)) = (&succession, inherited) {
+                        // No two daemons may begin with the same sequence: the master would take the second
+                        // take-over for a copy of the first.
+                        master.note_sequences(inherited.from + 2);
+                    }
                     return Ok((master, succession));
                 }
                 Err(fault) => fault,
@@ -174,6 +179,18 @@ impl Master {
     pub fn note_session(&self, session: SessionId) {
         if let Some(ledger) = &self.ledger {
             ledger.session(session);
+        }
+        self.note_sequences(1);
+    }
+
+    fn note_sequences(&self, below: u64) {
+        let session = self.session();
+        let mut noted = session.noted.lock();
+        if let Some(ledger) = &self.ledger
+            && below > *noted
+        {
+            *noted = below;
+            ledger.sequences(below);
         }
     }
 

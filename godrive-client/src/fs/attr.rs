@@ -40,7 +40,8 @@ impl<B: Backend> Fs<B> {
         let inode = self.table.get(ino);
         let ours = {
             let state = inode.state.lock();
-            state.open > 0 || state.is_dirty() || state.gate.is_closed()
+            let waits = state.is_dirty() || state.gate.is_closed();
+            waits || (state.open > 0 && !state.is_being_changed())
         };
         if ours {
             return self.attr_reply(&inode).await;

@@ -128,7 +128,12 @@ impl<B: Backend> Fs<B> {
     /// Keeps an error for the next fsync or close of the inode.
     pub(super) fn note_error(&self, inode: &Arc<Inode>, error: FsError) {
         tracing::error!(ino = %inode.ino, %error, "data was not written; the next fsync or close reports it");
-        let first = { self.change(inode, |state| state.error.replace(error).is_none()) };
+        let first = {
+            self.change(inode, |state| {
+                state.owes_error = false;
+                state.error.replace(error).is_none()
+            })
+        };
         if first {
             self.stats.errors_after_close.add(1);
             self.uncollected.fetch_add(1, Ordering::Relaxed);

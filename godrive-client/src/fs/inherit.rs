@@ -6,7 +6,7 @@ use super::{Backend, Fs};
 use crate::core::gate::EVERYTHING;
 use crate::driver::Succession;
 use crate::error::FsError;
-use crate::ledger::Inheritance;
+use crate::ledger::{Inheritance, Trace};
 use godrive_proto::Ino;
 use godrive_proto::meta::{Kind, SetTime};
 use std::collections::BTreeSet;
@@ -33,7 +33,9 @@ impl<B: Backend> Fs<B> {
                 // The master may have been told, with a lease that was returned.
                 state.told_open = trace.open > 0;
                 state.noted = *trace;
-                state.poison += u64::from(trace.unsent);
+                (state.owes_error, state.owes_time) = (trace.unsent, trace.uncommitted);
+                state.lost_open = trace.open > 0 && (trace.unsent || trace.lost);
+                state.poison += u64::from(trace.unsent || trace.lost);
             });
             if trace.unsent {
                 lost += 1;
@@ -43,15 +45,12 @@ impl<B: Backend> Fs<B> {
         }
         let open: BTreeSet<Ino> =
             left.traces.iter().filter(|(_, trace)| trace.open > 0).map(|(ino, _)| *ino).collect();
-        match succession {
-            Succession::Taken(orphans) => {
-                self.orphans.lock().extend(orphans.iter().filter(|ino| !open.contains(ino)));
-            }
-            Succession::None | Succession::Lost => {
-                for ino in &open {
-                    self.cover_open(&self.table.get(*ino));
-                }
-            }
+        if let Succession::Taken(orphans) = succession {
+            self.orphans.lock().extend(orphans.iter().filter(|ino| !open.contains(ino)));
+        }
+        // The dead daemon may have been killed before it had told the master of all of them.
+        for ino in &open {
+            self.cover_open(&self.table.get(*ino));
         }
         tracing::warn!(open = open.len(), lost, ?succession, "this daemon goes on after one that was killed");
     }
@@ -60,7 +59,7 @@ impl<B: Backend> Fs<B> {
     /// whose new contents the master does not know of get a time that says so.
     pub fn follow_up(self: &Arc<Self>, left: &Inheritance) {
         for (ino, trace) in &left.traces {
-            if trace.unsent || trace.uncommitted || trace.open > 0 {
+            if *trace != Trace::default() {
                 self.invalidate_later(Invalidation::Pages(*ino, EVERYTHING));
             }
             if trace.uncommitted {
@@ -77,7 +76,9 @@ impl<B: Backend> Fs<B> {
             let set = SetAttr { mtime: Some(SetTime::Now), ..SetAttr::default() };
             self.setattr(ino, None, set).await.map(drop)
         };
-        match touched.await {
+        let touched = touched.await;
+        self.change(&self.table.get(ino), |state| state.owes_time = false);
+        match touched {
             Err(error) if !matches!(error.errno, libc::ENOENT | libc::ESTALE) => {
                 tracing::warn!(%ino, %error, "the file's modification time is older than its contents");
             }

@@ -118,6 +118,12 @@ pub struct State {
     pub flush_failures: u32,
     /// What the ledger says of it.
     pub noted: Trace,
+    /// Something was lost here and nobody knows it yet: an error follows.
+    pub owes_error: bool,
+    /// A handle that lost data may still be open.
+    pub lost_open: bool,
+    /// A dead daemon had not told the master of new contents: its times are to be set.
+    pub owes_time: bool,
     /// For the eviction's clock: used since it last passed.
     pub used: bool,
 }
@@ -190,8 +196,15 @@ impl State {
 
     /// Takes a view of a reply in. Without a lease it tells nothing that may be kept, but the order of changes.
     pub fn see(&mut self, view: &InodeView) {
-        if let Some(lease) = &view.lease {
-            self.lease.grant(lease);
+        match &view.lease {
+            Some(lease) => self.lease.grant(lease),
+            // What its owner said of it then, without a lease, is no news to a holder.
+            None if self.mode().is_some()
+                && self.attr.as_ref().is_some_and(|attr| attr.change == view.attr.change) =>
+            {
+                return;
+            }
+            None => {}
         }
         let newer = self.attr.as_ref().is_none_or(|attr| view.attr.change > attr.change);
         if newer && self.attr.as_ref().is_some_and(|attr| attr.xattrs || view.attr.xattrs) {
@@ -211,17 +224,24 @@ impl State {
         self.committing_chunks || self.local().any() || !self.chunks.is_empty() || self.trimming
     }
 
+    /// A change that the master makes is on its way: others may have seen it before its answer is here, so what is known
+    /// may be old.
+    pub fn is_being_changed(&self) -> bool {
+        self.busy > 0 && !self.is_exclusive()
+    }
+
     /// What the next daemon must know of it if this one is killed now.
     pub fn trace(&self) -> Trace {
         let local = self.local();
         let attributes = local.size || local.mode || local.owner || local.atime;
-        let untold = self.error.is_some() || self.regressed.is_some() || self.unkept;
+        let untold = self.owes_error || self.error.is_some() || self.regressed.is_some() || self.unkept;
         let removals = self.unfollowed > 0 && self.kind() == Some(Kind::Directory);
         Trace {
             open: self.open,
             writers: self.writers,
             unsent: !self.buffer.is_empty() || attributes || self.trimming || untold || removals,
-            uncommitted: self.has_commit(),
+            uncommitted: self.has_commit() || self.owes_time,
+            lost: self.lost_open && self.open > 0,
         }
     }
 
@@ -272,6 +292,7 @@ impl State {
     /// Dirty data is lost: handles that are open answer EIO from now on. What the file is now, the master must say.
     pub fn lose_dirty(&mut self) {
         self.poison += 1;
+        (self.owes_error, self.lost_open) = (true, self.open > 0);
         self.generation += 1;
         self.lease.lower(None);
         self.buffer.clear();

@@ -80,13 +80,14 @@ pub struct Client;
 impl Client {
     /// Connects to the master and opens a session.
     pub async fn start(config: Config, world: World) -> std::result::Result<Arc<Fs>, Fault> {
-        Self::start_noted(config, world, None, None).await
+        Self::start_noted(config, world, None, None, None).await
     }
 
     /// The same for a mount whose daemon may be killed and followed by another ([`crate::ledger`]).
     pub async fn start_noted(
         config: Config,
         world: World,
+        kernel: Option<Arc<dyn Invalidate>>,
         ledger: Option<Arc<dyn Ledger>>,
         inherited: Option<Inheritance>,
     ) -> std::result::Result<Arc<Fs>, Fault> {
@@ -94,6 +95,8 @@ impl Client {
         let (driver, succession) =
             Driver::start_noted(config.driver.clone(), world, noted.0, noted.1).await?;
         let fs = Fs::noted(driver.clone(), config, ledger, inherited.as_ref().map_or(0, |left| left.life));
+        // Before the first recall is answered.
+        kernel.into_iter().for_each(|kernel| fs.set_invalidate(kernel));
         if let Some(inherited) = inherited {
             fs.inherit(&inherited, &succession);
         }

@@ -166,7 +166,7 @@ impl<B: Backend> Fs<B> {
     /// Attributes under a valid lease.
     pub(super) fn cached_attr(&self, inode: &Arc<Inode>) -> Option<(Attr, Duration, Pass)> {
         let mut state = inode.state.lock();
-        if !self.is_valid(&state) {
+        if !self.is_valid(&state) || state.is_being_changed() {
             return None;
         }
         state.used = true;

@@ -178,6 +178,7 @@ impl<B: Backend> Fs<B> {
             if state.open > 0 {
                 return (false, false, idle);
             }
+            state.lost_open = false;
             (state.removed, !state.removed && std::mem::take(&mut state.told_open), idle)
         });
         if idle {
@@ -210,6 +211,8 @@ impl<B: Backend> Fs<B> {
     fn drop_removed(&self, inode: &Arc<Inode>) {
         self.change(inode, |state| {
             state.lose_dirty();
+            // Nobody can ask for it any more.
+            state.owes_error = false;
             self.forget(state);
             state.told_open = false;
         });

@@ -240,6 +240,10 @@ impl<B: Backend> Fs<B> {
         let mut inodes = 0;
         for inode in self.table.all() {
             self.change(&inode, |state| {
+                // The master counts on from there: what it says next is newer than what is known, whatever its number.
+                if let Some(attr) = state.attr.as_mut().filter(|attr| attr.change > last.0) {
+                    attr.change = 0;
+                }
                 if std::mem::take(&mut state.early) <= last {
                     return;
                 }
@@ -288,6 +292,7 @@ impl<B: Backend> Fs<B> {
             let dirty = state.is_dirty();
             if dirty {
                 state.lose_dirty();
+                state.owes_error = !state.removed;
             }
             let names = self.forget(state);
             (dirty && !state.removed, names)
@@ -347,7 +352,9 @@ impl<B: Backend> Upcalls for Fs<B> {
         let inode = self.table.find(ino)?;
         let state = inode.state.lock();
         // While a lowering commit is on its way nobody owns it; the master asks for the lease then.
-        if state.is_exclusive() && self.is_valid(&state) { state.attr.clone() } else { None }
+        // Nor is anybody shown what a removal made here has changed: the master has to follow first.
+        let owned = state.is_exclusive() && self.is_valid(&state) && state.unfollowed == 0;
+        if owned { state.attr.clone() } else { None }
     }
 
     fn log_ended(self: Arc<Self>, last: LogIndex) -> BoxFuture<'static, ()> {

@@ -225,6 +225,7 @@ impl<B: Backend> Fs<B> {
             let mut state = inode.state.lock();
             state.unfollowed -= count;
             state.outdated = false;
+            state.owes_error = state.kind() == Some(Kind::Directory);
             self.note(ino, &mut state);
         }
         for Step::Unlink { ino, .. } in &steps {

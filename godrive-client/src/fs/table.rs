@@ -132,6 +132,15 @@ pub struct Handles {
 const COUNT_BITS: u32 = 40;
 const LIFE_SHIFT: u32 = 48;
 
+const APPEND: u32 = 2;
+
+impl Handle {
+    /// Opened with O_APPEND.
+    pub fn appends(self) -> bool {
+        self.0 >> (COUNT_BITS + APPEND) & 1 == 1
+    }
+}
+
 impl OpenFile {
     fn bits(&self) -> u64 {
         [self.readable, self.writable, self.append, self.sync, self.direct]
@@ -148,7 +157,7 @@ impl OpenFile {
             inode,
             readable: set(0),
             writable: set(1),
-            append: set(2),
+            append: set(APPEND),
             sync: set(3),
             direct: set(4),
             poison: 0,

@@ -32,6 +32,7 @@ const PATH_AT: u64 = 44;
 const SLOT_BYTES: u64 = 24;
 const UNSENT: u32 = 1;
 const UNCOMMITTED: u32 = 2;
+const LOST: u32 = 4;
 
 /// What the kernel agreed to when the mount was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,7 +171,9 @@ impl Ledger for SharedLedger {
 
 fn encode(ino: Ino, trace: Trace) -> [u8; SLOT_BYTES as usize] {
     let mut slot = [0; SLOT_BYTES as usize];
-    let flags = u32::from(trace.unsent) * UNSENT + u32::from(trace.uncommitted) * UNCOMMITTED;
+    let flags = u32::from(trace.unsent) * UNSENT
+        + u32::from(trace.uncommitted) * UNCOMMITTED
+        + u32::from(trace.lost) * LOST;
     slot[..8].copy_from_slice(&ino.0.to_le_bytes());
     slot[8..12].copy_from_slice(&trace.open.to_le_bytes());
     slot[12..16].copy_from_slice(&trace.writers.to_le_bytes());
@@ -185,6 +188,7 @@ fn decode(slot: &[u8]) -> (Ino, Trace) {
         writers: small(slot, 12),
         unsent: flags & UNSENT != 0,
         uncommitted: flags & UNCOMMITTED != 0,
+        lost: flags & LOST != 0,
     };
     (Ino(number(slot, 0)), trace)
 }
@@ -213,7 +217,7 @@ mod tests {
     }
 
     fn trace(open: u32) -> Trace {
-        Trace { open, writers: 1, unsent: open == 2, uncommitted: open == 3 }
+        Trace { open, writers: 1, unsent: open == 2, uncommitted: open == 3, lost: open == 1 }
     }
 
     #[test]
@@ -253,8 +257,8 @@ mod tests {
 
     #[test]
     fn a_slot_has_these_bytes() {
-        let trace = Trace { open: 2, writers: 1, unsent: true, uncommitted: true };
-        let bytes = [7, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];
+        let trace = Trace { open: 2, writers: 1, unsent: true, uncommitted: true, lost: true };
+        let bytes = [7, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(encode(Ino(7), trace), bytes);
         assert_eq!(decode(&bytes), (Ino(7), trace));
     }

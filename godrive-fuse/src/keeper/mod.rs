@@ -26,6 +26,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// The names of the two processes, and how the kernel shows them.
@@ -159,6 +160,7 @@ struct Channel {
     arguments: Vec<OsString>,
     ledger: Arc<SharedLedger>,
     device: Mutex<Option<OwnedFd>>,
+    stops: AtomicBool,
 }
 
 impl Kept {
@@ -186,8 +188,13 @@ impl Kept {
         let ledger = Arc::new(ledger);
         let device = left.as_ref().map(|left| left.device.try_clone()).transpose()?;
         let socket = Mutex::new(Arc::new(socket));
-        let channel =
-            Arc::new(Channel { socket, arguments, ledger: ledger.clone(), device: Mutex::new(device) });
+        let channel = Arc::new(Channel {
+            socket,
+            arguments,
+            ledger: ledger.clone(),
+            device: Mutex::new(device),
+            stops: AtomicBool::new(false),
+        });
         channel.tell(&Message::Serves(std::process::id()));
         let watched = channel.clone();
         std::thread::Builder::new().name("keeper-watch".into()).spawn(move || watched.watch())?;
@@ -204,6 +211,7 @@ impl Kept {
 
     /// Nobody is to go on after this daemon.
     pub fn stops(&self) {
+        self.channel.stops.store(true, Ordering::SeqCst);
         self.channel.tell(&Message::Stops);
     }
 
@@ -247,11 +255,17 @@ impl Channel {
 
     fn replace(&self) -> io::Result<()> {
         let (ours, its) = pair()?;
-        let device = self.device.lock().as_ref().map(OwnedFd::try_clone).transpose()?;
-        let handed = Handed { socket: its, ledger: self.ledger.descriptor()?, device };
+        let handed = Handed { socket: its, ledger: self.ledger.descriptor()?, device: None };
         command(NAME, &self.arguments, &handed, &handed.socket).spawn()?;
         *self.socket.lock() = Arc::new(ours);
         self.tell(&Message::Serves(std::process::id()));
+        let device = self.device.lock().as_ref().map(OwnedFd::try_clone).transpose()?;
+        if let Some(device) = device {
+            self.tell(&Message::Mounted(device));
+        }
+        if self.stops.load(Ordering::SeqCst) {
+            self.tell(&Message::Stops);
+        }
         Ok(())
     }
 }

@@ -6,11 +6,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,6 +21,8 @@ const HANGS_AFTER: Duration = Duration::from_secs(60);
 /// A life shorter than this is no life: after so many of them in a row something in the mount kills every daemon.
 const SHORT_LIFE: Duration = Duration::from_millis(500);
 const MAX_SHORT_LIVES: u32 = 20;
+/// Tries to start a daemon, a second apart, on a machine that has no memory or no process to spare.
+const MAX_STARTS: u32 = 20;
 
 struct Keeper {
     handed: Handed,
@@ -83,6 +85,9 @@ impl Keeper {
                 None => self.died(),
             };
         }
+        if self.daemon.is_some_and(is_dead) {
+            return self.died();
+        }
         self.look_for_hang()?;
         Ok(None)
     }
@@ -90,7 +95,13 @@ impl Keeper {
     fn told(&mut self, message: Message) -> io::Result<Option<u8>> {
         self.heard = monotonic()?;
         match message {
-            Message::Serves(pid) => self.daemon = i32::try_from(pid).ok().map(Pid::from_raw),
+            Message::Serves(pid) => {
+                self.daemon = i32::try_from(pid).ok().map(Pid::from_raw);
+                // Asked to stop while it was being started.
+                if let (true, Some(daemon)) = (self.stops, self.daemon) {
+                    tell(daemon, Signal::SIGTERM);
+                }
+            }
             Message::Mounted(device) => self.handed.device = Some(device),
             Message::Alive => {}
             Message::Stops => self.stops = true,
@@ -131,18 +142,34 @@ impl Keeper {
         }
         say(&format!("the mount's daemon was killed ({how}); another one goes on"));
         (self.begun, self.heard, self.daemon) = (monotonic()?, monotonic()?, None);
-        self.handed.socket = daemon(&self.arguments, &self.handed)?;
-        Ok(None)
+        let mut tries = MAX_STARTS;
+        loop {
+            match daemon(&self.arguments, &self.handed) {
+                Ok(socket) => {
+                    self.handed.socket = socket;
+                    return Ok(None);
+                }
+                Err(error) if tries == 0 => return Err(error),
+                Err(error) => say(&format!("no daemon can be started yet: {error}")),
+            }
+            tries -= 1;
+            poll(&mut [], PollTimeout::from(1000u16))?;
+        }
     }
 
     /// Collects the daemon, whose end of the socket is closed; says how it ended.
     fn reap(&self) -> String {
-        // One that a keeper before this one has started is not ours to wait for.
-        match waitpid(self.daemon, None) {
-            Ok(WaitStatus::Signaled(_, signal, _)) => signal.to_string(),
-            Ok(WaitStatus::Exited(_, code)) => format!("exit code {code}"),
-            _ => "how is not known".into(),
+        // It can be waited for a moment later than its socket closes; never while one of its threads waits in the kernel, nor
+        // if a keeper before this one has started it.
+        for _ in 0..10 {
+            match waitpid(self.daemon, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Signaled(_, signal, _)) => return signal.to_string(),
+                Ok(WaitStatus::Exited(_, code)) => return format!("exit code {code}"),
+                Ok(WaitStatus::StillAlive) => _ = poll(&mut [], PollTimeout::from(5u8)),
+                _ => break,
+            }
         }
+        "how is not known".into()
     }
 
     fn look_for_hang(&mut self) -> io::Result<()> {
@@ -178,7 +205,17 @@ fn monotonic() -> io::Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into())
 }
 
-/// The keeper has no log of its own; its lines go where the daemon's go.
+/// Whether the process has ended but for threads that wait in the kernel: such a one keeps its end of the socket open, and
+/// may wait for the very daemon that is to follow.
+fn is_dead(daemon: Pid) -> bool {
+    #[expect(clippy::disallowed_methods, reason = "the kernel's account of a process")]
+    let stat = std::fs::read_to_string(format!("/proc/{daemon}/stat"));
+    // After the name in brackets, which may have brackets itself.
+    let state = stat.ok().and_then(|stat| stat.rsplit(") ").next()?.chars().next());
+    matches!(state, Some('Z' | 'X'))
+}
+
+/// The keeper has no log of its own; its lines go where the daemon's go. Nobody can be told that there is no room for them.
 fn say(line: &str) {
-    eprintln!("{NAME}: {line}");
+    let _ = writeln!(io::stderr(), "{NAME}: {line}");
 }

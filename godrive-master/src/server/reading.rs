@@ -6,6 +6,7 @@ use crate::core::leases::{Need, Turn, WaiterId};
 use godrive_proto::data::Layout;
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::lease::*;
+use godrive_proto::limits::MAX_FILE_BYTES;
 use godrive_proto::meta::*;
 use godrive_proto::time::Instant;
 use godrive_proto::{Code, Fault, Ino, SessionId};
@@ -54,7 +55,7 @@ pub async fn lookup(context: &Context, request: LookupRequest) -> Result<LookedU
     let (mut found, owner) = look_up(context, request.clone(), true).await?;
     if let (Some(view), Some(owner)) = (&mut found.entry, owner) {
         match ask(context, owner, view.attr.ino).await {
-            Some(attr) => view.attr = attr,
+            Some(attr) => ahead(&mut view.attr, &attr),
             None => return Ok(look_up(context, request, false).await?.0),
         }
     }
@@ -94,7 +95,7 @@ pub async fn get_attr(context: &Context, ino: Ino) -> Result<InodeView, Fault> {
     let (mut view, owner) = see(context, ino, true).await?;
     if let Some(owner) = owner {
         match ask(context, owner, ino).await {
-            Some(attr) => view.attr = attr,
+            Some(attr) => ahead(&mut view.attr, &attr),
             None => return Ok(see(context, ino, false).await?.0),
         }
     }
@@ -124,6 +125,14 @@ fn owner(hub: &Hub, session: SessionId, attr: &Attr) -> Option<SessionId> {
     if attr.kind == Kind::File { hub.leases.owner_besides(session, attr.ino) } else { None }
 }
 
+/// Takes over what an owner of a file may be ahead in; all else the master knows itself.
+fn ahead(attr: &mut Attr, owner: &Attr) {
+    attr.size = owner.size;
+    attr.mode = owner.mode & 0o7777;
+    (attr.uid, attr.gid) = (owner.uid, owner.gid);
+    (attr.atime, attr.mtime, attr.ctime) = (owner.atime, owner.mtime, owner.ctime);
+}
+
 /// An owner that does not answer within this is recalled instead, or found to be dead.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 
@@ -131,7 +140,7 @@ async fn ask(context: &Context, owner: SessionId, ino: Ino) -> Option<Attr> {
     let link = context.shared.with(|hub, _| hub.clients.get(&owner).cloned())?;
     let header = RequestHeader { session: owner, term: context.shared.term, ..Default::default() };
     match link.connection.call::<Ask>(header, &ino, &[], ANSWER_WITHIN).await {
-        Ok(reply) => reply.body.filter(|attr| attr.ino == ino && attr.kind == Kind::File),
+        Ok(reply) => reply.body.filter(|attr| attr.ino == ino && attr.size <= MAX_FILE_BYTES),
         Err(fault) => {
             tracing::debug!(session = %owner, %ino, "the owner was not asked: {fault}");
             None
