@@ -162,9 +162,7 @@ impl Roaming {
     }
 
     fn take(&self, Move { from, to }: Move) {
-        self.congestion.fetch_add(1, Ordering::Relaxed);
         self.rebind(self.fresh());
-        self.moves.send_modify(|moves| *moves += 1);
         let was = from.map_or_else(|| "none".to_owned(), |from| from.to_string());
         if from == Some(to) {
             tracing::info!("the network is back at {to}; connections go on");
@@ -204,11 +202,13 @@ impl Roaming {
     }
 
     fn rebind(&self, socket: Arc<dyn AsyncUdpSocket>) {
+        self.congestion.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.quinn.rebind_abstract(socket.clone()) {
             tracing::warn!(%error, "connections stay on their old socket");
             return;
         }
         *self.current.lock() = socket;
+        self.moves.send_modify(|moves| *moves += 1);
     }
 }
 
