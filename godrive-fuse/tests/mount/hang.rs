@@ -73,11 +73,15 @@ fn a_hard_mount_waits_until_its_caller_is_killed_or_it_is_unmounted_by_force() {
     cluster.configure(1, "hard = true\ndeadline_s = 1");
     let here = cluster.mount(1);
     let mut unsent = File::create(here.join("file")).unwrap();
+    // The kernel lets one program at a time make a name in a directory; whoever waits for its turn there cannot be killed.
+    for folder in ["one", "two"] {
+        fs::create_dir(here.join(folder)).unwrap();
+    }
     cluster.kill_nodes();
     let program = |name: &str| {
         Command::new("touch").arg(here.join(name)).stderr(Stdio::null()).spawn().expect("touch starts")
     };
-    let (mut killed, mut freed) = (program("one"), program("two"));
+    let (mut killed, mut freed) = (program("one/new"), program("two/new"));
     // Only now: a child that is started closes its copy of the file, and would wait for that to be flushed.
     unsent.write_all(b"it will not be sent").unwrap();
     // Well past the deadline of a mount that is not hard.
