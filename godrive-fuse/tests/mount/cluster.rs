@@ -123,6 +123,28 @@ impl Cluster {
         pids.filter(is_keeper).collect()
     }
 
+    /// SIGKILL to the daemon and its keeper, which each would start the other again, until both are gone.
+    pub fn kill_mount(&self, number: usize) {
+        let config = self.mount_folder(number).join("config.toml");
+        let ours = |pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == text(&config).as_bytes())
+        };
+        eventually("the mount's processes are gone", || {
+            let running = std::fs::read_dir("/proc").expect("the kernel's list").flatten();
+            let pids = running.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+            let left: Vec<i32> = pids.filter(ours).collect();
+            for pid in &left {
+                // It may have ended this very moment.
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(*pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+            left.is_empty()
+        });
+    }
+
     pub fn keeper(&self, number: usize) -> i32 {
         let keepers = self.keepers(number);
         assert_eq!(keepers.len(), 1, "the mount has one keeper");

@@ -355,12 +355,11 @@ fn sparse_files_and_direct_io() {
 }
 
 #[test]
-fn a_daemon_that_was_killed_is_replaced_at_the_next_mount() {
+fn a_mount_whose_processes_were_all_killed_is_replaced_at_the_next_mount() {
     let cluster = Cluster::start(1);
     let path = cluster.mount(1).join("file");
     fs::write(&path, b"kept").unwrap();
-    let pid = nix::unistd::Pid::from_raw(cluster.daemon(1));
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    cluster.kill_mount(1);
     eventually("the dead mount answers ENOTCONN", || {
         fs::metadata(&path).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
     });
@@ -408,8 +407,7 @@ fn removals_before_an_fsync_survive_the_death_of_the_daemon() {
     for number in 200..260 {
         fs::remove_file(folder.join(format!("{number:03}"))).unwrap();
     }
-    let pid = nix::unistd::Pid::from_raw(cluster.daemon(1));
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    cluster.kill_mount(1);
     eventually("the daemon is gone", || fs::metadata(&folder).is_err());
     cluster.godrive(&[
         "mount",
