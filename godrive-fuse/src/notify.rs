@@ -44,6 +44,9 @@ const GLANCE: Duration = Duration::from_millis(2);
 /// Expiring more names than this one by one costs more than expiring all at once.
 const MANY_NAMES: usize = 8192;
 
+/// Notifications about pages that one call has under way at a time.
+const MAX_UNDER_WAY: usize = 64;
+
 /// The kernel's interface from this version on can expire all names at once.
 const MINOR_WITH_EPOCHS: u32 = 44;
 
@@ -206,6 +209,10 @@ impl Invalidate for Notifications {
             }
             let mut under_way = JoinSet::new();
             for (ino, range) in pages {
+                // Each may take a thread.
+                while under_way.len() >= MAX_UNDER_WAY {
+                    under_way.join_next().await;
+                }
                 let all = all.clone();
                 under_way.spawn(async move { all.pages(ino, range).await });
             }

@@ -17,6 +17,8 @@ const KNOWN: &str = "ro, rw, close=held, close=queued, hard, soft, deadline_s=N,
     about = "Mounts a GoDrive cluster as a directory and serves it until it is unmounted",
     long_about = "Mounts a GoDrive cluster as a directory and serves it until it is unmounted.\n\n\
         It stays in the foreground, logs to standard error and tells systemd (sd_notify) when the mount is usable. \
+        It consists of two processes: a daemon that serves, and its keeper (godrive-keeper), which starts another daemon \
+        if that one is killed. SIGUSR1 to the daemon logs what it has done so far. \
         SIGTERM, SIGINT or an unmount from outside end it after everything written was flushed; \
         the exit code is 1 if something could not be.",
     after_help = "Examples:\n  \

@@ -2,12 +2,13 @@
 //!
 //! [`cluster`] puts the real master, slaves and clients on turmoil's simulated network, with virtual time, clocks that
 //! drift and disks that lose what was not synced. [`workload`] keeps the clients busy with blocks that say whose they
-//! are ([`stamp`]); [`oracle`] judges every read by the contract; [`scenarios`] says what goes wrong meanwhile. Equal
+//! are ([`stamp`]); [`oracle`] judges every read by the contract; [`scenarios`] says what goes wrong meanwhile ([`events`]). Equal
 //! seeds give equal runs, down to the last datagram ([`trace`]): a failure is one scenario and one number.
 
 pub mod clock;
 pub mod cluster;
 pub mod crypto;
+pub mod events;
 pub mod folder;
 pub mod histories;
 pub mod linear;

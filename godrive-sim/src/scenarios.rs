@@ -2,7 +2,8 @@
 
 mod linear;
 
-use crate::cluster::{Event, Node, Plan, Progress};
+use crate::cluster::{Node, Plan, Progress};
+use crate::events::Event;
 use crate::workload::Workload;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};

@@ -5,7 +5,8 @@
 //! caches, declare leases) runs in a task of its own while renewals go on; the [`Gate`] holds requests back until it
 //! is done. The lease time is not extended meanwhile, so that nothing is served from caches that ought to be gone.
 
-use super::master::{Gate, Link, Master, Session, connect, open_session};
+use super::master::{Gate, Link, Master, Session};
+use super::opening::{connect, open_session};
 use super::retry::Backoff;
 use super::stats::Stats;
 use super::upcalls::Upcalls;
@@ -292,42 +293,40 @@ impl Keeper {
     }
 
     async fn serve(self, incoming: Incoming) {
-        let term = incoming.header.term;
-        let seen = self.master.term();
-        let header = ReplyHeader::default();
-        let refused = |code, detail| (String::from("a request that is refused"), Fault::new(code, detail));
-        let (what, answered) = if term < seen && term.0 != 0 {
-            let (what, fault) =
-                refused(Code::WrongTerm, format!("the request is of term {term}, but term {seen} has begun"));
-            (what, incoming.fail(header, fault).await)
-        } else if incoming.header.code == Recall::CODE {
-            match incoming.decode::<Recall>() {
+        let (term, code, seen) = (incoming.header.term, incoming.header.code, self.master.term());
+        let answered = match code {
+            _ if term < seen && term.0 != 0 => {
+                let detail = format!("the request is of term {term}, but term {seen} has begun");
+                refuse(incoming, Fault::new(Code::WrongTerm, detail)).await
+            }
+            Recall::CODE => match incoming.decode::<Recall>() {
                 Ok(recall) => {
                     let release = self.up.clone().recall(recall).await;
-                    (format!("{recall:?}"), incoming.reply::<Recall>(header, &release, &[]).await)
+                    incoming.reply::<Recall>(ReplyHeader::default(), &release, &[]).await
                 }
-                Err(fault) => (fault.to_string(), incoming.fail(header, fault).await),
-            }
-        } else if incoming.header.code == Ask::CODE {
-            match incoming.decode::<Ask>() {
+                Err(fault) => refuse(incoming, fault).await,
+            },
+            Ask::CODE => match incoming.decode::<Ask>() {
                 Ok(ino) => {
                     let attr = self.up.attributes(ino);
-                    (format!("Ask({ino})"), incoming.reply::<Ask>(header, &attr, &[]).await)
+                    incoming.reply::<Ask>(ReplyHeader::default(), &attr, &[]).await
                 }
-                Err(fault) => (fault.to_string(), incoming.fail(header, fault).await),
+                Err(fault) => refuse(incoming, fault).await,
+            },
+            _ => {
+                let detail = format!("clients do not serve requests of code {code:#06x}");
+                refuse(incoming, Fault::new(Code::Malformed, detail)).await
             }
-        } else {
-            let (what, fault) = refused(
-                Code::Malformed,
-                format!("clients do not serve requests of code {:#06x}", incoming.header.code),
-            );
-            tracing::warn!(%fault, "refused a request of the master");
-            (what, incoming.fail(header, fault).await)
         };
         if let Err(fault) = answered {
-            tracing::warn!(%fault, what, "the answer to the master was lost; it will ask again");
+            tracing::warn!(%fault, code, "the answer to the master was lost; it will ask again");
         }
     }
+}
+
+async fn refuse(incoming: Incoming, fault: Fault) -> Result<(), Fault> {
+    tracing::warn!(%fault, "refused a request of the master");
+    incoming.fail(ReplyHeader::default(), fault).await
 }
 
 /// At least one page; only the last says so.

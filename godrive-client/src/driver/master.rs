@@ -5,6 +5,7 @@
 //! while the master recalls leases for it, so a try ends only with its answer, its connection or its deadline.
 
 use super::config::{Config, World};
+use super::opening::{Begun, Succession, begin};
 use super::retry::{Backoff, MasterFault, Patience, master_fault};
 use super::sequence::Window;
 use super::stats::Stats;
@@ -14,12 +15,10 @@ use super::upcalls::BoxFuture;
 use crate::ledger::{Inheritance, Ledger};
 use bytes::Bytes;
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
-use godrive_proto::lease::{
-    ClusterParameters, LeaseTiming, OpenSession, OpenSessionRequest, TakeOver, TakeOverRequest,
-};
-use godrive_proto::net::{Connection, Endpoint, Expect, Message, Options, Reply};
+use godrive_proto::lease::{ClusterParameters, LeaseTiming};
+use godrive_proto::net::{Connection, Endpoint, Message, Options, Reply};
 use godrive_proto::version::FEATURE_LEVEL;
-use godrive_proto::{Code, Fault, Ino, LogIndex, Operation, Role, SessionId, Term};
+use godrive_proto::{Code, Fault, LogIndex, Operation, SessionId, Term};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -27,7 +26,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::time::timeout;
 
 /// One session as the master allotted it.
 pub struct Session {
@@ -64,17 +62,6 @@ pub struct Link {
     pub gate: Gate,
     /// Counts connections: what began on an older one must not decide about this one.
     pub generation: u64,
-}
-
-/// What became of a dead daemon's session.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Succession {
-    /// There was none.
-    None,
-    /// It goes on, and keeps these unlinked inodes.
-    Taken(Vec<Ino>),
-    /// The master had revoked it, so there is a new one.
-    Lost,
 }
 
 /// Sequences are noted in blocks, so that most requests need no note.
@@ -155,11 +142,11 @@ impl Master {
                         dice: Mutex::new(dice),
                         ledger,
                     };
-                    master.note_session(id);
-                    if let (Succession::Taken(_), Some(inherited)) = (&succession, inherited) {
+                    match (&succession, inherited) {
                         // No two daemons may begin with the same sequence: the master would take the second
                         // take-over for a copy of the first.
-                        master.note_sequences(inherited.from + 2);
+                        (Succession::Taken(_), Some(inherited)) => master.note_sequences(inherited.from + 2),
+                        _ => master.note_session(id),
                     }
                     return Ok((master, succession));
                 }
@@ -415,101 +402,7 @@ impl Session {
     }
 }
 
-/// Connects to the configured master.
-pub async fn connect(endpoint: &Endpoint, config: &Config) -> Result<Connection, Fault> {
-    let expect = Expect { role: Role::Master, node: None };
-    match timeout(config.timeouts.connect, endpoint.connect(config.master, expect)).await {
-        Ok(outcome) => outcome,
-        Err(_) => {
-            Err(Fault::new(Code::Unreachable, format!("the master at {} does not answer", config.master)))
-        }
-    }
-}
-
-/// How a driver begins.
-struct Begun {
-    connection: Connection,
-    session: Arc<Session>,
-    header: ReplyHeader,
-    gate: Gate,
-    succession: Succession,
-}
-
-async fn begin(
-    endpoint: &Endpoint,
-    config: &Config,
-    timing: &Timing,
-    stats: &Stats,
-    inherited: Option<&Inheritance>,
-) -> Result<Begun, Fault> {
-    let connection = connect(endpoint, config).await?;
-    let mut succession = Succession::None;
-    if let Some(inherited) = inherited {
-        match take_over(&connection, config, timing, stats, inherited).await {
-            Ok((session, header, orphans)) => {
-                let succession = Succession::Taken(orphans);
-                return Ok(Begun { connection, session, header, gate: Gate::Unconfirmed, succession });
-            }
-            Err(fault) if fault.code == Code::SessionLost => succession = Succession::Lost,
-            Err(fault) => return Err(fault),
-        }
-    }
-    let (session, header) =
-        open_session(&connection, RequestHeader::default(), config, timing, stats, Timing::renewed).await?;
-    Ok(Begun { connection, session, header, gate: Gate::Open, succession })
-}
-
-/// Goes on with the session of a daemon that is dead.
-async fn take_over(
-    connection: &Connection,
-    config: &Config,
-    timing: &Timing,
-    stats: &Stats,
-    inherited: &Inheritance,
-) -> Result<(Arc<Session>, ReplyHeader, Vec<Ino>), Fault> {
-    // What the dead daemon said to be answered is below this, so that the master can tell a repetition.
-    let from = inherited.from + 1;
-    let header = RequestHeader {
-        feature_level: FEATURE_LEVEL,
-        session: inherited.session,
-        ..RequestHeader::default()
-    };
-    let sent = timing.now();
-    let message = Message::new::<TakeOver>(&TakeOverRequest { from })?;
-    let reply = send(stats, connection, header, &message, config.timeouts.renewal).await?;
-    let reply = reply.decode::<TakeOver>()?;
-    let taken = reply.body;
-    let session = Session::new(inherited.session, taken.timing, taken.parameters);
-    *session.window.lock() = Window::starting_at(from);
-    timing.set_wall(taken.now, sent);
-    tracing::info!(session = %session.id, master = %config.master, "session taken over");
-    Ok((Arc::new(session), reply.header, taken.orphans))
-}
-
-/// Asks for a new session. `renewed` says what its lease time means to the caller.
-pub async fn open_session(
-    connection: &Connection,
-    header: RequestHeader,
-    config: &Config,
-    timing: &Timing,
-    stats: &Stats,
-    renewed: impl FnOnce(&Timing, godrive_proto::time::Instant, Duration),
-) -> Result<(Arc<Session>, ReplyHeader), Fault> {
-    let header = RequestHeader { feature_level: FEATURE_LEVEL, ..header };
-    let request = OpenSessionRequest { label: config.label.clone() };
-    let sent = timing.now();
-    let message = Message::new::<OpenSession>(&request)?;
-    let reply = send(stats, connection, header, &message, config.timeouts.renewal).await?;
-    let reply = reply.decode::<OpenSession>()?;
-    let opened = reply.body;
-    let session = Arc::new(Session::new(opened.session, opened.timing, opened.parameters));
-    timing.set_wall(opened.now, sent);
-    renewed(timing, sent, session.holder_stops_after());
-    tracing::info!(session = %session.id, master = %config.master, "session opened");
-    Ok((session, reply.header))
-}
-
-async fn send(
+pub(super) async fn send(
     stats: &Stats,
     connection: &Connection,
     header: RequestHeader,

@@ -12,6 +12,7 @@ mod delta;
 mod health;
 mod keeper;
 mod master;
+mod opening;
 mod proof;
 mod reading;
 mod reports;
@@ -25,7 +26,7 @@ mod upcalls;
 
 pub use config::{Config, Timeouts, World};
 pub use delta::Delta;
-pub use master::Succession;
+pub use opening::Succession;
 pub use proof::Run;
 pub use stats::{Counts, Stats};
 pub use upcalls::{BoxFuture, Declared, Upcalls};

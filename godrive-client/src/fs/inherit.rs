@@ -6,7 +6,7 @@ use super::{Backend, Fs};
 use crate::core::gate::EVERYTHING;
 use crate::driver::Succession;
 use crate::error::FsError;
-use crate::ledger::{Inheritance, Trace};
+use crate::ledger::Inheritance;
 use godrive_proto::Ino;
 use godrive_proto::meta::{Kind, SetTime};
 use std::collections::BTreeSet;
@@ -58,13 +58,12 @@ impl<B: Backend> Fs<B> {
     /// To be called once the kernel can be told: it forgets pages that only the dead daemon could explain, and files
     /// whose new contents the master does not know of get a time that says so.
     pub fn follow_up(self: &Arc<Self>, left: &Inheritance) {
-        for (ino, trace) in &left.traces {
-            if *trace != Trace::default() {
-                self.invalidate_later(Invalidation::Pages(*ino, EVERYTHING));
-            }
-            if trace.uncommitted {
-                self.runtime.spawn(self.clone().touch(*ino));
-            }
+        let pages = left.traces.iter().map(|(ino, _)| Invalidation::Pages(*ino, EVERYTHING)).collect();
+        if let Some(kernel) = self.kernel.lock().clone() {
+            self.runtime.spawn(kernel.invalidate(pages));
+        }
+        for (ino, _) in left.traces.iter().filter(|(_, trace)| trace.uncommitted) {
+            self.runtime.spawn(self.clone().touch(*ino));
         }
     }
 

@@ -77,7 +77,7 @@ impl<B: Backend> Fs<B> {
     fn cached_xattrs<T>(&self, ino: Ino, answer: impl FnOnce(&All) -> Result<T>) -> Option<Result<T>> {
         let inode = self.table.find(ino)?;
         let state = inode.state.lock();
-        if !self.is_valid(&state) {
+        if !self.is_valid(&state) || state.is_being_changed() {
             return None;
         }
         match &state.xattrs {

@@ -27,6 +27,7 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
 }
 
+/// Waits for nothing; an error if there is no room or nobody.
 pub fn send(socket: &OwnedFd, message: &Message) -> io::Result<()> {
     let mut bytes = vec![match message {
         Message::Serves(_) => b'P',
@@ -44,7 +45,9 @@ pub fn send(socket: &OwnedFd, message: &Message) -> io::Result<()> {
     }
     let rights = [ControlMessage::ScmRights(&descriptors)];
     let control = if descriptors.is_empty() { &[][..] } else { &rights[..] };
-    sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(&bytes)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    // A keeper that is frozen takes nothing: its daemon must go on.
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(&bytes)], control, flags, None)?;
     Ok(())
 }
 
@@ -91,6 +94,13 @@ pub fn receive(socket: &OwnedFd) -> io::Result<Option<Message>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_keeper_that_takes_nothing_is_not_waited_for() {
+        let (daemon, _keeper) = pair().unwrap();
+        let full = (0..100_000).find_map(|_| send(&daemon, &Message::Alive).err()).unwrap();
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+    }
 
     #[test]
     fn messages_arrive_with_their_descriptor() {

@@ -94,10 +94,6 @@ impl SharedLedger {
         Ok((Self { file, slots: Mutex::new(slots) }, inherited))
     }
 
-    pub fn into_descriptor(self) -> OwnedFd {
-        self.file.into()
-    }
-
     pub fn descriptor(&self) -> io::Result<OwnedFd> {
         Ok(self.file.try_clone()?.into())
     }

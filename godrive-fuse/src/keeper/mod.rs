@@ -69,14 +69,11 @@ pub fn part() -> io::Result<Part> {
 /// Starts the daemon with these arguments and becomes its keeper. Returns only if that cannot be done.
 pub fn begin(arguments: &[OsString]) -> io::Error {
     let begun = || {
-        let ledger = SharedLedger::create()?.into_descriptor();
-        let (unused, _) = pair()?;
-        let mut handed = Handed { socket: unused, ledger, device: None };
-        handed.socket = daemon(arguments, &handed)?;
-        Ok(handed)
+        let ledger = SharedLedger::create()?.descriptor()?;
+        Ok((daemon(arguments, &ledger, None)?, ledger))
     };
     match begun() {
-        Ok(handed) => command(NAME, arguments, &handed, &handed.socket).exec(),
+        Ok((socket, ledger)) => command(NAME, arguments, &socket, &ledger, None).exec(),
         Err(error) => error,
     }
 }
@@ -86,16 +83,21 @@ pub fn keep(handed: Handed, arguments: Vec<OsString>) -> io::Result<ExitCode> {
 }
 
 /// Starts a daemon; gives the keeper's end of the socket to it.
-fn daemon(arguments: &[OsString], handed: &Handed) -> io::Result<OwnedFd> {
+fn daemon(arguments: &[OsString], ledger: &OwnedFd, device: Option<&OwnedFd>) -> io::Result<OwnedFd> {
     let (ours, its) = pair()?;
-    command(DAEMON_NAME, arguments, handed, &its).spawn()?;
+    command(DAEMON_NAME, arguments, &its, ledger, device).spawn()?;
     Ok(ours)
 }
 
-fn command(name: &str, arguments: &[OsString], handed: &Handed, socket: &OwnedFd) -> Command {
-    let device = handed.device.as_ref().map(AsRawFd::as_raw_fd);
+fn command(
+    name: &str,
+    arguments: &[OsString],
+    socket: &OwnedFd,
+    ledger: &OwnedFd,
+    device: Option<&OwnedFd>,
+) -> Command {
     let descriptors: Vec<RawFd> =
-        [Some(socket.as_raw_fd()), Some(handed.ledger.as_raw_fd()), device].into_iter().flatten().collect();
+        [Some(socket), Some(ledger), device].into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
     let words: Vec<String> = descriptors.iter().map(ToString::to_string).collect();
     let mut command = Command::new(PROGRAM);
     command.arg0(name).args(arguments).env(HANDED, words.join(","));
@@ -255,8 +257,7 @@ impl Channel {
 
     fn replace(&self) -> io::Result<()> {
         let (ours, its) = pair()?;
-        let handed = Handed { socket: its, ledger: self.ledger.descriptor()?, device: None };
-        command(NAME, &self.arguments, &handed, &handed.socket).spawn()?;
+        command(NAME, &self.arguments, &its, &self.ledger.descriptor()?, None).spawn()?;
         *self.socket.lock() = Arc::new(ours);
         self.tell(&Message::Serves(std::process::id()));
         let device = self.device.lock().as_ref().map(OwnedFd::try_clone).transpose()?;

@@ -144,7 +144,7 @@ impl Keeper {
         (self.begun, self.heard, self.daemon) = (monotonic()?, monotonic()?, None);
         let mut tries = MAX_STARTS;
         loop {
-            match daemon(&self.arguments, &self.handed) {
+            match daemon(&self.arguments, &self.handed.ledger, self.handed.device.as_ref()) {
                 Ok(socket) => {
                     self.handed.socket = socket;
                     return Ok(None);

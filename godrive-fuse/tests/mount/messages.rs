@@ -4,7 +4,7 @@ use crate::cluster::{Cluster, eventually};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Requests to the master (renewals aside) and to slaves since the mount began.
 fn requests(cluster: &Cluster) -> (u64, u64) {
@@ -46,12 +46,14 @@ fn what_is_warm_asks_nobody() {
     program(&tree, &["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "tree"]);
     // What follows the writing by itself: commits, leases that go back when they were not used for a while.
     let mut last = requests(&cluster);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         std::thread::sleep(Duration::from_secs(3));
         let now = requests(&cluster);
         if std::mem::replace(&mut last, now) == now {
             break;
         }
+        assert!(Instant::now() < deadline, "the mount never comes to rest: {last:?}");
     }
     let warm: &[&[&str]] = &[
         &["stat", "folder-3/file-7"],

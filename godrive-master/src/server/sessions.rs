@@ -32,7 +32,9 @@ pub async fn open(context: &Context, request: OpenSessionRequest) -> Result<Open
         let opened = OpenedSession { session, timing, parameters: hub.parameters()?, now: hub.wall() };
         Ok((opened, durable))
     };
-    let opened = context.step(step).await?;
+    let mut opened = context.step(step).await?;
+    // Read after the log's sync: the client takes half of the way there and back for the time that has passed since.
+    opened.now = context.shared.clock.wall();
     tracing::info!(session = %opened.session, client = %context.peer.node, label = request.label, "session opened");
     Ok(opened)
 }
@@ -68,7 +70,8 @@ pub async fn take_over(context: &Context, request: TakeOverRequest) -> Result<Ta
         let taken = TakenOver { timing, parameters: hub.parameters()?, now: hub.wall(), orphans };
         Ok((taken, durable.max(hub.must_be_durable(session))))
     };
-    let taken = context.step(step).await?;
+    let mut taken = context.step(step).await?;
+    taken.now = context.shared.clock.wall();
     tracing::info!(%session, client = %context.peer.node, orphans = taken.orphans.len(), "session taken over");
     Ok(taken)
 }

@@ -2,7 +2,8 @@
 //! lost under the faults of the scenario: see [`Care`].
 
 use super::{Scenario, about, s};
-use crate::cluster::{Event, Node, Plan, Progress};
+use crate::cluster::{Node, Plan, Progress};
+use crate::events::Event;
 use crate::sharing::{Care, Sharing};
 use crate::workload::Workload;
 use rand::Rng;

@@ -41,26 +41,36 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
 
 /// Such a path is not looked at: the mount may hang.
 fn is_ours(path: &Path) -> Result<bool> {
-    Ok(kind_at(path)?.is_some_and(|kind| kind == OURS))
+    Ok(mounted_at(path)?.is_some_and(|mounted| mounted.kind == OURS))
 }
 
 /// The kernel's name for a mount of GoDrive.
 const OURS: &str = "fuse.godrive";
 
-/// The kind of file system mounted exactly at this path.
-fn kind_at(path: &Path) -> Result<Option<String>> {
-    let table = std::fs::read("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
-    let mut lines = table.split(|byte| *byte == b'\n').filter_map(parse);
-    Ok(lines.rfind(|(mounted, _)| mounted == path).map(|(_, kind)| kind))
+/// A line of the kernel's table of mounts.
+#[derive(Debug, PartialEq, Eq)]
+struct Mounted {
+    /// `major:minor`
+    device: String,
+    path: PathBuf,
+    kind: String,
 }
 
-/// Path and kind of `36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/root rw`.
-fn parse(line: &[u8]) -> Option<(PathBuf, String)> {
+/// What is mounted exactly at this path. Asks nothing of the mount.
+fn mounted_at(path: &Path) -> Result<Option<Mounted>> {
+    let table = std::fs::read("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
+    let mut lines = table.split(|byte| *byte == b'\n').filter_map(parse);
+    Ok(lines.rfind(|mounted| mounted.path == path))
+}
+
+/// `36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/root rw`
+fn parse(line: &[u8]) -> Option<Mounted> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let path = fields.nth(4)?;
+    let device = String::from_utf8_lossy(fields.nth(2)?).into_owned();
+    let path = OsString::from_vec(unescape(fields.nth(1)?)).into();
     let mut rest = fields.skip_while(|field| *field != b"-");
     rest.next()?;
-    Some((OsString::from_vec(unescape(path)).into(), String::from_utf8_lossy(rest.next()?).into_owned()))
+    Some(Mounted { device, path, kind: String::from_utf8_lossy(rest.next()?).into_owned() })
 }
 
 /// Undoes the kernel's `\040`.
@@ -79,9 +89,9 @@ fn unescape(text: &[u8]) -> Vec<u8> {
 /// Asks the mount itself, in a thread of its own, for a mount that hangs never answers. By statfs, which always
 /// reaches the daemon: a stat may be answered from the kernel's cache after the daemon has died.
 pub async fn state(path: &Path) -> Result<State> {
-    match kind_at(path)? {
+    match mounted_at(path)? {
         None => return Ok(State::NotMounted),
-        Some(kind) if kind != OURS => return Ok(State::Foreign),
+        Some(mounted) if mounted.kind != OURS => return Ok(State::Foreign),
         Some(_) => {}
     }
     let asked = path.to_owned();
@@ -124,14 +134,12 @@ impl Connection {
     }
 }
 
-/// The connection of the mount at exactly this path; None: there is no such mount. Asks nothing of the mount.
+/// The connection of the mount at exactly this path; None: there is no such mount.
 pub fn connection(path: &Path) -> Result<Option<Connection>> {
-    let table = std::fs::read("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
-    let mut lines = table.split(|byte| *byte == b'\n');
-    let ours = lines.rfind(|line| parse(line).is_some_and(|(mounted, _)| mounted == path));
-    let Some(device) = ours.and_then(|line| line.split(|byte| *byte == b' ').nth(2)) else { return Ok(None) };
-    let minor = String::from_utf8_lossy(device).split(':').nth(1).unwrap_or_default().to_owned();
-    Ok(Some(Connection { abort: Path::new("/sys/fs/fuse/connections").join(minor).join("abort") }))
+    let minor = |mounted: Mounted| mounted.device.split(':').nth(1).map(str::to_owned);
+    let minor = mounted_at(path)?.and_then(minor);
+    Ok(minor
+        .map(|minor| Connection { abort: Path::new("/sys/fs/fuse/connections").join(minor).join("abort") }))
 }
 
 /// Unmounts; EBUSY while somebody uses the mount.
@@ -191,7 +199,9 @@ mod tests {
     #[test]
     fn a_line_of_the_table_is_understood() {
         let line = b"62 28 0:54 / /mnt/two\\040words rw,nosuid shared:1 - fuse.godrive godrive rw,user_id=0";
-        assert_eq!(parse(line), Some(("/mnt/two words".into(), "fuse.godrive".into())));
+        let mounted =
+            Mounted { device: "0:54".into(), path: "/mnt/two words".into(), kind: "fuse.godrive".into() };
+        assert_eq!(parse(line), Some(mounted));
         assert_eq!(parse(b""), None);
         assert_eq!(parse(b"62 28 0:54 / /mnt rw"), None);
         assert_eq!(unescape(b"end\\04"), b"end\\04");

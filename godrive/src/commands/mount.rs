@@ -83,7 +83,8 @@ pub async fn start_mount(home: &Home, name: NodeName) -> Result<()> {
         }
         if Instant::now() >= end {
             let words = daemon.last_words();
-            daemon.end();
+            let mount = Daemon { pid: daemon.pid(), config: home.config(name) };
+            process::kill_all(&mount, Kind::Mount.program()).await?;
             remove(&home.pid(name))?;
             bail!(
                 "mounting at {} did not work within {} s. {words}",
