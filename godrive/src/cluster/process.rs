@@ -123,8 +123,16 @@ pub fn start(home: &Home, name: NodeName) -> Result<Started> {
     unsafe {
         command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(std::io::Error::from));
     }
+    let note = |text: &str| super::create::write(&home.pid(name), text, super::create::PUBLIC);
+    // The first process of a mount becomes its keeper; the daemon itself notes its pid where there is a file for it.
+    let notes_itself = name.kind == Kind::Mount;
+    if notes_itself {
+        note("")?;
+    }
     let child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
-    super::create::write(&home.pid(name), &format!("{}\n", child.id()), super::create::PUBLIC)?;
+    if !notes_itself {
+        note(&format!("{}\n", child.id()))?;
+    }
     Ok(Started { name, child, log, log_start })
 }
 
@@ -258,6 +266,23 @@ mod tests {
         std::fs::create_dir(home.node(name)).unwrap();
         std::fs::write(home.pid(name), std::process::id().to_string()).unwrap();
         assert_eq!(running(&home, name).unwrap(), None);
+    }
+
+    #[test]
+    fn a_mount_is_known_by_the_pid_that_its_daemon_notes() {
+        let folder = tempfile::tempdir().unwrap();
+        let programs = folder.path().join("bin");
+        std::fs::create_dir(&programs).unwrap();
+        let script = programs.join("godrive-fuse");
+        super::super::create::write(&script, "#!/bin/sh\n", 0o755).unwrap();
+        // SAFETY: each test has a process of its own, and this one no other thread that reads the environment.
+        unsafe { std::env::set_var("GODRIVE_BIN_DIR", &programs) };
+        let home = Home::new(folder.path().join("home"));
+        let name = NodeName::parse("mount-1").unwrap();
+        std::fs::create_dir_all(home.node(name)).unwrap();
+        let mut started = start(&home, name).unwrap();
+        started.child.wait().unwrap();
+        assert_eq!(std::fs::read_to_string(home.pid(name)).unwrap(), "", "left for the daemon");
     }
 
     #[test]
