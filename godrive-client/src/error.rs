@@ -47,6 +47,8 @@ pub fn errno(code: Code) -> i32 {
         Code::Busy => libc::EBUSY,
         Code::NotSupported => libc::EOPNOTSUPP,
         Code::NoSpace => libc::ENOSPC,
+        Code::Deadlock => libc::EDEADLK,
+        Code::NoLocks => libc::ENOLCK,
         Code::Unavailable
         | Code::Quarantined
         | Code::SessionLost

@@ -5,6 +5,7 @@
 //! dead one alone: that is lost, and whoever has them open is told. Everything else it asks the master again.
 
 use godrive_proto::{Ino, SessionId};
+use std::collections::BTreeSet;
 
 /// Where notes go. Called under locks, so it must not wait; what it was told must be readable by another process once the
 /// call has returned, however this one ends.
@@ -29,6 +30,8 @@ pub struct Trace {
     pub uncommitted: bool,
     /// Handles that are open lost data: they answer EIO until they are closed.
     pub lost: bool,
+    /// The session has byte-range locks on it.
+    pub locked: bool,
 }
 
 /// What a dead daemon has left behind.
@@ -40,4 +43,11 @@ pub struct Inheritance {
     /// How many daemons there were before this one.
     pub life: u16,
     pub traces: Vec<(Ino, Trace)>,
+}
+
+impl Inheritance {
+    /// The inodes with locks.
+    pub fn locked(&self) -> BTreeSet<Ino> {
+        self.traces.iter().filter(|(_, trace)| trace.locked).map(|(ino, _)| *ino).collect()
+    }
 }

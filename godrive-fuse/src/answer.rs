@@ -34,6 +34,7 @@ refuse!(
     ReplyDirectoryPlus,
     ReplyEmpty,
     ReplyEntry,
+    ReplyLock,
     ReplyLseek,
     ReplyOpen,
     ReplyStatfs,
@@ -121,6 +122,18 @@ impl Answers {
                 }
             }
         });
+    }
+
+    /// Something that may take as long as the caller likes: it is not listed among the operations that somebody waits for.
+    pub fn wait<R: Refuse, A: FnOnce(R) + Send>(
+        &self,
+        reply: R,
+        work: impl Future<Output = A> + Send + 'static,
+    ) {
+        if self.stopping() {
+            return reply.refuse(Errno::ENOTCONN);
+        }
+        self.runtime.spawn(async move { work.await(reply) });
     }
 
     /// Runs a synchronous call that may spawn tasks of its own.

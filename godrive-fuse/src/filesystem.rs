@@ -1,17 +1,18 @@
 //! fuser's trait, one line per operation: what it touches, and where it is converted.
 //!
 //! The conversions themselves lie beside each other by subject: [`crate::ops_names`], [`crate::ops_attrs`],
-//! [`crate::ops_data`], [`crate::ops_dirs`]. Not implemented on purpose: `access` (the kernel checks permissions),
-//! `forget` (inode numbers are never reused and the client remembers what it wants), `getlk` and `setlk` (the kernel
-//! keeps locks local to this mount), `bmap`, `ioctl`, `poll`.
+//! [`crate::ops_data`], [`crate::ops_dirs`], [`crate::ops_locks`]. Not implemented on purpose: `access` (the kernel checks permissions),
+//! `forget` (inode numbers are never reused and the client remembers what it wants), `bmap`, `ioctl`, `poll`.
 
 use crate::answer::Answers;
 use crate::convert::{self, BLOCK_BYTES};
 use crate::operations::Operations;
+use crate::ops_locks::Asked;
 use fuser::{
     CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 use godrive_client::Fs;
 use godrive_client::fs::Handle;
@@ -25,18 +26,22 @@ use std::time::SystemTime;
 const MAX_BACKGROUND: u16 = 128;
 
 /// What the kernel is asked for. Its write-back cache stays off, because it would own size and mtime of files that
-/// other mounts change; ACLs stay off, because nobody would enforce them on other machines.
-const WANTED: [InitFlags; 10] = [
+/// other mounts change.
+const WANTED: [InitFlags; 14] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_AUTO_INVAL_DATA,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+    InitFlags::FUSE_DONT_MASK,
     InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_FLOCK_LOCKS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_POSIX_LOCKS,
 ];
 
 /// One mount, as fuser sees it.
@@ -107,15 +112,16 @@ impl Filesystem for Mount {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.answers.inline("mknod", req, parent, || self.op_mknod(req, parent, name, mode, rdev, reply));
+        self.answers
+            .inline("mknod", req, parent, || self.op_mknod(req, parent, name, (mode, umask), rdev, reply));
     }
 
-    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        self.answers.inline("mkdir", req, parent, || self.op_mkdir(req, parent, name, mode, reply));
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.answers.inline("mkdir", req, parent, || self.op_mkdir(req, parent, name, (mode, umask), reply));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -201,7 +207,7 @@ impl Filesystem for Mount {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.answers.inline("setxattr", req, ino, || self.op_setxattr(ino, name, value, flags, reply));
+        self.answers.inline("setxattr", req, ino, || self.op_setxattr(req, ino, name, value, flags, reply));
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -214,11 +220,12 @@ impl Filesystem for Mount {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
-        self.answers.inline("create", req, parent, || self.op_create(req, parent, name, mode, flags, reply));
+        self.answers
+            .inline("create", req, parent, || self.op_create(req, parent, name, (mode, umask), flags, reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -254,8 +261,41 @@ impl Filesystem for Mount {
         self.answers.inline("write", req, ino, || self.op_write(ino, fh, offset, data, write_flags, reply));
     }
 
-    fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        self.answers.inline("flush", req, ino, || self.op_flush(ino, fh, reply));
+    fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
+        self.answers.inline("flush", req, ino, || self.op_flush(ino, fh, lock_owner, reply));
+    }
+
+    fn getlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let asked = Asked { fh, owner, start, end, kind, pid };
+        self.answers.inline("getlk", req, ino, || self.op_getlk(ino, asked, reply));
+    }
+
+    fn setlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        waits: bool,
+        reply: ReplyEmpty,
+    ) {
+        let asked = Asked { fh, owner, start, end, kind, pid };
+        self.answers.inline("setlk", req, ino, || self.op_setlk(req, ino, asked, waits, reply));
     }
 
     fn release(
@@ -286,7 +326,7 @@ impl Filesystem for Mount {
         reply: ReplyEmpty,
     ) {
         self.answers
-            .inline("fallocate", req, ino, || self.op_fallocate(ino, fh, offset, length, mode, reply));
+            .inline("fallocate", req, ino, || self.op_fallocate(req, (ino, fh), offset, length, mode, reply));
     }
 
     fn lseek(

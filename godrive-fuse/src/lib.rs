@@ -17,6 +17,7 @@ pub mod operations;
 mod ops_attrs;
 mod ops_data;
 mod ops_dirs;
+mod ops_locks;
 mod ops_names;
 pub mod options;
 pub mod session;

@@ -17,6 +17,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 const STATFS_BLOCK_BYTES: u32 = 4096;
 /// Inode numbers do not run out; programs want to see a number.
 const FREE_INODES: u64 = 1 << 40;
@@ -139,6 +141,7 @@ impl Mount {
 
     pub(crate) fn op_setxattr(
         &self,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -151,10 +154,17 @@ impl Mount {
             Err(errno) => return reply.error(Errno::from_i32(errno)),
         };
         let (fs, ino, name, value) = (self.fs.clone(), convert::ino(ino), name.to_vec(), value.to_vec());
+        let who = (req.uid(), req.gid(), req.pid());
         self.answers.spawn(
             What::new("setxattr", ino),
             reply,
-            async move { fs.setxattr(ino, &name, &value, mode).await },
+            async move {
+                fs.setxattr(ino, &name, &value, mode).await?;
+                if name == ACCESS_ACL {
+                    clear_set_gid_of_strangers(&fs, ino, who).await?;
+                }
+                Ok(())
+            },
             done,
         );
     }
@@ -185,10 +195,35 @@ fn answer_attr(reply: ReplyAttr, attr: Served<AttrReply>) {
     reply.attr(&ttl, &convert::attr(&attr));
 }
 
-/// `system.` attributes are ACLs, which nobody would enforce: refused instead of kept without effect.
+/// Of the `system.` attributes only the ACLs mean something here.
 fn stored(name: &OsStr) -> Option<&[u8]> {
     let name = name.as_bytes();
-    (!name.starts_with(b"system.")).then_some(name)
+    (!name.starts_with(b"system.") || [ACCESS_ACL, DEFAULT_ACL].contains(&name)).then_some(name)
+}
+
+/// As a chmod by somebody who is not of the file's group, a change of its ACL takes the set-gid bit. The kernel says so in a flag
+/// that fuser does not pass on.
+async fn clear_set_gid_of_strangers(
+    fs: &Arc<Fs>,
+    ino: Ino,
+    (uid, gid, pid): (u32, u32, u32),
+) -> Result<(), FsError> {
+    let attr = fs.getattr(ino).await?.attr.clone();
+    let set_gid = libc_mode(libc::S_ISGID);
+    let member = uid == 0 || gid == attr.gid || groups(pid).contains(&attr.gid);
+    if attr.mode & set_gid != 0 && !member {
+        let mode = Some(attr.mode & !set_gid);
+        fs.setattr(ino, None, SetAttr { mode, ..SetAttr::default() }).await?;
+    }
+    Ok(())
+}
+
+/// The supplementary groups of a thread.
+fn groups(pid: u32) -> Vec<u32> {
+    #[expect(clippy::disallowed_methods, reason = "the kernel's account of a process")]
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+    line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
 
 /// Size 0 asks how much there is; too small a buffer is an error.
@@ -248,10 +283,11 @@ mod tests {
     }
 
     #[test]
-    fn lists_end_each_name_with_nul_and_acls_are_not_stored() {
+    fn lists_end_each_name_with_nul_and_of_system_attributes_only_acls_are_stored() {
         assert_eq!(joined(&[b"user.a".to_vec(), b"user.b".to_vec()]), b"user.a\0user.b\0");
         assert_eq!(joined(&[]), b"");
-        assert_eq!(stored(OsStr::new("system.posix_acl_access")), None);
+        assert_eq!(stored(OsStr::new("system.nfs4_acl")), None);
+        assert_eq!(stored(OsStr::new("system.posix_acl_access")), Some(ACCESS_ACL));
         assert_eq!(stored(OsStr::new("user.a")), Some(&b"user.a"[..]));
     }
 }

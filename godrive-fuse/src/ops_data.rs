@@ -8,18 +8,22 @@ use crate::ops_attrs::without_privileges;
 use crate::ops_names::{GENERATION, caller, common_ttl, done};
 use bytes::Bytes;
 use fuser::{
-    Errno, FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyData, ReplyEmpty, ReplyLseek,
-    ReplyOpen, ReplyWrite, Request, WriteFlags,
+    Errno, FileHandle, FopenFlags, INodeNo, LockOwner, OpenFlags, ReplyCreate, ReplyData, ReplyEmpty,
+    ReplyLseek, ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
 use godrive_client::FsError;
 use godrive_client::fs::{Created, Fs, Opened, Pieces, Served, SetAttr, Whence};
 use godrive_proto::Ino;
+use godrive_proto::lease::ByteRange;
+use godrive_proto::locks::LOCKS_END;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 /// One copy_file_range copies at most this much, so that none takes long; callers go on where it ended.
 const MAX_COPY_BYTES: u64 = 64 << 20;
+/// All that can be locked.
+const ALL_BYTES: ByteRange = ByteRange { start: 0, end: LOCKS_END };
 
 type Place = (INodeNo, FileHandle, u64);
 
@@ -29,12 +33,12 @@ impl Mount {
         req: &Request,
         parent: INodeNo,
         name: &OsStr,
-        mode: u32,
+        (mode, umask): (u32, u32),
         flags: i32,
         reply: ReplyCreate,
     ) {
         let (fs, name, parent, caller) =
-            (self.fs.clone(), name.as_bytes().to_vec(), convert::ino(parent), caller(req));
+            (self.fs.clone(), name.as_bytes().to_vec(), convert::ino(parent), caller(req, umask));
         let mode = convert::permissions(mode);
         let unwanted = self.fs.clone();
         self.answers.spawn_or_undo(
@@ -135,14 +139,27 @@ impl Mount {
         self.answers.spawn(what, reply, work, answer_write);
     }
 
-    pub(crate) fn op_flush(&self, ino: INodeNo, fh: FileHandle, reply: ReplyEmpty) {
-        let handle = self.handle(ino, fh);
+    /// One descriptor of the handle is closed, and with it its process gives up its locks on the file.
+    pub(crate) fn op_flush(&self, ino: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+        let (handle, owner) = (self.handle(ino, fh), godrive_proto::locks::LockOwner(owner.0));
         let what = What::new("flush", convert::ino(ino));
-        if let Some(known) = self.fs.try_flush(handle) {
-            return finish(what, reply, known, done);
+        let locks = self.fs.has_locks(what.ino, owner);
+        let known = self.fs.try_flush(handle);
+        if let (false, Some(known)) = (locks, known.as_ref()) {
+            return finish(what, reply, known.clone(), done);
         }
         let fs = self.fs.clone();
-        self.answers.spawn(what, reply, async move { fs.flush(handle).await }, done);
+        let work = async move {
+            let flushed = match known {
+                Some(known) => known,
+                None => fs.flush(handle).await,
+            };
+            if locks {
+                fs.unlock(what.ino, owner, ALL_BYTES).await?;
+            }
+            flushed
+        };
+        self.answers.spawn(what, reply, work, done);
     }
 
     pub(crate) fn op_release(&self, ino: INodeNo, fh: FileHandle, reply: ReplyEmpty) {
@@ -160,19 +177,21 @@ impl Mount {
 
     pub(crate) fn op_fallocate(
         &self,
-        ino: INodeNo,
-        fh: FileHandle,
+        req: &Request,
+        (ino, fh): (INodeNo, FileHandle),
         offset: u64,
         length: u64,
         mode: i32,
         reply: ReplyEmpty,
     ) {
         let (fs, handle) = (self.fs.clone(), self.handle(ino, fh));
+        // The kernel leaves it to us, and does not say so.
+        let kill_privileges = req.uid() != 0;
         let what = What::new("fallocate", convert::ino(ino));
         self.answers.spawn(
             what,
             reply,
-            async move { fs.fallocate(handle, mode, offset, length).await },
+            async move { fs.fallocate(handle, mode, offset, length, kill_privileges).await },
             done,
         );
     }

@@ -31,12 +31,12 @@ impl Mount {
         req: &Request,
         parent: INodeNo,
         name: &OsStr,
-        mode: u32,
+        (mode, umask): (u32, u32),
         rdev: u32,
         reply: ReplyEntry,
     ) {
         match convert::new_node(mode, rdev) {
-            Ok(node) => self.make("mknod", req, parent, name, node, mode, reply),
+            Ok(node) => self.make("mknod", req, parent, name, node, (mode, umask), reply),
             Err(errno) => reply.error(Errno::from_i32(errno)),
         }
     }
@@ -46,7 +46,7 @@ impl Mount {
         req: &Request,
         parent: INodeNo,
         name: &OsStr,
-        mode: u32,
+        mode: (u32, u32),
         reply: ReplyEntry,
     ) {
         self.make("mkdir", req, parent, name, NewNode::Directory, mode, reply);
@@ -61,7 +61,7 @@ impl Mount {
         reply: ReplyEntry,
     ) {
         let node = NewNode::Symlink(target.as_os_str().as_bytes().to_vec());
-        self.make("symlink", req, parent, name, node, 0o777, reply);
+        self.make("symlink", req, parent, name, node, (0o777, 0), reply);
     }
 
     #[expect(clippy::too_many_arguments, reason = "the kernel's own list")]
@@ -72,11 +72,11 @@ impl Mount {
         parent: INodeNo,
         name: &OsStr,
         node: NewNode,
-        mode: u32,
+        (mode, umask): (u32, u32),
         reply: ReplyEntry,
     ) {
         let (fs, name, parent, caller) =
-            (self.fs.clone(), name.as_bytes().to_vec(), convert::ino(parent), caller(req));
+            (self.fs.clone(), name.as_bytes().to_vec(), convert::ino(parent), caller(req, umask));
         let mode = convert::permissions(mode);
         self.answers.spawn(
             What::new(operation, parent),
@@ -145,8 +145,8 @@ impl Mount {
     }
 }
 
-pub(crate) fn caller(req: &Request) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid() }
+pub(crate) fn caller(req: &Request, umask: u32) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid(), umask: convert::permissions(umask) }
 }
 
 pub(crate) fn done(reply: ReplyEmpty, (): ()) {

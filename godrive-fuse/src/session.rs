@@ -257,6 +257,7 @@ fn client_config(config: &Config, path: &Path) -> godrive_client::Config {
         Close::Held => CloseMode::Held,
         Close::Queued => CloseMode::Queued,
     };
+    client.access_times = !config.read_only && !config.mount_options.iter().any(|option| option == "noatime");
     client
 }
 

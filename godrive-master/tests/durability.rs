@@ -58,7 +58,7 @@ async fn a_change_shows_what_others_changed_before_it_only_when_that_is_durable(
         parent: ROOT,
         name: name("d"),
         node: NewNode::Directory,
-        mode: 0o755,
+        mode: 0o755.into(),
         uid: 0,
         gid: 0,
     };

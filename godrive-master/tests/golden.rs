@@ -32,7 +32,7 @@ fn cluster() -> (ClusterId, ClusterParameters) {
 }
 
 fn mutations() -> Vec<(&'static str, Mutation)> {
-    let (parent, mode, uid, gid) = (Ino(1), 0o644, 1000, 100);
+    let (parent, mode, uid, gid) = (Ino(1), NewMode::from(0o644), 1000, 100);
     let (exclusive, for_writing, directory) = (true, true, false);
     let create = CreateRequest { parent, name: name("a"), mode, uid, gid, exclusive, for_writing };
     let node = |node| MakeNodeRequest { parent, name: name("n"), node, mode, uid, gid };

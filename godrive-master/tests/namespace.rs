@@ -176,7 +176,7 @@ async fn a_restart_keeps_the_state_and_waits_for_those_who_may_hold_leases() {
         parent: ROOT,
         name: name("d"),
         node: NewNode::Directory,
-        mode: 0o755,
+        mode: 0o755.into(),
         uid: 0,
         gid: 0,
     };

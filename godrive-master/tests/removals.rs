@@ -62,7 +62,7 @@ async fn of_the_other_inodes_only_those_are_owned_that_nobody_holds() {
     let d = directory(&one).await;
     let free = file(&one, d, "free").await;
     let node = NewNode::Directory;
-    let request = MakeNodeRequest { parent: d, name: name("sub"), node, mode: 0o755, uid: 0, gid: 0 };
+    let request = MakeNodeRequest { parent: d, name: name("sub"), node, mode: 0o755.into(), uid: 0, gid: 0 };
     let sub = one.mutate::<MakeNode>(&request).await.unwrap().entry.attr.ino;
     let (owned, shared) = (file(&one, d, "owned").await, file(&one, d, "shared").await);
     two.acquire(owned, Mode::Exclusive).await.unwrap();

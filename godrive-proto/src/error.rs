@@ -63,6 +63,10 @@ pub enum Code {
     Unreachable,
     /// A defect at the peer; it logged the details.
     Internal,
+    /// Waiting for this lock would never end: its holder waits for one of the requester's.
+    Deadlock,
+    /// There are too many locks.
+    NoLocks,
 }
 
 /// A refusal or failure, as it travels in a reply.

@@ -11,6 +11,7 @@ pub mod frame;
 pub mod ids;
 pub mod lease;
 pub mod limits;
+pub mod locks;
 pub mod meta;
 pub mod net;
 pub mod operation;

@@ -37,7 +37,17 @@ pub const MAX_MEMBERS: usize = 16;
 pub const MAX_SLAVES_TOLD: usize = 64;
 /// Inodes in one answer to [`crate::lease::TakeOver`].
 pub const MAX_ORPHANS_TOLD: usize = 16_384;
+/// Byte-range locks of one owner on one inode, and of one session in all.
+pub const MAX_OWNER_LOCKS: usize = 1024;
+pub const MAX_SESSION_LOCKS: usize = 65_536;
+/// Requests of one session that wait for a lock at the master.
+pub const MAX_LOCK_WAITS: usize = 256;
+/// Locks in one answer to [`crate::locks::OwnLocks`], and in one [`crate::locks::DeclareLocks`]: a page has room for one
+/// owner's, and for as many again.
+pub const MAX_LOCKS_TOLD: usize = 4096;
 /// Steps in one [`crate::meta::BatchRequest`].
 pub const MAX_STEPS: usize = 256;
+/// Inodes in one [`crate::meta::Accessed`].
+pub const MAX_ACCESSES: usize = 256;
 /// Mutations a session may have unanswered at one time; their results are kept for retries.
 pub const MAX_OUTSTANDING: u64 = 1024;

@@ -138,12 +138,41 @@ pub struct DirectoryPage {
     pub end: bool,
 }
 
+/// The mode of something new: what its maker asked for, and the umask that takes bits from it unless the directory has a default
+/// ACL, which then does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NewMode(u32);
+
+impl NewMode {
+    pub fn new(mode: u16, umask: u16) -> Self {
+        Self(u32::from(mode & 0o7777) | u32::from(umask & 0o777) << 16)
+    }
+
+    /// Permission, set-id and sticky bits as asked for.
+    pub fn mode(self) -> u16 {
+        self.0 as u16 & 0o7777
+    }
+
+    /// The same under the umask.
+    pub fn masked(self) -> u16 {
+        self.mode() & !((self.0 >> 16) as u16 & 0o777)
+    }
+}
+
+impl From<u16> for NewMode {
+    /// Without a umask.
+    fn from(mode: u16) -> Self {
+        Self::new(mode, 0)
+    }
+}
+
 /// Creates a regular file, or finds the existing one unless `exclusive`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateRequest {
     pub parent: Ino,
     pub name: Name,
-    pub mode: u16,
+    pub mode: NewMode,
     pub uid: u32,
     pub gid: u32,
     /// O_EXCL: an existing name is an error.
@@ -181,7 +210,7 @@ pub struct MakeNodeRequest {
     pub parent: Ino,
     pub name: Name,
     pub node: NewNode,
-    pub mode: u16,
+    pub mode: NewMode,
     pub uid: u32,
     pub gid: u32,
 }
@@ -399,4 +428,7 @@ operations! {
     /// Everything of this session that was answered is on stable storage when this returns (fsync of a directory).
     0x021a Barrier(()) -> () [Client];
     0x021b Batch(BatchRequest) -> Batched [Client];
+    /// When these inodes were read last, at most [`limits::MAX_ACCESSES`]. Needs no lease and takes none back; a time that is not behind
+    /// the inode's last change says nothing.
+    0x021c Accessed(Vec<(Ino, Timestamp)>) -> () [Client];
 }

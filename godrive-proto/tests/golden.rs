@@ -6,7 +6,7 @@
 
 mod samples;
 
-use godrive_proto::{admin, cluster, data, lease, meta, version};
+use godrive_proto::{admin, cluster, data, lease, locks, meta, version};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -68,5 +68,5 @@ fn the_handshake_names_the_protocol_version() {
 }
 
 fn operations() -> impl Iterator<Item = (u16, &'static str)> {
-    [meta::NAMES, lease::NAMES, data::NAMES, cluster::NAMES, admin::NAMES].concat().into_iter()
+    [meta::NAMES, lease::NAMES, locks::NAMES, data::NAMES, cluster::NAMES, admin::NAMES].concat().into_iter()
 }

@@ -9,9 +9,12 @@ use super::master::{Gate, Link, Master, Session};
 use super::opening::{connect, open_session};
 use super::retry::Backoff;
 use super::stats::Stats;
-use super::upcalls::Upcalls;
+use super::upcalls::{Declared, Upcalls};
 use godrive_proto::frame::ReplyHeader;
 use godrive_proto::lease::{Ask, Ended, Recall, Renew, Resume, ResumeRequest};
+use godrive_proto::limits::MAX_LOCKS_TOLD;
+use godrive_proto::locks::{DeclareLocks, OwnerLocks};
+use godrive_proto::meta::Accessed;
 use godrive_proto::net::{Connection, Incoming};
 use godrive_proto::{Code, Fault, Ino, LeaseId, Operation};
 use std::sync::Arc;
@@ -132,8 +135,27 @@ impl Keeper {
             self.begin_resume(link);
         } else {
             self.confirm(link, sent);
+            tokio::spawn(self.clone().tell_accesses(link.clone()));
         }
         Ok(())
+    }
+
+    /// They go with the renewals, and count as such.
+    async fn tell_accesses(self, link: Link) {
+        loop {
+            let times = self.up.accesses();
+            if times.is_empty() {
+                return;
+            }
+            let header = self.master.header(&link.session, 0);
+            let timeout = self.master.config.timeouts.renewal;
+            Stats::add(&self.master.stats.renewals, 1);
+            if let Err(fault) = self.master.send::<Accessed>(&link.connection, header, &times, timeout).await
+            {
+                tracing::debug!(%fault, inodes = times.len(), "access times are not told yet");
+                return self.up.accesses_not_told(times);
+            }
+        }
     }
 
     /// An answered renewal extends the lease time and lets requests pass, unless something else must be done first.
@@ -172,8 +194,8 @@ impl Keeper {
         }
         let outcome = match self.tell_end(&begun).await {
             Ok(()) => {
-                let (exclusive, open) = self.up.clone().resume().await;
-                self.declare(&begun, exclusive, open).await
+                let declared = self.up.clone().resume().await;
+                self.declare(&begun, declared).await
             }
             Err(fault) => Err(fault),
         };
@@ -217,12 +239,9 @@ impl Keeper {
     }
 
     /// Sends the pages, and tells the file system what was lost. Returns when the last page was sent.
-    async fn declare(
-        &self,
-        begun: &Link,
-        exclusive: Vec<(Ino, LeaseId)>,
-        open: Vec<Ino>,
-    ) -> Result<godrive_proto::time::Instant, Fault> {
+    async fn declare(&self, begun: &Link, declared: Declared) -> Result<godrive_proto::time::Instant, Fault> {
+        let Declared { exclusive, open, locks } = declared;
+        self.declare_locks(begun, locks).await?;
         let mut lost = Vec::new();
         let pages = resume_pages(exclusive, open);
         let mut sent = self.master.timing.now();
@@ -241,6 +260,25 @@ impl Keeper {
         }
         self.master.resumed_term.fetch_max(term.0, Ordering::SeqCst);
         Ok(sent)
+    }
+
+    /// Before the session resumes: until then nobody gets new ones.
+    async fn declare_locks(&self, begun: &Link, locks: Vec<OwnerLocks>) -> Result<(), Fault> {
+        let mut lost = Vec::new();
+        let mut left = locks.as_slice();
+        while !left.is_empty() {
+            let page = locks_page(left);
+            left = &left[page.len()..];
+            let header = self.master.header(&begun.session, 0);
+            let timeout = self.master.config.timeouts.renewal;
+            let reply = self.master.send::<DeclareLocks>(&begun.connection, header, &page, timeout).await?;
+            lost.extend(reply.body);
+        }
+        if !lost.is_empty() {
+            tracing::warn!(count = lost.len(), "locks were lost in the master's restart");
+            self.up.clone().lost_locks(lost).await;
+        }
+        Ok(())
     }
 
     async fn reopen(&self, lost: &Link) -> Result<(), Fault> {
@@ -327,6 +365,17 @@ impl Keeper {
 async fn refuse(incoming: Incoming, fault: Fault) -> Result<(), Fault> {
     tracing::warn!(%fault, "refused a request of the master");
     incoming.fail(ReplyHeader::default(), fault).await
+}
+
+/// As many owners as one request may have, and at least one.
+pub fn locks_page(owners: &[OwnerLocks]) -> Vec<OwnerLocks> {
+    let mut locks = 0;
+    let fits = |owner: &&OwnerLocks| {
+        locks += owner.locks.len().max(1);
+        locks <= MAX_LOCKS_TOLD
+    };
+    let page = owners.iter().take_while(fits).count().max(1).min(owners.len());
+    owners[..page].to_vec()
 }
 
 /// At least one page; only the last says so.

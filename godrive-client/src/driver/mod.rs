@@ -26,6 +26,7 @@ mod upcalls;
 
 pub use config::{Config, Timeouts, World};
 pub use delta::Delta;
+pub use keeper::locks_page;
 pub use opening::Succession;
 pub use proof::Run;
 pub use stats::{Counts, Stats};

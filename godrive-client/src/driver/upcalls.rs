@@ -1,15 +1,23 @@
 //! What the driver asks of the file system above it.
 
 use godrive_proto::lease::{RecallRequest, Release, RenewRequest};
+use godrive_proto::locks::{LockOwner, OwnerLocks};
 use godrive_proto::meta::Attr;
+use godrive_proto::time::Timestamp;
 use godrive_proto::{Ino, LeaseId, LogIndex};
 use std::pin::Pin;
 use std::sync::Arc;
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// The exclusive leases a mount holds, and the inodes it has open.
-pub type Declared = (Vec<(Ino, LeaseId)>, Vec<Ino>);
+/// What a mount holds, to be said to a master that has restarted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Declared {
+    pub exclusive: Vec<(Ino, LeaseId)>,
+    /// Inodes with open handles.
+    pub open: Vec<Ino>,
+    pub locks: Vec<OwnerLocks>,
+}
 
 /// Implemented by the file system.
 ///
@@ -34,8 +42,17 @@ pub trait Upcalls: Send + Sync + 'static {
     /// The exclusive leases that a resume could not take up again.
     fn lost_leases(self: Arc<Self>, inodes: Vec<Ino>) -> BoxFuture<'static, ()>;
 
+    /// The owners whose locks could not be taken up again.
+    fn lost_locks(self: Arc<Self>, owners: Vec<(Ino, LockOwner)>) -> BoxFuture<'static, ()>;
+
     /// The session is gone and a new one was opened: drop all caches, poison dirty handles.
     fn session_lost(self: Arc<Self>) -> BoxFuture<'static, ()>;
+
+    /// What was read since this was asked last, to be told to the master.
+    fn accesses(&self) -> Vec<(Ino, Timestamp)>;
+
+    /// They are to be told another time.
+    fn accesses_not_told(&self, times: Vec<(Ino, Timestamp)>);
 
     /// What the next renewal reports.
     fn renewal(&self) -> RenewRequest;

@@ -26,7 +26,11 @@ const SPACE_KNOWN_FOR: Duration = Duration::from_secs(2);
 
 impl<B: Backend> Fs<B> {
     pub fn try_getattr(&self, ino: Ino) -> Option<Result<Served<AttrReply>>> {
-        let (attr, ttl, pass) = self.cached_attr(&self.table.find(ino)?)?;
+        let inode = self.table.find(ino)?;
+        if inode.state.lock().may_have_been_read() {
+            return None;
+        }
+        let (attr, ttl, pass) = self.cached_attr(&inode)?;
         self.stats.meta_hits.add(1);
         Some(Ok(Served { value: AttrReply { attr, ttl }, pass }))
     }
@@ -76,6 +80,9 @@ impl<B: Backend> Fs<B> {
             self.truncate(&inode, size, set.kill_privileges).await?;
         }
         let attr = self.fresh_view(&inode).await?;
+        if set.atime.is_some() {
+            self.forget_access(&inode);
+        }
         let changes = changes(&set, &attr);
         if changes != AttrChanges::default() && !self.set_locally(&inode, &changes) {
             // What was changed here before is committed first: a commit that came later would undo this change.
@@ -87,6 +94,7 @@ impl<B: Backend> Fs<B> {
             let view = self.mutate::<SetAttrOperation>(&request, || self.distrust(&inode)).await?;
             self.not_durable_yet(&view);
             self.take_view(&view);
+            inode.state.lock().xattrs = None;
         }
         self.attr_reply(&inode).await
     }
@@ -96,7 +104,9 @@ impl<B: Backend> Fs<B> {
         let wall = self.backend.wall();
         self.change(inode, |state| {
             let owned = state.is_exclusive() && state.kind() == Some(Kind::File) && self.is_valid(state);
-            if !owned || state.gate.is_closed() || state.removed {
+            // There may be an ACL, which the master makes follow the mode.
+            let listed = state.attr.as_ref().is_some_and(|attr| attr.xattrs) && changes.mode.is_some();
+            if !owned || state.gate.is_closed() || state.removed || listed {
                 return false;
             }
             apply(state, changes, wall)

@@ -243,6 +243,7 @@ impl<B: Backend> Fs<B> {
         }
         self.stopped.store(true, Ordering::Relaxed);
         self.wake.notify_one();
+        self.tell_accesses().await;
         self.backend.stop().await;
         if unflushed.is_empty() { Ok(()) } else { Err(Unflushed(unflushed)) }
     }

@@ -32,6 +32,8 @@ pub struct Config {
     /// After so many removals in a row, those that follow in a directory are made under its exclusive lease and the
     /// master is told behind them; `u32::MAX`: never.
     pub removals_in_a_row: u32,
+    /// Reads set the access time, as `relatime` does.
+    pub access_times: bool,
 }
 
 impl Config {
@@ -46,6 +48,7 @@ impl Config {
             max_inodes: 1 << 18,
             max_names: 1 << 19,
             removals_in_a_row: 4,
+            access_times: true,
         }
     }
 }

@@ -33,6 +33,7 @@ impl<B: Backend> Fs<B> {
                 // The master may have been told, with a lease that was returned.
                 state.told_open = trace.open > 0;
                 state.noted = *trace;
+                state.locked = trace.locked;
                 (state.owes_error, state.owes_time) = (trace.unsent, trace.uncommitted);
                 state.lost_open = trace.open > 0 && (trace.unsent || trace.lost);
                 state.poison += u64::from(trace.unsent || trace.lost);

@@ -18,15 +18,20 @@ use godrive_proto::data::{ChunkState, Layout};
 use godrive_proto::lease::Mode;
 use godrive_proto::limits::MAX_FILE_BYTES;
 use godrive_proto::meta::{Attr, InodeView, Kind};
+use godrive_proto::time::Timestamp;
 use godrive_proto::{Ino, LeaseId, LogIndex};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Mutex as OrderMutex, Notify, RwLock};
 use tokio::time::Instant;
 
 /// Layouts are asked for in windows of so many chunks.
 pub const WINDOW_CHUNKS: u32 = 256;
+
+/// Attributes that were known for longer are asked for again, for the sake of their access time.
+const ACCESS_TIME_KNOWN_FOR: Duration = Duration::from_secs(3600);
 
 pub struct Inode {
     pub ino: Ino,
@@ -106,6 +111,12 @@ pub struct State {
     pub poison: u64,
     /// Chunks that were open when their dirty data was lost: a delta may still be under way.
     pub doubtful: Vec<Layout>,
+    /// When the master last said what its attributes are.
+    pub seen_at: Option<Instant>,
+    /// It was read here, and what the master says of its access time may be older.
+    pub accessed: Option<Timestamp>,
+    /// There are byte-range locks of this mount on it.
+    pub locked: bool,
     /// What failed behind the callers' backs; the next fsync or close reports it.
     pub error: Option<FsError>,
     /// A chunk that was held and not stable when its replicas lost power, and came back older: the next fsync or close
@@ -212,7 +223,20 @@ impl State {
         }
         let local = self.local();
         attrs::merge(&mut self.attr, local, self.unfollowed > 0, view.attr.clone());
+        self.seen_at = Some(Instant::now());
+        if let (Some(at), Some(attr)) = (self.accessed, &mut self.attr) {
+            // As the master does: what was changed since is not undone.
+            attr.atime = if at >= attr.ctime { attr.atime.max(at) } else { attr.atime };
+        }
         self.used = true;
+    }
+
+    /// Other mounts may have read it since: their reads take no lease back.
+    pub fn may_have_been_read(&self) -> bool {
+        let known_for = self.seen_at.map(|at| at.elapsed());
+        self.open == 0
+            && !self.is_exclusive()
+            && known_for.is_some_and(|known_for| known_for > ACCESS_TIME_KNOWN_FOR)
     }
 
     /// Bytes or attributes that the master or the slaves do not have yet.
@@ -242,6 +266,7 @@ impl State {
             unsent: !self.buffer.is_empty() || attributes || self.trimming || untold || removals,
             uncommitted: self.has_commit() || self.owes_time,
             lost: self.lost_open && self.open > 0,
+            locked: self.locked,
         }
     }
 
@@ -277,6 +302,7 @@ impl State {
         self.close_chunks();
         self.target = None;
         self.xattrs = None;
+        self.accessed = None;
         self.names_given = false;
         self.unknown_names = 0;
         self.directory.clear()

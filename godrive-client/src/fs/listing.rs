@@ -38,6 +38,10 @@ impl<B: Backend> Fs<B> {
         if !valid {
             self.cover_open(&inode);
         }
+        if keep_cache {
+            // The kernel may have the listing, and then nobody hears that it is read.
+            self.accessed(&inode);
+        }
         let ahead = Mutex::default();
         let file = OpenFile {
             inode,
@@ -46,6 +50,7 @@ impl<B: Backend> Fs<B> {
             append: false,
             sync: false,
             direct: false,
+            no_access_time: false,
             poison,
             ahead,
         };
@@ -87,7 +92,10 @@ impl<B: Backend> Fs<B> {
         if plus {
             let mut missing = 0;
             for entry in entries.iter_mut().filter(|entry| entry.offset > DOTS) {
-                match self.table.find(entry.ino).and_then(|child| self.cached_attr(&child)) {
+                let child = self.table.find(entry.ino);
+                missing +=
+                    usize::from(child.as_ref().is_some_and(|child| child.state.lock().may_have_been_read()));
+                match child.and_then(|child| self.cached_attr(&child)) {
                     Some((attr, attr_ttl, child_pass)) => {
                         pass = pass.and(child_pass);
                         entry.entry = Some(Entry { attr, attr_ttl, entry_ttl });
@@ -101,6 +109,9 @@ impl<B: Backend> Fs<B> {
             }
         }
         self.stats.meta_hits.add(1);
+        if offset == 0 {
+            self.accessed(&directory);
+        }
         Some(Ok(Served { value: entries, pass }))
     }
 
@@ -126,7 +137,11 @@ impl<B: Backend> Fs<B> {
         let _busy = Busy::new(&directory);
         self.catch_up_on(&directory).await;
         let page = self.backend.query::<ReadDirectory>(&request).await?;
-        Ok(self.take_page(&directory, page, offset, max, plus))
+        let served = self.take_page(&directory, page, offset, max, plus);
+        if offset == 0 {
+            self.accessed(&directory);
+        }
+        Ok(served)
     }
 
     /// Learns the names of a directory in which one after the other is looked up: one page tells more than as many

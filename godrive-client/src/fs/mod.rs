@@ -8,16 +8,17 @@
 //! | file | does |
 //! |---|---|
 //! | `lease` | acquires, waits at the gate, runs an operation under a lease |
-//! | `names`, `mutate`, `listing`, `xattr`, `attr` | the namespace |
+//! | `names`, `mutate`, `listing`, `xattr`, `attr`, `access` | the namespace |
 //! | `removals` | names removed under exclusive leases, ahead of the master |
 //! | `open`, `read`, `write`, `truncate`, `space` | files |
+//! | `locks` | byte-range locks |
 //! | `flush`, `stable` | deltas, commits, close, fsync |
 //! | `recall` | gives leases back, survives the master's restart and the session's loss |
 //! | `inherit` | notes what the next daemon must know; goes on after a dead one |
 //! | `background` | flushes what is old, reports closed orphans, evicts |
 //!
-//! Access times: `read` does not update atime; only `utimens` sets it.
 
+mod access;
 mod attr;
 mod backend;
 mod background;
@@ -28,6 +29,7 @@ mod inode;
 mod layouts;
 mod lease;
 mod listing;
+mod locks;
 mod lower;
 mod mutate;
 mod names;
@@ -97,10 +99,14 @@ impl Client {
         let fs = Fs::noted(driver.clone(), config, ledger, inherited.as_ref().map_or(0, |left| left.life));
         // Before the first recall is answered.
         kernel.into_iter().for_each(|kernel| fs.set_invalidate(kernel));
+        let inherited_locks = inherited.as_ref().map(Inheritance::locked);
         if let Some(inherited) = inherited {
             fs.inherit(&inherited, &succession);
         }
         driver.serve(fs.clone());
+        if let Some(locked) = inherited_locks {
+            fs.inherit_locks(&locked).await?;
+        }
         Ok(fs)
     }
 }
@@ -138,6 +144,9 @@ pub struct Fs<B: Backend = Driver> {
     /// Errors that no call has collected.
     uncollected: AtomicU64,
     removals: removals::Removals,
+    locks: locks::Locks,
+    /// Reads of which the master was not told yet.
+    accesses: Mutex<access::Accesses>,
     /// The names of a directory are being taken back from the kernel.
     evicting: AtomicBool,
     stopped: AtomicBool,
@@ -154,6 +163,7 @@ struct Limits {
     max_inodes: usize,
     max_names: usize,
     removals_in_a_row: u32,
+    access_times: bool,
     /// None: wait for ever.
     deadline: Option<Duration>,
 }
@@ -173,6 +183,7 @@ impl<B: Backend> Fs<B> {
             max_inodes: config.max_inodes,
             max_names: config.max_names,
             removals_in_a_row: config.removals_in_a_row,
+            access_times: config.access_times,
             deadline: (!config.driver.hard).then_some(config.driver.deadline),
         };
         let fs = Arc::new(Self {
@@ -198,6 +209,8 @@ impl<B: Backend> Fs<B> {
             orphans: Mutex::default(),
             uncollected: AtomicU64::new(0),
             removals: removals::Removals::default(),
+            locks: locks::Locks::default(),
+            accesses: Mutex::default(),
             evicting: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             space: Mutex::default(),

@@ -7,8 +7,8 @@ use super::{Backend, Fs, checked};
 use crate::error::{FsError, Result};
 use godrive_proto::lease::Mode;
 use godrive_proto::meta::{
-    InodeView, Kind, Link, LinkRequest, MakeNode, MakeNodeRequest, Name, NewNode, Rename, RenameMode,
-    RenameRequest, Unlink, UnlinkRequest,
+    InodeView, Kind, Link, LinkRequest, MakeNode, MakeNodeRequest, Name, NewMode, NewNode, Rename,
+    RenameMode, RenameRequest, Unlink, UnlinkRequest,
 };
 use godrive_proto::{Code, Fault, Ino, Operation};
 use parking_lot::MutexGuard;
@@ -95,8 +95,9 @@ impl<B: Backend> Fs<B> {
     ) -> Result<Served<Entry>> {
         let name = checked(name)?;
         let directory = self.table.get(parent);
-        let request =
-            MakeNodeRequest { parent, name: name.clone(), node, mode, uid: caller.uid, gid: caller.gid };
+        let Caller { uid, gid, umask } = caller;
+        let mode = NewMode::new(mode, umask);
+        let request = MakeNodeRequest { parent, name: name.clone(), node, mode, uid, gid };
         let (reply, _busy) = self.mutate_in::<MakeNode>(&[(&directory, &name)], &request).await?;
         let made = self.made(&directory, name, &reply.parent, &reply.entry)?;
         if reply.entry.attr.kind == Kind::Directory {

@@ -171,6 +171,9 @@ impl<B: Backend> Fs<B> {
         }
         state.used = true;
         let attr = state.attr.clone()?;
+        if state.may_have_been_read() {
+            return Some((attr, Duration::ZERO, Pass::default()));
+        }
         let (ttl, pass) = self.pass_ttl(inode, &mut state);
         Some((attr, ttl, pass))
     }

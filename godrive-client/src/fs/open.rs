@@ -12,7 +12,7 @@ use crate::core::gate::NO_PAGES;
 use crate::error::{FsError, Result};
 use godrive_proto::Ino;
 use godrive_proto::lease::Mode;
-use godrive_proto::meta::{Create, CreateRequest, Kind};
+use godrive_proto::meta::{Create, CreateRequest, Kind, NewMode};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +38,11 @@ impl Access {
         if self.writes() { Mode::Exclusive } else { Mode::Shared }
     }
 
+    /// Nothing can be written through it, and its process has no locks to give up with it.
+    fn needs_no_flush(&self, inode: &Inode) -> bool {
+        !self.writes() && !inode.state.lock().locked
+    }
+
     /// Counts a handle in.
     fn enter(&self, state: &mut State) -> Result<Step<(bool, u64)>> {
         match state.kind() {
@@ -58,6 +63,7 @@ impl Access {
             append: self.flags & libc::O_APPEND != 0,
             sync: self.flags & (libc::O_SYNC | libc::O_DSYNC) != 0,
             direct: self.flags & libc::O_DIRECT != 0,
+            no_access_time: self.flags & libc::O_NOATIME != 0,
             poison,
             ahead: Mutex::default(),
         }
@@ -72,9 +78,13 @@ impl<B: Backend> Fs<B> {
         }
         let inode = self.table.find(ino)?;
         let done = self.try_under(&inode, access.lease(), NO_PAGES, |state| access.enter(state))?;
+        if let Ok(((true, _), _)) = &done {
+            self.opened_for_reading(&inode, &access);
+        }
         Some(done.map(|((keep_cache, poison), pass)| {
+            let no_flush = access.needs_no_flush(&inode);
             let handle = self.handles.add(access.file(inode, poison));
-            Served { value: Opened { handle, keep_cache, no_flush: !access.writes() }, pass }
+            Served { value: Opened { handle, keep_cache, no_flush }, pass }
         }))
     }
 
@@ -85,6 +95,9 @@ impl<B: Backend> Fs<B> {
         let ((keep_cache, poison), pass) =
             self.under(&inode, access.lease(), NO_PAGES, |state| access.enter(state)).await?;
         let handle = self.handles.add(access.file(inode.clone(), poison));
+        if keep_cache {
+            self.opened_for_reading(&inode, &access);
+        }
         if access.truncates() {
             // The pass would hold back a recall that the truncation may have to wait for.
             drop(pass);
@@ -95,7 +108,14 @@ impl<B: Backend> Fs<B> {
             let value = Opened { handle, keep_cache: false, no_flush: false };
             return Ok(Served { value, pass: Default::default() });
         }
-        Ok(Served { value: Opened { handle, keep_cache, no_flush: !access.writes() }, pass })
+        Ok(Served { value: Opened { handle, keep_cache, no_flush: access.needs_no_flush(&inode) }, pass })
+    }
+
+    /// The kernel may have pages of it, and then nobody hears of the reads.
+    fn opened_for_reading(&self, inode: &Arc<Inode>, access: &Access) {
+        if !access.writes() && access.flags & libc::O_NOATIME == 0 {
+            self.accessed(inode);
+        }
     }
 
     pub async fn create(
@@ -112,7 +132,7 @@ impl<B: Backend> Fs<B> {
         let request = CreateRequest {
             parent,
             name: name.clone(),
-            mode: mode & 0o7777,
+            mode: NewMode::new(mode, caller.umask),
             uid: caller.uid,
             gid: caller.gid,
             exclusive: flags & libc::O_EXCL != 0,
@@ -181,6 +201,8 @@ impl<B: Backend> Fs<B> {
             state.lost_open = false;
             (state.removed, !state.removed && std::mem::take(&mut state.told_open), idle)
         });
+        let last = inode.state.lock().open == 0;
+        self.unlock_handle(inode, handle, last);
         if idle {
             self.lower_later(inode);
         }

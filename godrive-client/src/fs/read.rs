@@ -62,6 +62,7 @@ impl<B: Backend> Fs<B> {
                     return None;
                 }
                 self.stats.read_hits.add(1);
+                self.read_by(&file);
                 self.pass(&file, offset..offset.saturating_add(u64::from(size)));
                 self.read_neighbours(&file.inode);
                 Some(Ok(Served { value, pass }))
@@ -74,10 +75,17 @@ impl<B: Backend> Fs<B> {
         let file = self.readable(handle)?;
         let range = offset..offset.saturating_add(u64::from(size));
         let served = self.read_range(&file.inode, range.clone()).await?;
+        self.read_by(&file);
         self.read_ahead(&file, range.clone());
         self.pass(&file, range);
         self.read_neighbours(&file.inode);
         Ok(served)
+    }
+
+    pub(super) fn read_by(&self, file: &OpenFile) {
+        if !file.no_access_time {
+            self.accessed(&file.inode);
+        }
     }
 
     fn readable(&self, handle: Handle) -> Result<Arc<OpenFile>> {

@@ -5,11 +5,13 @@ use super::inode::Inode;
 use super::types::Invalidation;
 use super::{Backend, Fs};
 use crate::core::attrs::Pending;
-use crate::driver::{BoxFuture, Upcalls};
+use crate::driver::{BoxFuture, Declared, Upcalls};
 use crate::error::FsError;
 use godrive_proto::lease::{Mode, RecallRequest, Release, RenewRequest};
+use godrive_proto::locks::LockOwner;
 use godrive_proto::meta::{Attr, Kind};
-use godrive_proto::{Ino, LeaseId, LogIndex};
+use godrive_proto::time::Timestamp;
+use godrive_proto::{Ino, LogIndex};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -259,7 +261,7 @@ impl<B: Backend> Fs<B> {
         }
     }
 
-    async fn after_restart(self: Arc<Self>) -> (Vec<(Ino, LeaseId)>, Vec<Ino>) {
+    async fn after_restart(self: Arc<Self>) -> Declared {
         let what = self.drop_caches(|state| !resumed(state));
         // The kernel may wait for operations that wait for the master, and the master waits for this.
         self.invalidate(what, FORGET_NAMES_BUSY).await;
@@ -276,7 +278,7 @@ impl<B: Backend> Fs<B> {
                 open.push(inode.ino);
             }
         }
-        (exclusive, open)
+        Declared { exclusive, open, locks: self.all_locks() }
     }
 
     async fn lose(self: Arc<Self>, inodes: Vec<Ino>) {
@@ -316,6 +318,7 @@ impl<B: Backend> Fs<B> {
             }
         }
         self.end_removals();
+        self.lose_all_locks();
         self.invalidate(what, FORGET_NAMES_BUSY).await;
         // The new session has told the master of no open handle yet. Orphans of the old one are gone.
         for inode in self.table.all() {
@@ -361,7 +364,7 @@ impl<B: Backend> Upcalls for Fs<B> {
         Box::pin(async move { self.lose_early(last) })
     }
 
-    fn resume(self: Arc<Self>) -> BoxFuture<'static, (Vec<(Ino, LeaseId)>, Vec<Ino>)> {
+    fn resume(self: Arc<Self>) -> BoxFuture<'static, Declared> {
         Box::pin(self.after_restart())
     }
 
@@ -369,8 +372,20 @@ impl<B: Backend> Upcalls for Fs<B> {
         Box::pin(self.lose(inodes))
     }
 
+    fn lost_locks(self: Arc<Self>, owners: Vec<(Ino, LockOwner)>) -> BoxFuture<'static, ()> {
+        Box::pin(async move { self.lose_locks(&owners) })
+    }
+
     fn session_lost(self: Arc<Self>) -> BoxFuture<'static, ()> {
         Box::pin(self.after_session_loss())
+    }
+
+    fn accesses(&self) -> Vec<(Ino, Timestamp)> {
+        self.take_accesses()
+    }
+
+    fn accesses_not_told(&self, times: Vec<(Ino, Timestamp)>) {
+        self.put_accesses_back(times);
     }
 
     fn renewal(&self) -> RenewRequest {

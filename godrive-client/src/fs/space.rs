@@ -17,8 +17,16 @@ const COPY_BYTES: u64 = 1 << 20;
 
 impl<B: Backend> Fs<B> {
     /// Preallocation reserves nothing: a file's holes take no space and the cluster promises none ahead. Punching and
-    /// zeroing make holes.
-    pub async fn fallocate(self: &Arc<Self>, handle: Handle, mode: i32, offset: u64, len: u64) -> Result<()> {
+    /// zeroing make holes. All of them count as changes of the contents, as on ext4.
+    /// `kill_privileges`: also clear the set-id bits.
+    pub async fn fallocate(
+        self: &Arc<Self>,
+        handle: Handle,
+        mode: i32,
+        offset: u64,
+        len: u64,
+        kill_privileges: bool,
+    ) -> Result<()> {
         let file = self.sound(handle)?;
         if !file.writable {
             return Err(FsError::bare(libc::EBADF));
@@ -36,9 +44,7 @@ impl<B: Backend> Fs<B> {
             libc::FALLOC_FL_ZERO_RANGE => self.zero(&file.inode, offset..end).await?,
             _ => return Err(FsError::bare(libc::EOPNOTSUPP)),
         }
-        if keep_size || mode & libc::FALLOC_FL_PUNCH_HOLE != 0 {
-            return Ok(());
-        }
+        let end = if keep_size { 0 } else { end };
         let _content = self.within("waiting for a truncation", file.inode.content.read()).await?;
         self.under(&file.inode, Mode::Exclusive, NO_PAGES, |state| {
             if end > state.max_bytes() {
@@ -47,12 +53,8 @@ impl<B: Backend> Fs<B> {
             if end > state.size() && state.must_trim() {
                 return Ok(Step::Trim);
             }
-            if let Some(attr) = &mut state.attr
-                && end > attr.size
-            {
-                attr.size = end;
-                state.pending.size = true;
-            }
+            let wall = self.backend.wall();
+            self.written(state, end, wall, kill_privileges);
             Ok(Step::Done(()))
         })
         .await?;
@@ -104,6 +106,7 @@ impl<B: Backend> Fs<B> {
         len: u64,
     ) -> Result<u64> {
         let (source, target) = (self.sound(from)?, self.sound(to)?);
+        self.read_by(&source);
         if !source.readable || !target.writable || target.append {
             return Err(FsError::bare(libc::EBADF));
         }

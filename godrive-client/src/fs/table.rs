@@ -115,6 +115,8 @@ pub struct OpenFile {
     pub sync: bool,
     /// O_DIRECT: no cache of the caller's has what is read.
     pub direct: bool,
+    /// O_NOATIME.
+    pub no_access_time: bool,
     /// [`super::inode::State::poison`] when it was opened.
     pub poison: u64,
     pub ahead: Mutex<ReadAhead>,
@@ -143,7 +145,7 @@ impl Handle {
 
 impl OpenFile {
     fn bits(&self) -> u64 {
-        [self.readable, self.writable, self.append, self.sync, self.direct]
+        [self.readable, self.writable, self.append, self.sync, self.direct, self.no_access_time]
             .into_iter()
             .enumerate()
             .map(|(bit, set)| u64::from(set) << bit)
@@ -160,6 +162,7 @@ impl OpenFile {
             append: set(APPEND),
             sync: set(3),
             direct: set(4),
+            no_access_time: set(5),
             poison: 0,
             ahead,
         }

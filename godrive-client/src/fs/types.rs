@@ -18,6 +18,8 @@ pub struct Handle(pub u64);
 pub struct Caller {
     pub uid: u32,
     pub gid: u32,
+    /// The permissions that it takes from what it makes, unless the directory has a default ACL.
+    pub umask: u16,
 }
 
 /// An answer, with the pass under which it was made. Keep it until the kernel has been answered: a recall waits for

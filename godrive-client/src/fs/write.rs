@@ -194,7 +194,13 @@ impl<B: Backend> Fs<B> {
         Ok(Step::Done(Buffered { len: (range.end - range.start) as u32, ready }))
     }
 
-    fn written(&self, state: &mut State, end: u64, wall: godrive_proto::time::Timestamp, kill: bool) {
+    pub(super) fn written(
+        &self,
+        state: &mut State,
+        end: u64,
+        wall: godrive_proto::time::Timestamp,
+        kill: bool,
+    ) {
         let Some(attr) = &mut state.attr else { return };
         if end > attr.size {
             attr.size = end;

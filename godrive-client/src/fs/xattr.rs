@@ -1,9 +1,11 @@
 //! Extended attributes, cached whole under the lease.
 
+use super::flush::Level;
 use super::names::Busy;
 use super::{Backend, Fs};
 use crate::error::{FsError, Result};
 use bytes::Bytes;
+use godrive_proto::lease::Mode;
 use godrive_proto::limits::{MAX_XATTR_NAME_BYTES, MAX_XATTR_VALUE_BYTES};
 use godrive_proto::meta::{
     ReadXattrs, RemoveXattr, RemoveXattrRequest, SetXattr, SetXattrMode, SetXattrRequest,
@@ -51,6 +53,10 @@ impl<B: Backend> Fs<B> {
         }
         let request = SetXattrRequest { ino, name: name.to_vec(), value: value.to_vec(), mode };
         let inode = self.table.get(ino);
+        // An ACL changes the mode: a commit of one that was set here before must not come later.
+        if name.starts_with(b"system.") && inode.state.lock().is_dirty() {
+            self.flush_inode(&inode, Level::Held, Mode::Exclusive).await?;
+        }
         let _busy = Busy::new(&inode);
         let view = self.mutate::<SetXattr>(&request, || self.distrust(&inode)).await?;
         self.xattrs_changed(&view);

@@ -6,8 +6,9 @@ mod replicas;
 mod sessions;
 
 use fakes::Cluster;
-use godrive_client::driver::{BoxFuture, Config, Driver, Upcalls, World};
+use godrive_client::driver::{BoxFuture, Config, Declared, Driver, Upcalls, World};
 use godrive_proto::lease::{RecallRequest, Release, RenewRequest};
+use godrive_proto::locks::LockOwner;
 use godrive_proto::net::machine::{MachineClock, MachineSockets};
 use godrive_proto::{Ino, LeaseId, LogIndex};
 use parking_lot::Mutex;
@@ -41,9 +42,16 @@ impl Upcalls for Calls {
         Box::pin(async {})
     }
 
-    fn resume(self: Arc<Self>) -> BoxFuture<'static, (Vec<(Ino, LeaseId)>, Vec<Ino>)> {
+    fn resume(self: Arc<Self>) -> BoxFuture<'static, Declared> {
         *self.resumes.lock() += 1;
-        Box::pin(async { (vec![(Ino(5), LeaseId(50))], vec![Ino(5), Ino(6)]) })
+        let locks = Vec::new();
+        Box::pin(async {
+            Declared { exclusive: vec![(Ino(5), LeaseId(50))], open: vec![Ino(5), Ino(6)], locks }
+        })
+    }
+
+    fn lost_locks(self: Arc<Self>, owners: Vec<(Ino, LockOwner)>) -> BoxFuture<'static, ()> {
+        panic!("{owners:?} are not of this test");
     }
 
     fn lost_leases(self: Arc<Self>, inodes: Vec<Ino>) -> BoxFuture<'static, ()> {
@@ -54,6 +62,14 @@ impl Upcalls for Calls {
     fn session_lost(self: Arc<Self>) -> BoxFuture<'static, ()> {
         *self.sessions_lost.lock() += 1;
         Box::pin(async {})
+    }
+
+    fn accesses(&self) -> Vec<(Ino, godrive_proto::time::Timestamp)> {
+        Vec::new()
+    }
+
+    fn accesses_not_told(&self, times: Vec<(Ino, godrive_proto::time::Timestamp)>) {
+        panic!("{times:?} are not of this test");
     }
 
     fn renewal(&self) -> RenewRequest {

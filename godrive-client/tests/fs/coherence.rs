@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-const OWNER: Caller = Caller { uid: 0, gid: 0 };
+const OWNER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 
 async fn create(kernel: &Kernel, name: &[u8]) -> (Ino, Handle) {
     let lock = kernel.directory(ROOT);

@@ -4,7 +4,7 @@ use crate::cluster::{CHUNK, Cluster};
 use crate::kernel::Kernel;
 use bytes::Bytes;
 use godrive_client::CloseMode;
-use godrive_client::driver::Config as DriverConfig;
+use godrive_client::driver::{Config as DriverConfig, Declared};
 use godrive_client::fs::config::Config;
 use godrive_client::fs::{Backend, Caller, Fs, Handle, SetAttr, Whence};
 use godrive_proto::lease::{GetLayout, GetLayouts, OpenChunks, RecallRequest};
@@ -13,7 +13,7 @@ use godrive_proto::{Ino, LeaseId, LogIndex, Operation, ROOT};
 use std::sync::Arc;
 use std::time::Duration;
 
-const OWNER: Caller = Caller { uid: 1000, gid: 1000 };
+const OWNER: Caller = Caller { uid: 1000, gid: 1000, umask: 0 };
 
 async fn create<B: Backend>(fs: &Arc<Fs<B>>, name: &[u8]) -> (Ino, Handle) {
     let created = fs.create(ROOT, name, 0o644, libc::O_RDWR, OWNER).await.unwrap();
@@ -430,7 +430,7 @@ async fn a_restarted_master_is_told_what_is_owned_and_what_is_open() {
     write(&fs, reader, 0, b"x").await;
     fs.flush(reader).await.unwrap();
     write(&fs, writer, 0, b"dirty").await;
-    let (exclusive, open) = cluster.upcalls(1).resume().await;
+    let Declared { exclusive, open, .. } = cluster.upcalls(1).resume().await;
     assert_eq!(exclusive.iter().map(|(ino, _)| *ino).collect::<Vec<_>>(), [owned]);
     assert_eq!(open, [owned, shared]);
     assert!(fs.try_getattr(shared).is_none() && fs.try_lookup(ROOT, b"owned").is_none());
@@ -495,13 +495,13 @@ async fn holes_are_found_and_punched() {
     assert_eq!(fs.lseek(handle, 6 * chunk, Whence::Data).await.unwrap_err().errno, libc::ENXIO);
     fs.flush(handle).await.unwrap();
     let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    fs.fallocate(handle, punch, 5 * chunk + 100, 4096).await.unwrap();
+    fs.fallocate(handle, punch, 5 * chunk + 100, 4096, false).await.unwrap();
     let mut expected = vec![3; 5000];
     expected[100..4196].fill(0);
     assert_eq!(read(&fs, handle, 5 * chunk, 5000).await, expected);
     fs.fsync(handle, false).await.unwrap();
     assert_eq!(durable(&cluster, ino)[5 * chunk as usize..], expected);
-    fs.fallocate(handle, 0, 0, 10 * chunk).await.unwrap();
+    fs.fallocate(handle, 0, 0, 10 * chunk, false).await.unwrap();
     assert_eq!(fs.getattr(ino).await.unwrap().attr.size, 10 * chunk);
 }
 

@@ -263,6 +263,14 @@ pub fn execute(
         }
         Batch::CODE => boxed(run.batch(&cast::<BatchRequest>(request).steps)?),
         Barrier::CODE => boxed(()),
+        Accessed::CODE => {
+            for (ino, at) in cast::<Vec<(Ino, Timestamp)>>(request) {
+                if let Some(node) = run.world.master.nodes.get_mut(ino) {
+                    node.attr.atime = node.attr.atime.max(*at);
+                }
+            }
+            boxed(())
+        }
         _ => panic!("the model does not know operation {code:#x}"),
     }
 }
@@ -428,7 +436,7 @@ impl Run<'_> {
             let (parent, entry) = (self.view(request.parent)?, self.view(ino)?);
             return Ok(Created { parent, entry, existed: true, layout: None });
         }
-        let ino = self.fresh(request.parent, &request.name, Kind::File, request.mode)?;
+        let ino = self.fresh(request.parent, &request.name, Kind::File, request.mode.masked())?;
         let mode = if request.for_writing { Mode::Exclusive } else { Mode::Shared };
         let (parent, entry) = (self.view(request.parent)?, self.view_as(ino, mode)?);
         let full = self.world.free_chunks.is_some();
@@ -442,7 +450,7 @@ impl Run<'_> {
             NewNode::Symlink(_) => Kind::Symlink,
             _ => Kind::File,
         };
-        let ino = self.fresh(request.parent, &request.name, kind, request.mode)?;
+        let ino = self.fresh(request.parent, &request.name, kind, request.mode.masked())?;
         if let NewNode::Symlink(target) = &request.node {
             let node = self.world.master.node(ino)?;
             node.target.clone_from(target);

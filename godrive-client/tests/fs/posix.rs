@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const MOUNTS: usize = 3;
-const OWNER: Caller = Caller { uid: 0, gid: 0 };
+const OWNER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 const NAMES: [&[u8]; 4] = [b"a", b"b", b"c", b"d"];
 
 /// A name in the root or in one of the directories that may lie there under the same names.
@@ -369,7 +369,7 @@ impl Run {
                 let Some(open) = self.handle(handle) else { return };
                 let (mount, handle, id) = (open.mount, open.handle, open.id);
                 let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-                self.mounts[mount].fallocate(handle, mode, offset, len).await.unwrap();
+                self.mounts[mount].fallocate(handle, mode, offset, len, false).await.unwrap();
                 let bytes = self.model.bytes(id).unwrap();
                 let (from, to) =
                     ((offset as usize).min(bytes.len()), ((offset + len) as usize).min(bytes.len()));

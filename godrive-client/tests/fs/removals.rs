@@ -2,7 +2,7 @@
 
 use crate::cluster::{Client, Cluster};
 use crate::kernel::Kernel;
-use godrive_client::driver::Config as DriverConfig;
+use godrive_client::driver::{Config as DriverConfig, Declared};
 use godrive_client::fs::config::Config;
 use godrive_client::fs::{Caller, Found, Fs};
 use godrive_proto::lease::{Own, Releases};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-const OWNER: Caller = Caller { uid: 0, gid: 0 };
+const OWNER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 
 fn requests(cluster: &Cluster, code: u16) -> u64 {
     cluster.world.lock().master.requests.get(&code).copied().unwrap_or(0)
@@ -287,7 +287,7 @@ async fn a_name_that_a_restarted_master_still_has_is_seen_again() {
     fs.fsyncdir(handle).await.unwrap();
     assert!(fs.try_unlink(within, b"001").is_some());
     cluster.world.lock().master.remember_name(within, b"one", linked);
-    let (exclusive, _) = cluster.upcalls(1).resume().await;
+    let Declared { exclusive, .. } = cluster.upcalls(1).resume().await;
     let exclusive: Vec<_> = exclusive.into_iter().map(|(ino, _)| ino).collect();
     assert!(exclusive.contains(&within), "its removals are not followed yet");
     assert!(!exclusive.contains(&idle) && !exclusive.contains(&linked), "{exclusive:?}");

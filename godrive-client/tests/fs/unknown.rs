@@ -95,7 +95,7 @@ impl Mount {
 
     /// A file that is open for reading, and clean.
     async fn file(&self, name: &[u8]) -> (Ino, Handle) {
-        let caller = Caller { uid: 0, gid: 0 };
+        let caller = Caller { uid: 0, gid: 0, umask: 0 };
         let created = self.fs.create(ROOT, name, 0o644, libc::O_RDONLY, caller).await.unwrap();
         (created.entry.attr.ino, created.opened.handle)
     }
@@ -138,7 +138,7 @@ async fn attributes() {
 #[tokio::test(start_paused = true)]
 async fn extended_attributes_of_a_file_that_is_dirty() {
     let mount = Mount::new();
-    let caller = Caller { uid: 0, gid: 0 };
+    let caller = Caller { uid: 0, gid: 0, umask: 0 };
     let created = mount.fs.create(ROOT, b"file", 0o644, libc::O_RDWR, caller).await.unwrap();
     let (ino, handle) = (created.entry.attr.ino, created.opened.handle);
     mount.fs.write(handle, 0, vec![1; 10].into(), false).await.unwrap();
@@ -175,7 +175,7 @@ async fn a_name_that_another_took() {
 
 /// Files whose names this mount may remove ahead of the master.
 async fn owned_files(mount: &Mount, count: u8) -> Handle {
-    let caller = Caller { uid: 0, gid: 0 };
+    let caller = Caller { uid: 0, gid: 0, umask: 0 };
     for number in 0..count {
         mount.fs.make(ROOT, &[b'a' + number], NewNode::File, 0o644, caller).await.unwrap();
     }
@@ -239,7 +239,7 @@ async fn a_removal_that_the_master_refuses_and_those_behind_it() {
 #[tokio::test(start_paused = true)]
 async fn a_change_behind_a_lost_removal() {
     let mount = Mount::new();
-    let caller = Caller { uid: 0, gid: 0 };
+    let caller = Caller { uid: 0, gid: 0, umask: 0 };
     let (_, handle) = mount.file(b"file").await;
     mount.fs.release(handle);
     let made = mount.fs.make(ROOT, b"other", NewNode::File, 0o644, caller).await.unwrap();
@@ -262,7 +262,7 @@ async fn a_change_behind_a_lost_removal() {
 #[tokio::test(start_paused = true)]
 async fn a_close_behind_the_removal_of_another_name() {
     let mount = Mount::new();
-    let caller = Caller { uid: 0, gid: 0 };
+    let caller = Caller { uid: 0, gid: 0, umask: 0 };
     let linked = mount.fs.make(ROOT, b"one", NewNode::File, 0o644, caller).await.unwrap().attr.ino;
     mount.fs.link(linked, ROOT, b"two").await.map(drop).unwrap();
     mount.fs.make(ROOT, b"first", NewNode::File, 0o644, caller).await.map(drop).unwrap();

@@ -33,6 +33,7 @@ const SLOT_BYTES: u64 = 24;
 const UNSENT: u32 = 1;
 const UNCOMMITTED: u32 = 2;
 const LOST: u32 = 4;
+const LOCKED: u32 = 8;
 
 /// What the kernel agreed to when the mount was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,7 +170,8 @@ fn encode(ino: Ino, trace: Trace) -> [u8; SLOT_BYTES as usize] {
     let mut slot = [0; SLOT_BYTES as usize];
     let flags = u32::from(trace.unsent) * UNSENT
         + u32::from(trace.uncommitted) * UNCOMMITTED
-        + u32::from(trace.lost) * LOST;
+        + u32::from(trace.lost) * LOST
+        + u32::from(trace.locked) * LOCKED;
     slot[..8].copy_from_slice(&ino.0.to_le_bytes());
     slot[8..12].copy_from_slice(&trace.open.to_le_bytes());
     slot[12..16].copy_from_slice(&trace.writers.to_le_bytes());
@@ -185,6 +187,7 @@ fn decode(slot: &[u8]) -> (Ino, Trace) {
         unsent: flags & UNSENT != 0,
         uncommitted: flags & UNCOMMITTED != 0,
         lost: flags & LOST != 0,
+        locked: flags & LOCKED != 0,
     };
     (Ino(number(slot, 0)), trace)
 }
@@ -213,7 +216,14 @@ mod tests {
     }
 
     fn trace(open: u32) -> Trace {
-        Trace { open, writers: 1, unsent: open == 2, uncommitted: open == 3, lost: open == 1 }
+        Trace {
+            open,
+            writers: 1,
+            unsent: open == 2,
+            uncommitted: open == 3,
+            lost: open == 1,
+            locked: open == 4,
+        }
     }
 
     #[test]
@@ -253,8 +263,8 @@ mod tests {
 
     #[test]
     fn a_slot_has_these_bytes() {
-        let trace = Trace { open: 2, writers: 1, unsent: true, uncommitted: true, lost: true };
-        let bytes = [7, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0];
+        let trace = Trace { open: 2, writers: 1, unsent: true, uncommitted: true, lost: true, locked: true };
+        let bytes = [7, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 15, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(encode(Ino(7), trace), bytes);
         assert_eq!(decode(&bytes), (Ino(7), trace));
     }

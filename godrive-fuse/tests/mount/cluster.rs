@@ -109,6 +109,11 @@ impl Cluster {
         }
     }
 
+    /// What is not running of the cluster runs again.
+    pub fn start_nodes(&self) {
+        self.godrive(&["up", "--dir", &self.dir()]);
+    }
+
     /// The keepers of a mount: one, but for a moment.
     pub fn keepers(&self, number: usize) -> Vec<i32> {
         let daemon =

@@ -2,10 +2,13 @@
 //! root, /dev/fuse and the binaries of the whole workspace.
 #![allow(clippy::disallowed_methods, reason = "these tests are programs that use files")]
 
+mod acls;
 mod cluster;
 mod hang;
 mod kernel;
+mod locks;
 mod messages;
 mod one_mount;
 mod survival;
+mod times;
 mod two_mounts;

@@ -15,7 +15,7 @@ fn kill(pid: i32) {
 }
 
 /// Kills the daemon of the first mount, and waits until another one serves it.
-fn kill_daemon(cluster: &Cluster) {
+pub fn kill_daemon(cluster: &Cluster) {
     let daemon = cluster.daemon(1);
     kill(daemon);
     eventually("another daemon serves", || cluster.daemon(1) != daemon);

@@ -3,11 +3,12 @@
 //! Nothing here touches tokio, sockets, files, clocks or randomness; time and ids are passed in, and nothing
 //! depends on the order of a hash table. The state machine's two halves are the *logged* state, changed only
 //! by applying a record, and the *volatile* tables, rebuilt after a restart from what peers say again:
-//! leases and nodes. Placement, election and repair planning are functions of a view.
+//! leases, locks and nodes. Placement, election and repair planning are functions of a view.
 #![deny(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod kv;
 pub mod leases;
+pub mod locks;
 pub mod namespace;
 pub mod nodes;
 pub mod placement;

@@ -147,6 +147,10 @@ pub enum Body {
         session: SessionId,
         from: u64,
     },
+    /// These inodes were read.
+    Accessed {
+        times: Vec<(Ino, Timestamp)>,
+    },
 }
 
 /// The namespace operations of a client. [`crate::core::state::State::check`] tells beforehand what one would change.
@@ -284,6 +288,7 @@ impl Record {
             // Only the mount that asked sees them before they are: see `docs/adr/0005-early-answers.md`.
             Body::Mutation(_) => false,
             Body::ChunksClosed { .. } | Body::OrphansClosed { .. } | Body::ChunksStable { .. } => false,
+            Body::Accessed { .. } => false,
             _ => true,
         }
     }

@@ -7,9 +7,9 @@ use crate::core::leases::{Need, Turn, WaiterId};
 use crate::core::record::{Body, Mutation, Origin, Placed, Reply, Taken};
 use godrive_proto::data::Layout;
 use godrive_proto::lease::*;
-use godrive_proto::limits::MAX_STEPS;
+use godrive_proto::limits::{MAX_ACCESSES, MAX_STEPS};
 use godrive_proto::meta::*;
-use godrive_proto::time::Instant;
+use godrive_proto::time::{Instant, Timestamp};
 use godrive_proto::{Code, Fault, Ino, LogIndex, SessionId};
 use std::collections::BTreeSet;
 
@@ -291,6 +291,27 @@ pub async fn batch(context: &Context, request: BatchRequest) -> Result<Batched, 
         Reply::Batched(reply) => Ok(reply),
         other => Err(unexpected(&other)),
     }
+}
+
+pub async fn accessed(context: &Context, times: Vec<(Ino, Timestamp)>) -> Result<(), Fault> {
+    if times.len() > MAX_ACCESSES {
+        return Err(Fault::new(Code::Malformed, format!("a request has at most {MAX_ACCESSES} inodes")));
+    }
+    context.session()?;
+    let step = |hub: &mut Hub, _: Instant| {
+        // Nobody's clock sets a time that has not come.
+        let latest = hub.wall();
+        let times = times.into_iter().map(|(ino, at)| (ino, at.min(latest)));
+        let says_something = |(ino, at): &(Ino, Timestamp)| {
+            hub.state.attr(*ino).is_ok_and(|attr| *at > attr.atime && *at >= attr.ctime)
+        };
+        let times: Vec<_> = times.filter(says_something).collect();
+        if !times.is_empty() {
+            hub.decide(Body::Accessed { times })?.0?;
+        }
+        Ok(((), LogIndex(0)))
+    };
+    context.step(step).await
 }
 
 /// What only the owner of inodes may ask; it never waits for leases. What others had changed of them was waited for

@@ -11,6 +11,7 @@ use super::requests::{Attempt, Parked};
 use super::slaves::Slaves;
 use crate::config::Config;
 use crate::core::leases::{Effect, Leases, Need, WaiterId};
+use crate::core::locks::Locks;
 use crate::core::nodes::Nodes;
 use crate::core::placement::{Candidate, NodeSelector, Reservations, place};
 use crate::core::record::{Answer, Body, Origin, Placed, Record};
@@ -49,6 +50,7 @@ pub struct Hub {
     pub state: State,
     pub journal: Journal,
     pub leases: Leases,
+    pub locks: Locks,
     pub nodes: Nodes,
     pub reserved: Reservations,
     pub selector: Box<dyn NodeSelector>,
@@ -107,6 +109,7 @@ impl Hub {
             state: parts.state,
             journal: parts.journal,
             leases: parts.leases,
+            locks: Locks::new(parts.term),
             nodes: parts.nodes,
             reserved: Reservations::default(),
             selector: parts.selector,
@@ -192,6 +195,7 @@ impl Hub {
         };
         for ino in &outcome.effects.removed {
             self.leases.removed(self.clock.now(), *ino, &mut self.effects);
+            self.locks.removed(*ino, &mut self.effects);
         }
         for chunk in &outcome.effects.freed {
             self.reserved.release(*chunk);
@@ -256,6 +260,7 @@ impl Hub {
 
     pub fn forget_session(&mut self, now: Instant, session: SessionId) {
         self.drop_parked(session);
+        self.locks.ended(session, &mut self.effects);
         self.leases.ended(now, session, &mut self.effects);
         if let Some(index) = self.changed_at.remove(&session) {
             let own = self.changed_at.entry(SessionId(0)).or_default();
@@ -311,6 +316,12 @@ impl Hub {
     /// Its requester gave up.
     pub fn abandon(&mut self, now: Instant, id: WaiterId) {
         self.parked.remove(&id);
+        self.waits_no_longer(now, id);
+    }
+
+    /// Over, one way or the other: it leaves the queues.
+    pub fn waits_no_longer(&mut self, now: Instant, id: WaiterId) {
+        self.locks.done(id);
         self.leases.done(now, id, &mut self.effects);
     }
 
@@ -333,7 +344,7 @@ impl Hub {
     fn attempt_parked(&mut self, now: Instant, id: WaiterId) {
         let Some((session, mut parked)) = self.parked.remove(&id) else { return };
         if parked.attempt(self, now, id) {
-            self.leases.done(now, id, &mut self.effects);
+            self.waits_no_longer(now, id);
         } else {
             self.parked.insert(id, (session, parked));
         }

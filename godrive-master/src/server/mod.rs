@@ -1,9 +1,9 @@
 //! The daemon: recovers the state, listens, and keeps everything running until it is told to stop.
 //!
 //! ```text
-//!   connection -> requests -> reading | changing | sessions | slaves | epoch | admin     one task per request
+//!   connection -> requests -> reading | changing | locking | sessions | slaves | epoch | admin     one task per request
 //!                                |
-//!                               hub        one lock: state, log, leases, nodes; never waits
+//!                               hub        one lock: state, log, leases, locks, nodes; never waits
 //!                                |
 //!                  recalls, epoch changes, repair, checkpoints                  tasks of their own
 //! ```
@@ -15,6 +15,7 @@ mod epoch;
 mod hub;
 mod inventory;
 mod journal;
+mod locking;
 mod reading;
 mod repair;
 mod requests;

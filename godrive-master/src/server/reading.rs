@@ -206,15 +206,22 @@ pub async fn read_symlink(context: &Context, ino: Ino) -> Result<Target, Fault> 
     context.run(Look { session: context.session()?, request: ino, wants, answer }).await
 }
 
+/// The owner of a file tells the master of every change of them, so that its lease is left alone.
 pub async fn read_xattrs(context: &Context, ino: Ino) -> Result<Xattrs, Fault> {
-    let wants = |_: &Hub, ino: &Ino| Ok(vec![(*ino, Need::Read)]);
+    let session = context.session()?;
+    let wants = move |hub: &Hub, ino: &Ino| {
+        let owned = owner(hub, session, &hub.state.attr(*ino)?).is_some();
+        Ok(if owned { Vec::new() } else { vec![(*ino, Need::Read)] })
+    };
     let answer = |hub: &mut Hub, now: Instant, session: SessionId, ino: &Ino, without: &[Ino]| {
         let (attr, all) = hub.state.xattrs(*ino)?;
         let mut view = bare(attr);
-        hub.dress(now, session, &mut view, Mode::Shared, without);
+        if owner(hub, session, &view.attr).is_none() {
+            hub.dress(now, session, &mut view, Mode::Shared, without);
+        }
         Ok(Xattrs { view, all })
     };
-    context.run(Look { session: context.session()?, request: ino, wants, answer }).await
+    context.run(Look { session, request: ino, wants, answer }).await
 }
 
 pub async fn acquire(context: &Context, request: AcquireRequest) -> Result<Acquired, Fault> {

@@ -6,7 +6,7 @@
 
 use super::hub::{Hub, Link};
 use super::shared::Shared;
-use super::{admin, changing, epoch, inventory, reading, sessions, slaves};
+use super::{admin, changing, epoch, inventory, locking, reading, sessions, slaves};
 use crate::core::leases::WaiterId;
 use crate::core::record::Origin;
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
@@ -131,7 +131,7 @@ impl Context {
             let id = hub.next_waiter();
             match job.attempt(hub, now, id) {
                 Some((result, durable)) => {
-                    hub.leases.done(now, id, &mut hub.effects);
+                    hub.waits_no_longer(now, id);
                     Begun::Over(result, durable)
                 }
                 None => {
@@ -198,7 +198,7 @@ fn header(shared: &Shared) -> ReplyHeader {
 }
 
 async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(), Fault> {
-    use godrive_proto::{admin as a, cluster as c, lease as l, meta as m};
+    use godrive_proto::{admin as a, cluster as c, lease as l, locks as k, meta as m};
     let context = Context::new(shared.clone(), link, *incoming.peer(), &incoming.header);
     if let Err(fault) = shared.with(|hub, now| admit(hub, now, &context, &incoming.header)) {
         return incoming.fail(header(&shared), fault).await;
@@ -218,6 +218,12 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
         l::GetLayouts::CODE => answer!(context, incoming, l::GetLayouts, reading::layouts),
         l::OpenChunks::CODE => answer!(context, incoming, l::OpenChunks, changing::open_chunks),
         l::Report::CODE => answer!(context, incoming, l::Report, epoch::report),
+        k::SetLock::CODE => answer!(context, incoming, k::SetLock, locking::set),
+        k::Unlock::CODE => answer!(context, incoming, k::Unlock, locking::unlock),
+        k::TestLock::CODE => answer!(context, incoming, k::TestLock, locking::test),
+        k::AwaitLock::CODE => answer!(context, incoming, k::AwaitLock, locking::wait),
+        k::DeclareLocks::CODE => answer!(context, incoming, k::DeclareLocks, locking::declare),
+        k::OwnLocks::CODE => answer!(context, incoming, k::OwnLocks, locking::own),
         m::Lookup::CODE => answer!(context, incoming, m::Lookup, reading::lookup),
         m::ReadDirectory::CODE => answer!(context, incoming, m::ReadDirectory, reading::read_directory),
         m::ReadSymlink::CODE => answer!(context, incoming, m::ReadSymlink, reading::read_symlink),
@@ -235,6 +241,7 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
         m::SetXattr::CODE => answer!(context, incoming, m::SetXattr, changing::set_xattr),
         m::RemoveXattr::CODE => answer!(context, incoming, m::RemoveXattr, changing::remove_xattr),
         m::Batch::CODE => answer!(context, incoming, m::Batch, changing::batch),
+        m::Accessed::CODE => answer!(context, incoming, m::Accessed, changing::accessed),
         m::Barrier::CODE => answer!(context, incoming, m::Barrier, reading::barrier),
         c::Register::CODE => answer!(context, incoming, c::Register, slaves::register),
         c::Inventory::CODE => answer!(context, incoming, c::Inventory, inventory::page),
@@ -252,7 +259,7 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
 
 /// What every request must pass: the master has all the history its peer has seen, and the session is its own.
 fn admit(hub: &mut Hub, _now: Instant, context: &Context, header: &RequestHeader) -> Result<(), Fault> {
-    use godrive_proto::{admin, lease};
+    use godrive_proto::{admin, lease, locks};
     let last = hub.journal.last();
     // A term is on stable storage before it serves, and so is every index that an answer names.
     let lost = header.term > hub.term
@@ -292,6 +299,7 @@ fn admit(hub: &mut Hub, _now: Instant, context: &Context, header: &RequestHeader
         lease::Renew::CODE,
         lease::Ended::CODE,
         lease::Resume::CODE,
+        locks::DeclareLocks::CODE,
         lease::TakeOver::CODE,
         lease::CloseSession::CODE,
     ];

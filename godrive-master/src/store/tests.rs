@@ -6,7 +6,7 @@ use crate::log::{Log, LogOptions};
 use godrive_disk::{Disk, SimulatedDisk};
 use godrive_proto::data::Member;
 use godrive_proto::lease::ClusterParameters;
-use godrive_proto::meta::{CreateRequest, Name, UnlinkRequest};
+use godrive_proto::meta::{CreateRequest, Name, NewMode, UnlinkRequest};
 use godrive_proto::time::Timestamp;
 use godrive_proto::{ClusterId, DiskId, NodeId, ROOT, SessionId, Term};
 use rand::rngs::SmallRng;
@@ -128,7 +128,7 @@ fn work(number: u64) -> Record {
             Mutation::Unlink { request, open_elsewhere: Vec::new() }
         }
         _ => {
-            let (mode, uid, gid, exclusive, for_writing) = (0o644, 0, 0, true, true);
+            let (mode, uid, gid, exclusive, for_writing) = (NewMode::from(0o644), 0, 0, true, true);
             let name = name(number);
             let request = CreateRequest { parent: ROOT, name, mode, uid, gid, exclusive, for_writing };
             Mutation::Create { request, members: vec![member(1), member(2)] }

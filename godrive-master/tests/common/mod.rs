@@ -331,7 +331,7 @@ impl Client {
             parent: ROOT,
             name: self::name(name),
             node,
-            mode: 0o755,
+            mode: 0o755.into(),
             uid: 0,
             gid: 0,
         })
@@ -364,7 +364,7 @@ pub fn create(name: &str) -> CreateRequest {
     CreateRequest {
         parent: ROOT,
         name: self::name(name),
-        mode: 0o644,
+        mode: 0o644.into(),
         uid: 1000,
         gid: 1000,
         exclusive: true,

@@ -5,6 +5,7 @@ use godrive_proto::cluster::*;
 use godrive_proto::data::*;
 use godrive_proto::frame::{self, Class, ReplyHeader, RequestHeader};
 use godrive_proto::lease::*;
+use godrive_proto::locks::*;
 use godrive_proto::meta::*;
 use godrive_proto::time::Timestamp;
 use godrive_proto::{
@@ -23,7 +24,7 @@ pub struct Sample {
 }
 
 pub fn all() -> Vec<Sample> {
-    let mut samples = [meta(), lease(), data(), cluster(), admin()].concat();
+    let mut samples = [meta(), lease(), locks(), data(), cluster(), admin()].concat();
     samples.push(refused());
     samples
 }
@@ -135,7 +136,7 @@ fn meta() -> Vec<Sample> {
         parent: Ino(1),
         name: name("node"),
         node: NewNode::Symlink(b"target".to_vec()),
-        mode: 0o777,
+        mode: 0o777.into(),
         uid: 1,
         gid: 2,
     };
@@ -166,7 +167,7 @@ fn meta() -> Vec<Sample> {
     let create = CreateRequest {
         parent: Ino(1),
         name: name("created"),
-        mode: 0o600,
+        mode: 0o600.into(),
         uid: 1,
         gid: 2,
         exclusive: true,
@@ -233,12 +234,32 @@ fn meta() -> Vec<Sample> {
             entry.clone(),
         ),
         sample::<RemoveXattr>(RemoveXattrRequest { ino: Ino(2), name: b"user.a".to_vec() }, entry),
+        sample::<Accessed>(vec![(Ino(1), Timestamp(2))], ()),
         sample::<Barrier>((), ()),
         sample::<Batch>(BatchRequest { steps: vec![step] }, Batched { views: vec![view(1), view(2)] }),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+fn locks() -> Vec<Sample> {
+    let range = ByteRange { start: 3, end: LOCKS_END };
+    let lock = Lock { kind: LockKind::Write, range, pid: 5, handle: 6 };
+    let request = LockRequest { ino: Ino(1), owner: LockOwner(2), lock };
+    let owned = OwnerLocks { ino: Ino(1), owner: LockOwner(2), locks: vec![lock] };
+    [
+        sample::<SetLock>(request, Some(Locked { version: 8, locks: vec![lock] })),
+        sample::<Unlock>(
+            UnlockRequest { ino: Ino(1), owner: LockOwner(2), range },
+            Locked { version: 9, locks: Vec::new() },
+        ),
+        sample::<TestLock>(request, Some(InTheWay { lock, own: true })),
+        sample::<DeclareLocks>(vec![owned.clone()], vec![(Ino(1), LockOwner(2))]),
+        sample::<AwaitLock>(AwaitRequest { request, wait_ms: 7 }, ()),
+        sample::<OwnLocks>(Some((Ino(1), LockOwner(2))), vec![owned]),
+    ]
+    .concat()
 }
 
 fn lease() -> Vec<Sample> {

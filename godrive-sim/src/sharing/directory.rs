@@ -72,7 +72,7 @@ impl Directory {
         let (fs, directory) = (worker.fs(), self.ino);
         match call {
             Call::Create(name, value) => {
-                let caller = Caller { uid: value, gid: 0 };
+                let caller = Caller { uid: value, gid: 0, umask: 0 };
                 fs.make(directory, &text(name), NewNode::File, 0o644, caller).await?;
             }
             Call::Look(name) => {

@@ -1,13 +1,17 @@
 //! A cluster of real processes with some mounts, taken away again whatever happens.
 
+use crate::relay::Relay;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 pub struct Cluster {
     folder: tempfile::TempDir,
     mounts: Vec<PathBuf>,
+    /// Between the last mount and the master.
+    relay: Relay,
 }
 
 /// A frozen daemon; dropped, it goes on.
@@ -29,12 +33,40 @@ impl Cluster {
             tempfile::Builder::new().prefix("godrive-linear-").tempdir().expect("a temporary folder");
         let path = folder.path().canonicalize().expect("the folder exists");
         let mounts = (1..=mounts).map(|number| path.join(format!("m{number}"))).collect();
-        let cluster = Self { folder, mounts };
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 9));
+        let mut cluster = Self { folder, mounts, relay: Relay::to(nowhere) };
         cluster.godrive(&["up", "--slaves", "3", "--mount", text(cluster.mount(1)), "--dir"]);
         for mount in &cluster.mounts[1..] {
             cluster.godrive(&["mount", text(mount), "--dir"]);
         }
+        cluster.put_last_behind_relay();
         cluster
+    }
+
+    fn put_last_behind_relay(&mut self) {
+        self.godrive(&["down", "--dir"]);
+        let config = self.dir().join(format!("mount-{}/config.toml", self.mounts.len()));
+        let before = std::fs::read_to_string(&config).expect("the mount's configuration");
+        let line = before.lines().find(|line| line.starts_with("master")).expect("it names the master");
+        let address = line.split('"').nth(1).and_then(|address| address.parse().ok()).expect("an address");
+        self.relay = Relay::to(address);
+        let after = before.replace(line, &format!("master = \"{}\"", self.relay.address));
+        std::fs::write(&config, after).expect("the configuration can be written");
+        self.up();
+    }
+
+    /// The last mount does not reach the master, nor the master it.
+    pub fn cut_off(&self, cut: bool) {
+        self.relay.cut(cut);
+    }
+
+    /// Datagrams of the last mount and of the master that did not arrive.
+    pub fn lost(&self) -> [u64; 2] {
+        self.relay.dropped()
+    }
+
+    pub fn log(&self, node: &str) -> String {
+        std::fs::read_to_string(self.dir().join(node).join("log")).expect("the node's log")
     }
 
     pub fn mount(&self, number: usize) -> &Path {

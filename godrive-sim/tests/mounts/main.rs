@@ -1,5 +1,5 @@
-//! Three real mounts of a real cluster: what programs are answered by system calls on them, while daemons are frozen
-//! and killed, is linearizable.
+//! Three real mounts of a real cluster: what programs are answered by system calls on them, while daemons are frozen,
+//! cut off and killed, is linearizable.
 //!
 //! Beginnings and ends are counted, under one lock, before each call and behind it: that is the order of CLOCK_MONOTONIC,
 //! without ties. Another run: `GODRIVE_SEED=7 cargo nextest run --release -p godrive-sim --features mount-tests --test mounts`.
@@ -7,6 +7,7 @@
 
 mod client;
 mod cluster;
+mod relay;
 
 use client::{Mount, Work};
 use cluster::Cluster;
@@ -86,5 +87,23 @@ fn three_mounts_agree_while_daemons_are_frozen_and_killed() {
             cluster.up();
             pass(dice.random_range(3.0..5.0));
         }
+    });
+}
+
+/// The slaves are still reached: what a mount writes behind the end of its lease must be refused there.
+#[test]
+fn three_mounts_agree_while_one_is_cut_off_from_the_master() {
+    run(Care::Synced, 3000, |cluster, dice| {
+        pass(1.0);
+        // Within its lease, twice, and past it.
+        for seconds in [0.5..2.0, 2.0..5.0, 9.0..12.0] {
+            cluster.cut_off(true);
+            pass(dice.random_range(seconds));
+            cluster.cut_off(false);
+            pass(dice.random_range(2.0..4.0));
+        }
+        assert!(cluster.lost().iter().all(|lost| *lost > 0), "nothing was cut: {:?}", cluster.lost());
+        let log = cluster.log("master-1");
+        assert!(log.contains("its lease time has passed"), "nobody missed the mount that was cut off");
     });
 }

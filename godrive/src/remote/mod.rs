@@ -69,7 +69,8 @@ impl Remote {
         let fs = Client::start(config, world).await.with_context(|| {
             format!("the master {master}; is the cluster running (`godrive status`, `godrive up`)?")
         })?;
-        let caller = Caller { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() };
+        let caller =
+            Caller { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw(), umask: 0 };
         Ok(Self { fs, caller })
     }
 

@@ -123,6 +123,23 @@ impl Leases {
         Turn::Wait
     }
 
+    /// It waits for these sessions to resume, to end or to lapse, for something that no lease stands for. Its caller asks
+    /// again when any of them has, or when it knows better.
+    pub fn wait_for(
+        &mut self,
+        now: Instant,
+        id: WaiterId,
+        session: SessionId,
+        blockers: BTreeSet<SessionId>,
+        effects: &mut Vec<Effect>,
+    ) {
+        for blocker in blockers.iter().filter(|blocker| **blocker != session) {
+            self.watch(now, *blocker);
+        }
+        self.queue.put(id, Waiter { session, wants: Vec::new(), blockers });
+        self.tick(now, effects);
+    }
+
     /// The request was executed, failed or gave up: it leaves the queue, and those behind it may move up.
     pub fn done(&mut self, now: Instant, id: WaiterId, effects: &mut Vec<Effect>) {
         if let Some(waiter) = self.queue.remove(id) {

@@ -102,6 +102,18 @@ impl Leases {
         self.unresumed.contains(&session)
     }
 
+    /// Sessions, beside this one, that still have to say so.
+    pub fn unresumed_besides(&self, session: SessionId) -> BTreeSet<SessionId> {
+        self.unresumed.iter().copied().filter(|other| *other != session).collect()
+    }
+
+    /// Its lease time has passed: it may be revoked.
+    pub fn may_be_revoked(&self, now: Instant, session: SessionId) -> bool {
+        self.sessions
+            .get(&session)
+            .is_some_and(|known| now >= known.renewed.after(self.settings.revoked_after))
+    }
+
     /// A session's word after a restart. Returns the exclusive leases it cannot have back.
     /// A repeated one only confirms what is held.
     pub fn resumed(

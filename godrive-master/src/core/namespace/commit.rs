@@ -1,5 +1,6 @@
 //! What the replicas hold already becomes the file: metadata changes only after successful replication.
 
+use super::acl;
 use super::set_attr::change_attributes;
 use super::truncate::{check_extending, check_size};
 use crate::core::state::Transaction;
@@ -33,6 +34,9 @@ pub fn commit(transaction: &mut Transaction<'_>, request: &CommitRequest) -> Res
         advanced = true;
     }
     change_times(transaction, &mut inode, changes, advanced);
+    if changes.mode.is_some() {
+        acl::follow_mode(transaction, *ino, &inode)?;
+    }
     if inode != before {
         transaction.change(*ino, &mut inode)?;
     }

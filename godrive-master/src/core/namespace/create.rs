@@ -1,6 +1,7 @@
 //! New inodes: files, directories, symlinks and special files.
 
 use super::names::check_name;
+use super::{acl, xattr};
 use crate::core::state::Transaction;
 use crate::core::state::keys;
 use crate::core::state::transaction::{Result, refuse};
@@ -8,7 +9,7 @@ use crate::core::state::values::Inode;
 use bytes::Bytes;
 use godrive_proto::data::Member;
 use godrive_proto::limits::MAX_SYMLINK_BYTES;
-use godrive_proto::meta::{CreateRequest, Created, Kind, Linked, MakeNodeRequest, Name, NewNode};
+use godrive_proto::meta::{CreateRequest, Created, Kind, Linked, MakeNodeRequest, Name, NewMode, NewNode};
 use godrive_proto::{Code, Ino};
 
 const SET_GID: u16 = 0o2000;
@@ -32,9 +33,9 @@ pub fn create(
         let entry = transaction.view_of(dentry.ino)?;
         return Ok(Created { parent: directory.view(*parent), entry, existed: true, layout: None });
     }
-    let inode = transaction.fresh_inode(Kind::File, *mode, *uid, *gid);
+    let inode = transaction.fresh_inode(Kind::File, 0, *uid, *gid);
     let chunk_bytes = inode.chunk_bytes;
-    let ino = add_inode(transaction, *parent, name, inode)?;
+    let ino = add_inode(transaction, *parent, name, inode, *mode)?;
     let mut layout = None;
     if *for_writing && !members.is_empty() && transaction.session.0 != 0 {
         let chunk = transaction.place(ino, 0, chunk_bytes, members)?;
@@ -61,8 +62,8 @@ pub fn make_node(transaction: &mut Transaction<'_>, request: &MakeNodeRequest) -
         NewNode::File => (Kind::File, 0),
         NewNode::Symlink(_) => (Kind::Symlink, 0),
     };
-    let mode = if kind == Kind::Symlink { 0o777 } else { *mode };
-    let mut inode = transaction.fresh_inode(kind, mode, *uid, *gid);
+    let mode = if kind == Kind::Symlink { NewMode::from(0o777) } else { *mode };
+    let mut inode = transaction.fresh_inode(kind, 0, *uid, *gid);
     inode.rdev = rdev;
     if kind == Kind::Directory {
         inode.nlink = 2;
@@ -71,7 +72,7 @@ pub fn make_node(transaction: &mut Transaction<'_>, request: &MakeNodeRequest) -
         check_target(target)?;
         inode.size = target.len() as u64;
     }
-    let ino = add_inode(transaction, *parent, name, inode)?;
+    let ino = add_inode(transaction, *parent, name, inode, mode)?;
     if let NewNode::Symlink(target) = node {
         transaction.put_bytes(keys::target(ino), Bytes::copy_from_slice(target));
     }
@@ -90,7 +91,13 @@ fn check_target(target: &[u8]) -> Result<()> {
 }
 
 /// Numbers the inode, lets it inherit from its directory and names it.
-fn add_inode(transaction: &mut Transaction<'_>, parent: Ino, name: &Name, mut inode: Inode) -> Result<Ino> {
+fn add_inode(
+    transaction: &mut Transaction<'_>,
+    parent: Ino,
+    name: &Name,
+    mut inode: Inode,
+    wanted: NewMode,
+) -> Result<Ino> {
     transaction.meta.last_ino = transaction.meta.last_ino.next();
     transaction.meta.counts.inodes += 1;
     let ino = transaction.meta.last_ino;
@@ -99,6 +106,11 @@ fn add_inode(transaction: &mut Transaction<'_>, parent: Ino, name: &Name, mut in
     let directory = transaction.inode(parent)?;
     inode.parent = parent;
     inode.subtree = directory.subtree;
+    let (mode, attributes) = acl::inherit(transaction, (parent, &directory), kind, wanted)?;
+    inode.mode = mode;
+    for (name, value) in attributes {
+        xattr::put(transaction, ino, &mut inode, name, value)?;
+    }
     if directory.mode & SET_GID != 0 {
         inode.gid = directory.gid;
         if kind == Kind::Directory {

@@ -4,6 +4,7 @@
 //! What POSIX says of existence, kinds, link counts and times is decided here, in the order in which Linux
 //! checks it. An operation may fail half way: its transaction is then thrown away.
 
+mod acl;
 mod batch;
 mod commit;
 mod create;
@@ -25,7 +26,7 @@ pub use commit::commit;
 pub use create::{create, make_node};
 pub use link::link;
 pub use rename::rename;
-pub use set_attr::set_attr;
+pub use set_attr::{accessed, set_attr};
 pub use truncate::truncate;
 pub use unlink::unlink;
 pub use xattr::{MAX_XATTR_BYTES, remove_xattr, set_xattr};

@@ -1,11 +1,13 @@
 //! Mode, owners and times. Size is [`super::truncate`]'s.
 
+use super::acl;
 use crate::core::state::Transaction;
+use crate::core::state::keys;
 use crate::core::state::transaction::{Result, refuse};
 use crate::core::state::values::Inode;
-use godrive_proto::Code;
 use godrive_proto::meta::{AttrChanges, InodeView, Kind, SetAttrRequest, SetTime};
 use godrive_proto::time::Timestamp;
+use godrive_proto::{Code, Ino};
 
 pub fn set_attr(transaction: &mut Transaction<'_>, request: &SetAttrRequest) -> Result<InodeView> {
     let SetAttrRequest { ino, changes } = request;
@@ -15,9 +17,25 @@ pub fn set_attr(transaction: &mut Transaction<'_>, request: &SetAttrRequest) -> 
     let mut inode = transaction.inode(*ino)?;
     let now = transaction.now;
     change_attributes(&mut inode, changes, now);
+    if changes.mode.is_some() {
+        acl::follow_mode(transaction, *ino, &inode)?;
+    }
     inode.touch_status(now);
     transaction.change(*ino, &mut inode)?;
     Ok(inode.view(*ino))
+}
+
+/// Access times: they are no change of the inode, and do not undo one that came later.
+pub fn accessed(transaction: &mut Transaction<'_>, times: &[(Ino, Timestamp)]) -> Result<()> {
+    for (ino, at) in times {
+        let key = keys::inode(*ino);
+        let known: Option<Inode> = transaction.value(&key)?;
+        if let Some(mut inode) = known.filter(|inode| *at > inode.atime && *at >= inode.ctime) {
+            inode.atime = *at;
+            transaction.put(key, &inode)?;
+        }
+    }
+    Ok(())
 }
 
 /// All but ctime, which the callers know better.

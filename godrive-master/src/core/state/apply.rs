@@ -63,6 +63,7 @@ fn execute(transaction: &mut Transaction<'_>, body: &Body, origin: Origin) -> Do
         Body::CloseSession => transaction.end_session(origin.session).map(done),
         Body::SessionRevoked { session } => transaction.end_session(*session).map(done),
         Body::SessionTakenOver { session, from } => transaction.take_over(*session, *from).map(done),
+        Body::Accessed { times } => namespace::accessed(transaction, times).map(done),
         Body::Mutation(mutation) => mutate(transaction, mutation),
         Body::OpenChunks { ino, indexes, placed } => {
             transaction.open_chunks(*ino, indexes, placed).map(Reply::Layouts)

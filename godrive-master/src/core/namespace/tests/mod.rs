@@ -1,5 +1,6 @@
 //! One file per operation, against the bench of the state's tests.
 
+mod acl;
 mod batch;
 mod create;
 mod links;

@@ -1,8 +1,8 @@
-use crate::core::record::Mutation;
+use crate::core::record::{Body, Mutation};
 use crate::core::state::tests::Bench;
 use godrive_proto::meta::*;
 use godrive_proto::time::Timestamp;
-use godrive_proto::{Code, ROOT};
+use godrive_proto::{Code, Ino, ROOT};
 
 #[test]
 fn only_what_is_asked_changes() {
@@ -64,4 +64,21 @@ fn truncation_clears_privileges_when_asked() {
     assert_eq!(bench.truncate(directory, 0).unwrap_err(), Code::IsDirectory);
     let fifo = bench.make(ROOT, "p", NewNode::Fifo).unwrap();
     assert_eq!(bench.truncate(fifo, 0).unwrap_err(), Code::Invalid);
+}
+
+#[test]
+fn a_read_is_no_change_and_undoes_none() {
+    let mut bench = Bench::new();
+    let ino = bench.create(ROOT, "a").unwrap();
+    let before = bench.attr(ino);
+    let read = |bench: &mut Bench, at| {
+        let times = vec![(Ino(99_999), Timestamp(5)), (ino, Timestamp(at))];
+        bench.own(Body::Accessed { times }).unwrap();
+        bench.attr(ino)
+    };
+    assert_eq!(read(&mut bench, before.ctime.0 - 1), before, "it was read before it was changed");
+    let at = before.ctime.0 + 10;
+    assert_eq!(read(&mut bench, at), Attr { atime: Timestamp(at), ..before.clone() });
+    assert_eq!(read(&mut bench, at - 1).atime, Timestamp(at));
+    bench.check();
 }

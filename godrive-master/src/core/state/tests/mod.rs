@@ -146,7 +146,7 @@ impl Bench {
     }
 
     pub fn make(&mut self, parent: Ino, text: &str, node: NewNode) -> Result<Ino, Code> {
-        let (mode, uid, gid) = (0o755, 10, 20);
+        let (mode, uid, gid) = (NewMode::from(0o755), 10, 20);
         let request = MakeNodeRequest { parent, name: Name(text.into()), node, mode, uid, gid };
         match self.mutate(Mutation::MakeNode(request))? {
             Reply::Linked(linked) => Ok(linked.entry.attr.ino),
@@ -220,7 +220,7 @@ impl Bench {
 }
 
 pub fn create(parent: Ino, text: &str, for_writing: bool) -> Mutation {
-    let (mode, uid, gid, exclusive) = (0o644, 10, 20, true);
+    let (mode, uid, gid, exclusive) = (NewMode::from(0o644), 10, 20, true);
     let request = CreateRequest { parent, name: Name(text.into()), mode, uid, gid, exclusive, for_writing };
     Mutation::Create { request, members: vec![member(1), member(2), member(3)] }
 }

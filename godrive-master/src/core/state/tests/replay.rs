@@ -92,7 +92,7 @@ impl Chaos {
 
     fn mutation(&mut self) -> Mutation {
         let (parent, ino, text) = (self.ino(), self.ino(), self.name());
-        let (mode, uid, gid) = (self.rng.random(), 1, 2);
+        let (mode, uid, gid) = (NewMode::new(self.rng.random(), self.rng.random()), 1, 2);
         match self.rng.random_range(0..10) {
             0 | 1 => {
                 let (exclusive, for_writing) = (self.rng.random(), self.rng.random());
