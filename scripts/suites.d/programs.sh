@@ -72,9 +72,9 @@ save_patterns() {
     seq 1000 >"$file" && chmod 640 "$file" && ln -s saved "$mnt/saved-link"
     sed -i 's/^500$/five hundred/' "$file"
     [[ $(sed -n 500p "$file") == "five hundred" && $(stat -c %a "$file") == 640 ]]
-    vim -u NONE -n -es -c 'set nobackup writebackup backupcopy=no' -c '%s/^501$/five hundred one/' -c 'wq' "$mnt/saved-link" </dev/null
-    vim -u NONE -n -es -c 'set backup backupcopy=yes' -c '%s/^502$/five hundred two/' -c 'wq' "$file" </dev/null
-    [[ $(sed -n '501,502p' "$file") == $'five hundred one\nfive hundred two' && -f $file~ && -L $mnt/saved-link ]]
+    vim -u NONE -n -es -c 'set nobackup writebackup backupcopy=no' -c '%s/^501$/five hundred one/' -c 'wq' "$file" </dev/null
+    vim -u NONE -n -es -c 'set backup backupcopy=yes' -c '%s/^502$/five hundred two/' -c 'wq' "$mnt/saved-link" </dev/null
+    [[ $(sed -n '501,502p' "$file") == $'five hundred one\nfive hundred two' && -f $mnt/saved-link~ && -L $mnt/saved-link ]]
     cp --reflink=auto --sparse=always "$file" "$file-copy" && cmp "$file" "$file-copy"
     install -m 600 "$file" "$file-installed" && cmp "$file" "$file-installed" && mv "$file-installed" "$file" && cmp "$file" "$file-copy"
 }
@@ -90,7 +90,7 @@ make_parallel() {
 }
 
 cargo_build() {
-    local tree=$mnt/crate
+    local tree=$mnt/example
     cargo new -q --vcs none "$tree" && (cd "$tree" && cargo build -q --offline && cargo test -q --offline && [[ $(cargo run -q --offline) == "Hello, world!" ]])
 }
 
@@ -99,7 +99,7 @@ debian_package() {
     mkdir -p "$tree/root/DEBIAN" "$tree/root/usr/share/suite"
     printf 'Package: suite\nVersion: 1\nArchitecture: all\nMaintainer: suite <suite@localhost>\nDescription: suite\n' >"$tree/root/DEBIAN/control"
     cp -r docs "$tree/root/usr/share/suite/"
-    dpkg-deb -q --build --root-owner-group "$tree/root" "$tree/suite.deb" >/dev/null
+    dpkg-deb --build --root-owner-group "$tree/root" "$tree/suite.deb" >/dev/null
     dpkg-deb -x "$tree/suite.deb" "$tree/unpacked" && diff -r docs "$tree/unpacked/usr/share/suite/docs"
 }
 
@@ -113,8 +113,8 @@ postgres() {
     mkdir -p "$data" "$run" && chown postgres:postgres "$data" "$run" && chmod 700 "$data"
     as_postgres initdb -D "$data" >/dev/null && start_postgres
     as_postgres pgbench -h "$run" -q -i -s 1 postgres 2>/dev/null
-    as_postgres pgbench -h "$run" -c 2 -t 200 postgres >/dev/null 2>&1
-    as_postgres pgbench -h "$run" -c 2 -T 30 postgres >/dev/null 2>&1 &
+    as_postgres pgbench -h "$run" -n -c 2 -t 200 postgres >/dev/null 2>&1
+    as_postgres pgbench -h "$run" -n -c 2 -T 30 postgres >/dev/null 2>&1 &
     local bench=$!
     until [[ $(query "select count(*) from pgbench_history") -gt 600 ]]; do kill -0 $bench; done
     local before; before=$(query "select count(*) from pgbench_history")
