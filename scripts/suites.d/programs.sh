@@ -112,6 +112,8 @@ postgres() {
     query() { as_postgres psql -h "$run" -qAt -d postgres -c "$1"; }
     mkdir -p "$data" "$run" && chown postgres:postgres "$data" "$run" && chmod 700 "$data"
     as_postgres initdb -D "$data" >/dev/null && start_postgres
+    # Nothing of it stays, however the check ends.
+    trap 'as_postgres pg_ctl -s -D "$data" -m immediate stop || true' EXIT
     as_postgres pgbench -h "$run" -q -i -s 1 postgres 2>/dev/null
     as_postgres pgbench -h "$run" -n -c 2 -t 200 postgres >/dev/null 2>&1
     as_postgres pgbench -h "$run" -n -c 2 -T 30 postgres >/dev/null 2>&1 &
@@ -128,6 +130,7 @@ postgres() {
     books=$(query "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history), (select sum(tbalance) from pgbench_tellers) = (select sum(bbalance) from pgbench_branches)")
     [[ $books == "t|t" ]]
     as_postgres pg_ctl -s -w -D "$data" -m fast stop
+    trap - EXIT
 }
 
 big_file() {
