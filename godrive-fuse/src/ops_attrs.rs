@@ -117,7 +117,10 @@ impl Mount {
     }
 
     pub(crate) fn op_getxattr(&self, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let Some(name) = stored(name) else { return reply.error(Errno::EOPNOTSUPP) };
+        let name = match stored(name) {
+            Ok(name) => name,
+            Err(errno) => return reply.error(errno),
+        };
         let ino = convert::ino(ino);
         let what = What::new("getxattr", ino);
         let answer = move |reply: ReplyXattr, value: bytes::Bytes| answer_xattr(reply, &value, size);
@@ -148,7 +151,10 @@ impl Mount {
         flags: i32,
         reply: ReplyEmpty,
     ) {
-        let Some(name) = stored(name) else { return reply.error(Errno::EOPNOTSUPP) };
+        let name = match stored(name) {
+            Ok(name) => name,
+            Err(errno) => return reply.error(errno),
+        };
         let mode = match convert::set_xattr_mode(flags) {
             Ok(mode) => mode,
             Err(errno) => return reply.error(Errno::from_i32(errno)),
@@ -170,7 +176,10 @@ impl Mount {
     }
 
     pub(crate) fn op_removexattr(&self, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Some(name) = stored(name) else { return reply.error(Errno::EOPNOTSUPP) };
+        let name = match stored(name) {
+            Ok(name) => name,
+            Err(errno) => return reply.error(errno),
+        };
         let (fs, ino, name) = (self.fs.clone(), convert::ino(ino), name.to_vec());
         self.answers.spawn(
             What::new("removexattr", ino),
@@ -195,10 +204,15 @@ fn answer_attr(reply: ReplyAttr, attr: Served<AttrReply>) {
     reply.attr(&ttl, &convert::attr(&attr));
 }
 
-/// Of the `system.` attributes only the ACLs mean something here.
-fn stored(name: &OsStr) -> Option<&[u8]> {
+/// A name in one of the kernel's name spaces; of `system.` only the ACLs mean something here.
+fn stored(name: &OsStr) -> Result<&[u8], Errno> {
     let name = name.as_bytes();
-    (!name.starts_with(b"system.") || [ACCESS_ACL, DEFAULT_ACL].contains(&name)).then_some(name)
+    let space = [&b"user."[..], b"trusted.", b"security."].into_iter().find(|space| name.starts_with(space));
+    match space {
+        Some(space) if name == space => Err(Errno::EINVAL),
+        None if ![ACCESS_ACL, DEFAULT_ACL].contains(&name) => Err(Errno::EOPNOTSUPP),
+        _ => Ok(name),
+    }
 }
 
 /// As a chmod by somebody who is not of the file's group, a change of its ACL takes the set-gid bit. The kernel says so in a flag
@@ -286,8 +300,10 @@ mod tests {
     fn lists_end_each_name_with_nul_and_of_system_attributes_only_acls_are_stored() {
         assert_eq!(joined(&[b"user.a".to_vec(), b"user.b".to_vec()]), b"user.a\0user.b\0");
         assert_eq!(joined(&[]), b"");
-        assert_eq!(stored(OsStr::new("system.nfs4_acl")), None);
-        assert_eq!(stored(OsStr::new("system.posix_acl_access")), Some(ACCESS_ACL));
-        assert_eq!(stored(OsStr::new("user.a")), Some(&b"user.a"[..]));
+        let refused = |name: &str| stored(OsStr::new(name)).unwrap_err().code();
+        assert_eq!((refused("system.nfs4_acl"), refused("nonsense.x")), (libc::EOPNOTSUPP, libc::EOPNOTSUPP));
+        assert_eq!((refused("user."), refused("trusted.")), (libc::EINVAL, libc::EINVAL));
+        assert!(stored(OsStr::new("system.posix_acl_access")).is_ok_and(|name| name == ACCESS_ACL));
+        assert!(stored(OsStr::new("user.a")).is_ok_and(|name| name == b"user.a"));
     }
 }

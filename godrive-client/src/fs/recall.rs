@@ -21,9 +21,9 @@ use tokio::time::Instant;
 const DRAIN: Duration = Duration::from_secs(2);
 /// The longest for the kernel to forget pages; it goes on by itself afterwards.
 const FORGET_PAGES: Duration = Duration::from_secs(2);
-/// The same for names; shorter where an operation in the directory keeps the kernel from it.
-const FORGET_NAMES: Duration = Duration::from_millis(500);
-const FORGET_NAMES_BUSY: Duration = Duration::from_millis(20);
+/// The same for names. Whoever tells the kernel does not wait for operations in their directory; this is for a machine that is
+/// very busy, and below what the master waits for.
+const FORGET_NAMES: Duration = Duration::from_secs(5);
 /// The longest that a recall waits for an operation that has just been granted this lease.
 const CLAIM: Duration = Duration::from_millis(200);
 /// A directory that is recalled twice within this time is contended for as long again.
@@ -169,7 +169,7 @@ impl<B: Backend> Fs<B> {
     /// may hold while it waits for the very mount that recalls. Then the rest happens when that operation is
     /// answered, and for a while the kernel is given no names of this directory to keep.
     async fn empty_names(self: &Arc<Self>, inode: &Arc<Inode>) {
-        let (names, busy) = {
+        let names: Vec<_> = {
             let mut state = inode.state.lock();
             let now = Instant::now();
             let again = state.last_recall.replace(now).is_some_and(|last| now.duration_since(last) < HOT);
@@ -177,11 +177,10 @@ impl<B: Backend> Fs<B> {
             if busy || again {
                 state.hot_until = Some(now + HOT);
             }
-            let names: Vec<_> = state.directory.names().filter(|_| state.names_given).cloned().collect();
-            (names, busy)
+            state.directory.names().filter(|_| state.names_given).cloned().collect()
         };
         let what = names.into_iter().map(|name| Invalidation::Entry(inode.ino, name.0)).collect();
-        self.invalidate(what, if busy { FORGET_NAMES_BUSY } else { FORGET_NAMES }).await;
+        self.invalidate(what, FORGET_NAMES).await;
     }
 
     /// Everything dirty is held and committed, or lost: the lease must go back.
@@ -264,7 +263,7 @@ impl<B: Backend> Fs<B> {
     async fn after_restart(self: Arc<Self>) -> Declared {
         let what = self.drop_caches(|state| !resumed(state));
         // The kernel may wait for operations that wait for the master, and the master waits for this.
-        self.invalidate(what, FORGET_NAMES_BUSY).await;
+        self.invalidate(what, FORGET_NAMES).await;
         let mut exclusive = Vec::new();
         let mut open = Vec::new();
         for inode in self.table.all() {
@@ -319,7 +318,7 @@ impl<B: Backend> Fs<B> {
         }
         self.end_removals();
         self.lose_all_locks();
-        self.invalidate(what, FORGET_NAMES_BUSY).await;
+        self.invalidate(what, FORGET_NAMES).await;
         // The new session has told the master of no open handle yet. Orphans of the old one are gone.
         for inode in self.table.all() {
             let mut state = inode.state.lock();

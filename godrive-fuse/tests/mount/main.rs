@@ -9,6 +9,8 @@ mod kernel;
 mod locks;
 mod messages;
 mod one_mount;
+mod refusals;
+mod sizes;
 mod survival;
 mod times;
 mod two_mounts;

@@ -29,8 +29,16 @@ pub struct Daemon {
     pub config: PathBuf,
 }
 
-/// The arguments of a process; empty if it is gone (or dead and not yet collected).
+/// The arguments of a process that may be a daemon; empty if it is gone (or dead and not yet collected).
+///
+/// The kernel shows them only while it holds the process's memory map. A program that waits for a file of a mount may hold that for as
+/// long as it waits, so that nobody's are read but those of programs with our names.
 fn arguments(pid: i32) -> Vec<OsString> {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    // A daemon that has just been started by its keeper has not named itself yet.
+    if !name.starts_with("godrive-") && name.trim_end() != "exe" {
+        return Vec::new();
+    }
     let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let mut parts: Vec<OsString> =
         bytes.split(|byte| *byte == 0).map(|part| OsString::from_vec(part.to_vec())).collect();
