@@ -424,3 +424,14 @@ fn removals_before_an_fsync_survive_the_death_of_the_daemon() {
     assert!((200..=260).contains(&first), "{first}");
     assert_eq!(left, (first..300).collect::<Vec<_>>(), "what was lost is the end of the row");
 }
+
+#[test]
+fn what_was_unmounted_can_be_mounted_at_once() {
+    let cluster = Cluster::start(1);
+    let file = cluster.mount(1).join("file");
+    fs::write(&file, b"there").unwrap();
+    for _ in 0..10 {
+        cluster.remount(1);
+        assert_eq!(fs::read(&file).unwrap(), b"there", "it is mounted again");
+    }
+}

@@ -200,7 +200,7 @@ pub fn ask_to_end(daemon: &Daemon) -> Result<()> {
 /// SIGTERM, and SIGKILL after the deadline. Waits until the process is gone.
 pub async fn stop(daemon: &Daemon, program: &str, deadline: Duration) -> Result<Ending> {
     ask_to_end(daemon)?;
-    if gone(daemon, program, deadline).await {
+    if gone(daemon, program, deadline).await? {
         return Ok(Ending::Clean);
     }
     kill_all(daemon, program).await?;
@@ -224,16 +224,16 @@ pub async fn kill_all(daemon: &Daemon, program: &str) -> Result<()> {
     }
 }
 
-/// Waits until the process is gone; false at the deadline.
-pub async fn gone(daemon: &Daemon, program: &str, deadline: Duration) -> bool {
+/// Waits until every process of the node is gone, for a mount has two; false at the deadline.
+pub async fn gone(daemon: &Daemon, program: &str, deadline: Duration) -> Result<bool> {
     let end = Instant::now() + deadline;
-    while config_of(&arguments(daemon.pid), program).is_some_and(|config| config == daemon.config) {
+    while daemons(program)?.iter().any(|other| other.config == daemon.config) {
         if Instant::now() >= end {
-            return false;
+            return Ok(false);
         }
         tokio::time::sleep(TICK).await;
     }
-    true
+    Ok(true)
 }
 
 fn signal(pid: i32, signal: Signal) -> Result<()> {

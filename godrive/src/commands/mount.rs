@@ -125,7 +125,7 @@ async fn force(path: &Path, folder: &Path, daemon: &Daemon, patience: Duration) 
     let connection = mounts::connection(path)?;
     let start = log_length(folder);
     process::ask_to_end(daemon)?;
-    let ending = if process::gone(daemon, program, patience).await {
+    let ending = if process::gone(daemon, program, patience).await? {
         Ending::Clean
     } else {
         if let Some(connection) = &connection {
@@ -170,7 +170,7 @@ pub struct MountEnd {
 pub async fn end_mount(folder: &Path, daemon: &Daemon, unmounted: bool) -> Result<MountEnd> {
     let start = log_length(folder);
     let program = Kind::Mount.program();
-    let ending = if unmounted && process::gone(daemon, program, FLUSH_DEADLINE).await {
+    let ending = if unmounted && process::gone(daemon, program, FLUSH_DEADLINE).await? {
         Ending::Clean
     } else {
         process::stop(daemon, program, FLUSH_DEADLINE).await?
