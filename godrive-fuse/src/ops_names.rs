@@ -157,6 +157,8 @@ fn found(reply: ReplyEntry, found: Served<Found>) {
     // The pass is given back after the kernel was answered, here as everywhere.
     let Served { value, pass: _pass } = found;
     match value {
+        // The kernel looks up the whole path again, once.
+        Found::Entry(entry) if entry.moved => reply.error(Errno::ESTALE),
         Found::Entry(entry) => answer_entry(reply, &entry),
         Found::Missing(ttl) if ttl.is_zero() => reply.error(Errno::ENOENT),
         // Inode 0 says that the name does not exist, for as long as the entry may be cached.

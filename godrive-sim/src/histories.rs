@@ -117,7 +117,7 @@ pub struct Checked {
 
 #[derive(Default)]
 pub struct Histories {
-    /// Counts beginnings and ends: the order in which the one process saw them.
+    /// Beginnings and ends: the order in which the one process saw them.
     now: u64,
     values: u64,
     turns: BTreeMap<Lane, Turn>,
@@ -130,6 +130,11 @@ impl Histories {
     pub fn tick(&mut self) -> u64 {
         self.now += 1;
         self.now
+    }
+
+    /// What begins or ends from here on has at least this number, for example that of the microsecond.
+    pub fn not_before(&mut self, moment: u64) {
+        self.now = self.now.max(moment);
     }
 
     /// One that nobody has got before.

@@ -9,5 +9,6 @@ pub mod lease;
 pub mod neighbours;
 pub mod page_cache;
 pub mod read_plan;
+pub mod shown;
 pub mod steps;
 pub mod write_buffer;

@@ -246,6 +246,7 @@ impl<B: Backend> Fs<B> {
             ));
         };
         let mut state = inode.state.lock();
+        tracing::debug!(ino = %inode.ino, ?mode, lease = ?view.lease, size = view.attr.size, "a lease is granted");
         state.see(view);
         if state.is_fresh(view) && view.attr.kind == Kind::File && is_file {
             state.place_window(0, reply.layout, || self.new_tag());

@@ -98,7 +98,7 @@ impl<B: Backend> Fs<B> {
                 match child.and_then(|child| self.cached_attr(&child)) {
                     Some((attr, attr_ttl, child_pass)) => {
                         pass = pass.and(child_pass);
-                        entry.entry = Some(Entry { attr, attr_ttl, entry_ttl });
+                        entry.entry = Some(Entry { attr, attr_ttl, entry_ttl, moved: false });
                     }
                     None => missing += 1,
                 }
@@ -107,6 +107,7 @@ impl<B: Backend> Fs<B> {
             if missing > entries.len() / 8 {
                 return None;
             }
+            told_of(&directory, &entries);
         }
         self.stats.meta_hits.add(1);
         if offset == 0 {
@@ -196,11 +197,12 @@ impl<B: Backend> Fs<B> {
                 if attr.kind == Kind::File && attr.size > 0 {
                     files.push(from.ino);
                 }
-                entry.entry = Some(Entry { attr, attr_ttl, entry_ttl });
+                entry.entry = Some(Entry { attr, attr_ttl, entry_ttl, moved: false });
             }
             entries.push(entry);
         }
         self.note_neighbours(files);
+        told_of(directory, &entries);
         Served { value: entries, pass }
     }
 
@@ -228,6 +230,15 @@ fn dots(own: Ino, parent: Ino, offset: u64) -> Vec<DirEntry> {
         entry: None,
     };
     [dot(1, b".", own), dot(DOTS, b"..", parent)].into_iter().filter(|entry| entry.offset > offset).collect()
+}
+
+/// The caller is told of these names, and may keep none of them.
+fn told_of(directory: &Inode, entries: &[DirEntry]) {
+    let shown = entries.iter().filter(|from| from.entry.as_ref().is_some_and(|entry| entry.entry_ttl.is_zero()));
+    let mut state = directory.state.lock();
+    for entry in shown {
+        state.directory.shown.set(&Name(entry.name.clone()), Some(entry.ino));
+    }
 }
 
 fn plain(position: u64, name: &Name, ino: Ino, kind: Kind) -> DirEntry {

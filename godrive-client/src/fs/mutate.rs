@@ -208,13 +208,13 @@ impl<B: Backend> Fs<B> {
     async fn settle_before_rename(self: &Arc<Self>, from: (Ino, &Name), to: (Ino, &Name)) -> Result<()> {
         let mut tries = MAX_SETTLES;
         loop {
-            let Found::Entry(source) = self.lookup(from.0, &from.1.0).await?.value else {
+            let Found::Entry(source) = self.find(from.0, from.1).await?.value else {
                 return Ok(()); // The master says ENOENT.
             };
             if source.attr.kind != Kind::File {
                 return Ok(());
             }
-            let Found::Entry(target) = self.lookup(to.0, &to.1.0).await?.value else {
+            let Found::Entry(target) = self.find(to.0, to.1).await?.value else {
                 return Ok(());
             };
             if target.attr.ino == source.attr.ino {
@@ -253,6 +253,7 @@ impl<B: Backend> Fs<B> {
     ) {
         state.touched_early(view);
         state.see(view);
+        state.directory.shown.set(name, ino);
         if state.is_fresh(view) {
             if state.directory.change(name.clone(), ino) {
                 self.names.fetch_add(1, Ordering::Relaxed);

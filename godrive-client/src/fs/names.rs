@@ -6,7 +6,7 @@ use super::types::{Entry, Found, Invalidation, Served};
 use super::{Backend, Fs, checked};
 use crate::error::Result;
 use godrive_proto::Ino;
-use godrive_proto::meta::{Attr, InodeView, Lookup, LookupRequest, Name};
+use godrive_proto::meta::{Attr, InodeView, Kind, Lookup, LookupRequest, Name};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -51,21 +51,45 @@ impl Drop for Busy {
 
 impl<B: Backend> Fs<B> {
     pub fn try_lookup(&self, parent: Ino, name: &[u8]) -> Option<Result<Served<Found>>> {
-        let name = match checked(name) {
-            Ok(name) => name,
-            Err(error) => return Some(Err(error)),
-        };
+        match checked(name) {
+            Ok(name) => self.try_find(parent, &name).map(|found| Ok(self.told_of(parent, &name, found))),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    pub async fn lookup(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<Served<Found>> {
+        let name = checked(name)?;
+        let found = self.find(parent, &name).await?;
+        Ok(self.told_of(parent, &name, found))
+    }
+
+    /// The caller is told of this name.
+    fn told_of(&self, parent: Ino, name: &Name, mut found: Served<Found>) -> Served<Found> {
+        let Some(directory) = self.table.find(parent) else { return found };
+        let shown = &mut directory.state.lock().directory.shown;
+        match &mut found.value {
+            Found::Missing(_) => shown.set(name, None),
+            // What may be kept is known here as long as it is kept.
+            Found::Entry(entry) if shown.is_empty() && !entry.entry_ttl.is_zero() => {}
+            Found::Entry(Entry { attr, moved, .. }) => {
+                *moved = shown.found(name, attr.ino, attr.kind == Kind::Directory || attr.nlink == 1);
+            }
+        }
+        found
+    }
+
+    fn try_find(&self, parent: Ino, name: &Name) -> Option<Served<Found>> {
         let directory = self.table.find(parent)?;
         let mut state = directory.state.lock();
         if !self.is_valid(&state) {
             return None;
         }
-        let child = state.directory.look_up(&name)?;
+        let child = state.directory.look_up(name)?;
         let child = match child {
             Some(ino) => Some(self.table.find(ino)?),
             None => {
                 // The kernel may keep it: a recall must find the name here to take it back.
-                if state.directory.learn(name, None) {
+                if state.directory.learn(name.clone(), None) {
                     self.names.fetch_add(1, Ordering::Relaxed);
                 }
                 None
@@ -78,20 +102,20 @@ impl<B: Backend> Fs<B> {
             Some(child) => {
                 let (attr, attr_ttl, child_pass) = self.cached_attr(&child)?;
                 Served {
-                    value: Found::Entry(Entry { attr, attr_ttl, entry_ttl }),
+                    value: Found::Entry(Entry { attr, attr_ttl, entry_ttl, moved: false }),
                     pass: pass.and(child_pass),
                 }
             }
         };
         self.stats.meta_hits.add(1);
-        Some(Ok(found))
+        Some(found)
     }
 
-    pub async fn lookup(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<Served<Found>> {
-        if let Some(found) = self.try_lookup(parent, name) {
-            return found;
+    /// The same for a caller that is not told: it only needs to know.
+    pub(super) async fn find(self: &Arc<Self>, parent: Ino, name: &Name) -> Result<Served<Found>> {
+        if let Some(found) = self.try_find(parent, name) {
+            return Ok(found);
         }
-        let name = checked(name)?;
         self.stats.meta_misses.add(1);
         let directory = self.table.get(parent);
         let _busy = Busy::new(&directory);
@@ -99,15 +123,15 @@ impl<B: Backend> Fs<B> {
         if self.looks_for_many(&directory) {
             match self.learn_names(&directory).await {
                 Ok(()) => {
-                    if let Some(found) = self.try_lookup(parent, &name.0) {
-                        return found;
+                    if let Some(found) = self.try_find(parent, name) {
+                        return Ok(found);
                     }
                 }
                 Err(error) => tracing::debug!(ino = %parent, %error, "a directory was not read ahead"),
             }
         }
         let reply = self.backend.query::<Lookup>(&LookupRequest { parent, name: name.clone() }).await?;
-        Ok(self.take_entry(&directory, name, &reply.parent, reply.entry.as_ref()))
+        Ok(self.take_entry(&directory, name.clone(), &reply.parent, reply.entry.as_ref()))
     }
 
     /// True once under each lease: after some names that were not known.
@@ -146,7 +170,7 @@ impl<B: Backend> Fs<B> {
             Some(view) => {
                 let (attr, attr_ttl, child_pass) = self.take_view(view);
                 Served {
-                    value: Found::Entry(Entry { attr, attr_ttl, entry_ttl }),
+                    value: Found::Entry(Entry { attr, attr_ttl, entry_ttl, moved: false }),
                     pass: pass.and(child_pass),
                 }
             }

@@ -147,7 +147,8 @@ impl<B: Backend> Fs<B> {
             drop(pass);
             let Served { value: opened, pass } = self.open(inode.ino, flags).await?;
             let attr = inode.state.lock().attr.clone().unwrap_or(entry.attr);
-            let entry = super::types::Entry { attr, attr_ttl: Duration::ZERO, entry_ttl: Duration::ZERO };
+            let (attr_ttl, entry_ttl) = (Duration::ZERO, Duration::ZERO);
+            let entry = super::types::Entry { attr, attr_ttl, entry_ttl, moved: false };
             return Ok(Served { value: Created { entry, opened }, pass });
         }
         let (covered, poison) = {

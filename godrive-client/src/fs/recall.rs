@@ -74,6 +74,7 @@ impl<B: Backend> Fs<B> {
         let mut state = inode.state.lock();
         let open = state.open > 0;
         state.told_open |= open && !state.removed;
+        tracing::debug!(ino = %recall.ino, id = ?recall.id, meant, newer, ?keeps, "a lease goes back");
         Release { ino: recall.ino, id: recall.id, keeps, open }
     }
 

@@ -51,6 +51,9 @@ pub struct Entry {
     pub attr: Attr,
     pub attr_ttl: Duration,
     pub entry_ttl: Duration,
+    /// The caller was told another name of it, which is no longer right: a kernel has to look up both again. See
+    /// [`crate::core::shown`].
+    pub moved: bool,
 }
 
 #[derive(Clone, Debug)]

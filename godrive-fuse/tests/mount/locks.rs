@@ -69,16 +69,16 @@ fn outcome(told: &Receiver<Result<(), i32>>) -> Result<(), i32> {
 
 /// A process that takes the whole file with flock(1) and says so by making another.
 fn flock_process(path: &Path, taken: &Path) -> Child {
+    // One process from the first to the last: nothing else inherits the descriptor for long.
     Command::new("flock")
+        .arg("--no-fork")
         .arg(path)
-        .args(["-c", &format!("touch {} && sleep 60", taken.display())])
+        .args(["sh", "-c", &format!("touch {} && exec sleep 60", taken.display())])
         .spawn()
         .unwrap()
 }
 
 fn end(mut child: Child) {
-    // Its shell's sleep has the descriptor too.
-    let _ = Command::new("pkill").args(["-9", "-P", &child.id().to_string()]).status();
     child.kill().unwrap();
     child.wait().unwrap();
 }

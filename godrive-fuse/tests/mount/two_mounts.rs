@@ -197,3 +197,49 @@ fn what_one_mount_removes_in_a_row_is_gone_on_the_other_at_once() {
     assert_eq!(count(cluster.mount(2)), 0);
     fs::create_dir(&paths[1]).expect("the name is free");
 }
+
+/// A worker that takes a job by renaming it must know that nobody else has taken it.
+#[test]
+fn of_two_equal_renames_one_succeeds() {
+    let cluster = Cluster::start(3);
+    let job = |number: usize| cluster.mount(number).join("job");
+    let taken = |number: usize| cluster.mount(number).join("taken");
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    // Where others change the directory all the time, each lookup asks the master.
+    let noise = || {
+        let path = cluster.mount(3).join("noise");
+        while !ended.load(Ordering::SeqCst) {
+            fs::write(&path, b"x").and_then(|()| fs::remove_file(&path)).unwrap();
+        }
+    };
+    let mut twice = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(noise);
+        for round in 0..500 {
+            fs::write(job(1), b"x").unwrap();
+            if round % 2 == 0 {
+                // Both kernels have an entry for the target.
+                fs::write(taken(1), b"x").and_then(|()| fs::metadata(taken(2))).unwrap();
+            }
+            let (turn, won) = (std::sync::Barrier::new(2), AtomicUsize::new(0));
+            std::thread::scope(|scope| {
+                for number in [1, 2] {
+                    let (turn, won) = (&turn, &won);
+                    let (from, to) = (job(number), taken(number));
+                    scope.spawn(move || {
+                        turn.wait();
+                        match fs::rename(from, to) {
+                            Ok(()) => won.fetch_add(1, Ordering::SeqCst),
+                            Err(error) if error.kind() == ErrorKind::NotFound => 0,
+                            Err(error) => panic!("{error}"),
+                        }
+                    });
+                }
+            });
+            twice += usize::from(won.load(Ordering::SeqCst) != 1);
+            fs::remove_file(taken(2)).unwrap();
+        }
+        ended.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(twice, 0, "rounds in which not exactly one mount has renamed it");
+}

@@ -37,6 +37,7 @@ const PAUSE: Duration = Duration::from_millis(3);
 #[derive(Clone)]
 pub struct Work {
     care: Care,
+    begun: Instant,
     notes: Arc<Mutex<Notes>>,
     links: Arc<AtomicU32>,
     ended: Arc<AtomicBool>,
@@ -53,7 +54,13 @@ struct Notes {
 
 impl Work {
     pub fn new(care: Care) -> Self {
-        Self { care, notes: Arc::default(), links: Arc::default(), ended: Arc::default() }
+        let begun = Instant::now();
+        Self { care, begun, notes: Arc::default(), links: Arc::default(), ended: Arc::default() }
+    }
+
+    /// In microseconds, so that a history can be laid beside the logs.
+    fn moment(&self) -> u64 {
+        self.begun.elapsed().as_micros() as u64
     }
 
     fn notes(&self) -> MutexGuard<'_, Notes> {
@@ -197,11 +204,14 @@ impl Worker {
     }
 
     fn begin<M: Kept>(&self, object: Object, call: M::Call) -> Ticket {
-        self.mount.work.notes().histories.begin::<M>(self.mount.client, object, call)
+        let mut notes = self.mount.work.notes();
+        notes.histories.not_before(self.mount.work.moment());
+        notes.histories.begin::<M>(self.mount.client, object, call)
     }
 
     fn end<M: Kept>(&self, ticket: Ticket, answer: <M as Model>::Answer) {
         let mut notes = self.mount.work.notes();
+        notes.histories.not_before(self.mount.work.moment());
         let now = notes.histories.tick();
         notes.histories.end::<M>(ticket, answer, now);
     }

@@ -118,9 +118,16 @@ impl Cluster {
         entries.map(|entry| entry.path()).filter(|path| path.join("config.toml").exists()).collect()
     }
 
+    /// Their ends; whole they are copied to the folder that GODRIVE_LOGS names.
     fn show_logs(&self) {
+        let keep = std::env::var_os("GODRIVE_LOGS").map(PathBuf::from);
         for node in self.nodes() {
             let log = std::fs::read_to_string(node.join("log")).unwrap_or_default();
+            if let Some(keep) = &keep {
+                let name = format!("{}.log", text(Path::new(node.file_name().expect("a node has a name"))));
+                let kept = std::fs::create_dir_all(keep).and_then(|()| std::fs::write(keep.join(name), &log));
+                kept.unwrap_or_else(|error| eprintln!("{}: {error}", keep.display()));
+            }
             let lines: Vec<&str> = log.lines().collect();
             eprintln!("--- the end of {}/log", node.display());
             lines[lines.len().saturating_sub(30)..].iter().for_each(|line| eprintln!("{line}"));

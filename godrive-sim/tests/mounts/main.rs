@@ -1,8 +1,8 @@
 //! Three real mounts of a real cluster: what programs are answered by system calls on them, while daemons are frozen,
 //! cut off and killed, is linearizable.
 //!
-//! Beginnings and ends are counted, under one lock, before each call and behind it: that is the order of CLOCK_MONOTONIC,
-//! without ties. Another run: `GODRIVE_SEED=7 cargo nextest run --release -p godrive-sim --features mount-tests --test mounts`.
+//! Beginnings and ends are noted in microseconds, under one lock, before each call and behind it: that is the order of
+//! CLOCK_MONOTONIC, without ties. Another run: `GODRIVE_SEED=7 cargo nextest run --release -p godrive-sim --features mount-tests --test mounts`.
 #![allow(clippy::disallowed_methods, reason = "these tests work on the real machine")]
 
 mod client;
@@ -31,6 +31,8 @@ fn run(care: Care, at_least: usize, faults: impl FnOnce(&Cluster, &mut SmallRng)
     let mut dice = SmallRng::seed_from_u64(seed);
     let cluster = Cluster::start(MOUNTS);
     let work = Work::new(care);
+    let begun = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("it is past 1970");
+    println!("moments are microseconds behind second {:.6} of 1970", begun.as_secs_f64());
     let mut threads = Vec::new();
     for number in 1..=MOUNTS {
         let mount =
