@@ -57,6 +57,7 @@ pub fn errno(code: Code) -> i32 {
         | Code::WrongVersion
         | Code::Corrupt
         | Code::NoChunk
+        | Code::NoSource
         | Code::MemberFailed
         | Code::Disk
         | Code::Malformed

@@ -16,6 +16,7 @@
 //! directories and the pages of unchanged files stay.
 
 use crate::operations::Operations;
+use bytes::Bytes;
 use fuser::{INodeNo, Notifier};
 use godrive_client::driver::BoxFuture;
 use godrive_client::fs::{Invalidate, Invalidation};
@@ -38,6 +39,8 @@ use tokio::time::Instant;
 /// The client leaves out pages that waiting operations have locked, so that those are rarely met.
 const GRACE_PAGES: Duration = Duration::from_millis(250);
 const GRACE_NAMES: Duration = Duration::from_millis(10);
+/// The kernel needs the page for a moment.
+const GRACE_LENGTH: Duration = Duration::from_millis(20);
 /// And this long if none is waiting, for example while the kernel drops gigabytes of pages.
 const PATIENCE: Duration = Duration::from_secs(4);
 const GLANCE: Duration = Duration::from_millis(2);
@@ -67,6 +70,8 @@ pub struct Notifications {
     workers: Workers,
     /// Releases that went ahead of their notification, for the log.
     overtaken: Arc<AtomicU64>,
+    /// How often all names were expired.
+    epoch: Arc<AtomicU64>,
 }
 
 struct Kernel {
@@ -93,6 +98,7 @@ impl Notifications {
             operations,
             workers: Workers::default(),
             overtaken: Arc::default(),
+            epoch: Arc::default(),
         }
     }
 
@@ -148,7 +154,7 @@ impl Notifications {
     async fn names(&self, parent: Ino, names: Vec<Vec<u8>>) {
         let Some(kernel) = self.kernel().await else { return };
         if kernel.epochs && (names.len() > MANY_NAMES || self.operations.waiting_on(parent).is_some()) {
-            return log(kernel.expire_all(), parent);
+            return self.expire_all(&kernel, parent);
         }
         let teller = kernel.clone();
         let told = self.tell(parent, GRACE_NAMES, move || {
@@ -160,9 +166,24 @@ impl Notifications {
             return;
         }
         if kernel.epochs {
-            log(kernel.expire_all(), parent);
+            self.expire_all(&kernel, parent);
         } else {
             self.overtake(parent, "names");
+        }
+    }
+
+    fn expire_all(&self, kernel: &Kernel, parent: Ino) {
+        log(kernel.expire_all(), parent);
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Makes an inode reach as far as this byte.
+    async fn last_byte(&self, ino: Ino, offset: u64, byte: Bytes) {
+        let Some(kernel) = self.kernel().await else { return };
+        let told = self
+            .tell(ino, GRACE_LENGTH, move || log(kernel.notifier.store(INodeNo(ino.0), offset, &byte), ino));
+        if !told.await {
+            self.overtake(ino, "length");
         }
     }
 
@@ -222,6 +243,15 @@ impl Invalidate for Notifications {
             }
             under_way.join_all().await;
         })
+    }
+
+    fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    fn reaches(&self, ino: Ino, offset: u64, last: Bytes) -> BoxFuture<'static, ()> {
+        let all = self.clone();
+        Box::pin(async move { all.last_byte(ino, offset, last).await })
     }
 }
 

@@ -106,6 +106,27 @@ pub struct DeltaRequest {
     pub mtime: Timestamp,
 }
 
+/// Bytes of a chunk, as the asker's lease has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    pub chunk: ChunkId,
+    pub chunk_bytes: u32,
+    pub epoch: Epoch,
+    pub contents: Contents,
+    pub members: Vec<Member>,
+    /// Within the chunk, bytes.
+    pub offset: u32,
+}
+
+/// A delta without a payload: its receiver, the first of the chain, takes the bytes from another place, and makes it one that
+/// has them. What is a hole there becomes one here, as far as leaves lie alike.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyRangeRequest {
+    /// One `Bytes` extent of at most `MAX_DELTA_BYTES`, and no sums.
+    pub delta: DeltaRequest,
+    pub source: Source,
+}
+
 /// Every member from the receiver down the chain has applied the delta and has these contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {
@@ -170,7 +191,9 @@ pub struct FetchRequest {
 operations! {
     0x0300 Delta(DeltaRequest) -> Applied [Client, Slave];
     0x0301 Sync(SyncRequest) -> Applied [Client, Slave];
-    0x0302 Read(ReadRequest) -> Proof [Client];
+    0x0302 Read(ReadRequest) -> Proof [Client, Slave];
+    /// `NoSource`: the bytes cannot be had there; nothing was applied.
+    0x0303 CopyRange(CopyRangeRequest) -> Applied [Client];
     0x0310 GetSums(SumsRequest) -> Sums [Slave];
     0x0311 Fetch(FetchRequest) -> Vec<u64> [Slave];
 }

@@ -67,6 +67,8 @@ pub enum Code {
     Deadlock,
     /// There are too many locks.
     NoLocks,
+    /// What is to be copied could not be had from any replica of it, in this version; nothing was applied.
+    NoSource,
 }
 
 /// A refusal or failure, as it travels in a reply.

@@ -15,6 +15,7 @@ pub mod locks;
 pub mod meta;
 pub mod net;
 pub mod operation;
+pub mod proof;
 pub mod sums;
 pub mod time;
 pub mod version;

@@ -36,7 +36,7 @@ fn decode_as_everything(bytes: &[u8]) {
             Truncate Commit SetXattr RemoveXattr Barrier Batch;
         lease: OpenSession Renew Resume CloseSession Ended Slaves Acquire GetLayout OpenChunks Releases Report GetLayouts
             Own Recall;
-        data: Delta Sync Read GetSums Fetch;
+        data: Delta Sync Read CopyRange GetSums Fetch;
         cluster: Register Inventory Heartbeat Seal Install Copy Delete Quarantine;
         admin: Join MakeToken GetStatus Ping;
     }

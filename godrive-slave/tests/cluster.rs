@@ -10,10 +10,11 @@ use godrive_proto::limits::LEAF_BYTES;
 use godrive_proto::net::identity::{Authority, Identity};
 use godrive_proto::net::machine::{self, MachineClock, MachineSockets};
 use godrive_proto::net::{Connection, Endpoint, Expect, Options};
+use godrive_proto::proof::{self, Wanted};
 use godrive_proto::time::Timestamp;
 use godrive_proto::{
-    ChunkId, ClusterId, Code, DiskId, Epoch, Fault, NodeId, OpId, Operation, Role, SessionId, Term, Version,
-    sums,
+    ChunkId, ClusterId, Code, Digest, DiskId, Epoch, Fault, NodeId, OpId, Operation, Role, SessionId, Term,
+    Version, sums,
 };
 use godrive_slave::{Config, Slave, World};
 use parking_lot::Mutex;
@@ -278,6 +279,101 @@ async fn a_write_goes_down_the_chain_and_small_changes_stay_small() {
         told.filter(|(chunk, _, contents)| *chunk == ChunkId(1) && *contents == applied.contents).count() >= 3
     };
     until("all three tell the master", is_told).await;
+}
+
+/// Chunk 1 lies on slaves 0 and 1; chunk 2 is written on a chain that begins with one of them, and on one that does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_range_is_copied_between_slaves() {
+    let mut cluster = Cluster::start(4).await;
+    let bytes: Vec<u8> = (0..300_000u32).map(|at| (at / 5) as u8 | 1).collect();
+    let written = cluster.delta(&[0, 1], &delta(1, 0, 8192, &bytes), &bytes).await.unwrap();
+    let copy = |chain: [usize; 2], base: u64, from: u32, to: u32, len: u32| {
+        let target = delta(1, base, to, &[]);
+        CopyRangeRequest {
+            delta: DeltaRequest {
+                chunk: ChunkId(2),
+                disk: cluster.members[chain[0]].disk,
+                extents: vec![Extent { offset: to, len, fill: Fill::Bytes }],
+                sums: Vec::new(),
+                chain: vec![cluster.members[chain[1]]],
+                ..target
+            },
+            source: Source {
+                chunk: ChunkId(1),
+                chunk_bytes: CHUNK_BYTES,
+                epoch: Epoch(1),
+                contents: written.contents,
+                members: vec![cluster.members[0], cluster.members[1]],
+                offset: from,
+            },
+        }
+    };
+    let ask = async |cluster: &Cluster, at: usize, request: &CopyRangeRequest| {
+        let slave = cluster.to(at).await;
+        let reply = slave.call::<CopyRange>(RequestHeader::default(), request, &[], DEADLINE).await;
+        reply.map(|reply| reply.body)
+    };
+    let expected: Vec<u8> = [vec![0; 8192], bytes.clone()].concat();
+    for (chain, base, from, to, len) in
+        [([1, 2], 0, 0, 0, 120_000), ([2, 1], 1, 100_000, 5, 150_001), ([2, 1], 2, 8192, 500_000, 300_000)]
+    {
+        let request = copy(chain, base, from, to, len);
+        let applied = ask(&cluster, chain[0], &request).await.unwrap();
+        assert_eq!(applied.contents.version, Version(base + 1));
+        // The same again is answered alike.
+        assert_eq!(ask(&cluster, chain[0], &request).await.unwrap(), applied);
+        for at in chain {
+            let (first, last) = (to / LEAF_BYTES, (to + len).div_ceil(LEAF_BYTES));
+            let request = ReadRequest {
+                chunk: ChunkId(2),
+                epoch: Epoch(1),
+                version: Version(base + 1),
+                first_leaf: first,
+                leaves: last - first,
+            };
+            let slave = cluster.to(at).await;
+            let read = slave.call::<Read>(RequestHeader::default(), &request, &[], DEADLINE);
+            let wanted = Wanted {
+                chunk: ChunkId(2),
+                chunk_bytes: CHUNK_BYTES,
+                digest: applied.contents.digest,
+                first_leaf: first,
+                leaves: last - first,
+            };
+            let reply = read.await.unwrap();
+            let runs = proof::verify(&wanted, &reply.body, &reply.payload).unwrap();
+            let holes = runs.iter().filter(|run| run.bytes.is_none()).map(|run| run.leaves).sum::<u32>();
+            assert_eq!(holes, if base == 0 { 2 } else { 0 }, "what was a hole is one");
+            let all: Vec<u8> = runs
+                .iter()
+                .flat_map(|run| match &run.bytes {
+                    Some(bytes) => bytes.to_vec(),
+                    None => vec![0; run.leaves as usize * LEAF],
+                })
+                .collect();
+            let start = (to - first * LEAF_BYTES) as usize;
+            assert!(
+                all[start..start + len as usize] == expected[from as usize..(from + len) as usize],
+                "copy {base} at {at}"
+            );
+        }
+    }
+    // Another version than the source has, an epoch that is over, and a source that is gone: nothing is applied.
+    let mut old = copy([2, 1], 3, 0, 0, 100);
+    old.source.contents.version = Version(9);
+    assert_eq!(code(ask(&cluster, 2, &old).await), Code::NoSource);
+    let mut wrong = copy([2, 1], 3, 0, 0, 100_000);
+    wrong.source.contents.digest = Digest(5);
+    assert_eq!(code(ask(&cluster, 2, &wrong).await), Code::NoSource, "no digest, no bytes");
+    let mut sealed = copy([2, 1], 3, 0, 0, 100);
+    sealed.delta.epoch = Epoch(0);
+    assert_ne!(code(ask(&cluster, 2, &sealed).await), Code::NoSource, "refused before anything is fetched");
+    let gone = copy([2, 3], 3, 0, 0, 100);
+    for at in [0, 1] {
+        cluster.slaves[at].take().unwrap().stop().await.unwrap();
+    }
+    let fault = ask(&cluster, 2, &gone).await.unwrap_err();
+    assert_eq!(fault.code, Code::NoSource, "{fault}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

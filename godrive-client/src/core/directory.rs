@@ -16,6 +16,8 @@ pub struct Directory {
     changing: BTreeMap<Name, u32>,
     /// What the caller was told of names that are not in `names`, or no longer.
     pub shown: Shown,
+    /// The epoch in which the caller was last told of one that is in `names`. See [`Shown`].
+    pub told_in: u64,
     /// The inode of `..`, once a page of the listing told it.
     pub parent: Option<Ino>,
 }
@@ -102,7 +104,7 @@ impl Directory {
     pub fn clear(&mut self) -> Vec<Name> {
         let (changing, mut shown) = (std::mem::take(&mut self.changing), std::mem::take(&mut self.shown));
         for (name, ino) in &self.names {
-            shown.set(name, *ino);
+            shown.keep(name, *ino, self.told_in);
         }
         let old = std::mem::replace(self, Self { changing, shown, ..Self::default() });
         old.names.into_keys().collect()

@@ -13,7 +13,8 @@ use super::slaves::Slaves;
 use super::stats::Stats;
 use bytes::Bytes;
 use godrive_proto::data::{
-    Applied, Delta as DeltaOperation, DeltaRequest, Extent, Layout, Member, Sync, SyncRequest,
+    Applied, CopyRange, CopyRangeRequest, Delta as DeltaOperation, DeltaRequest, Extent, Fill, Layout,
+    Member, Source, Sync, SyncRequest,
 };
 use godrive_proto::lease::Problem;
 use godrive_proto::limits::{MAX_DELTA_BYTES, MAX_DELTA_EXTENTS};
@@ -39,8 +40,33 @@ pub struct Delta {
     pub sync: bool,
 }
 
+/// Bytes of another chunk for this one, which no client carries.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    pub source: Source,
+    /// Where they go, within the chunk.
+    pub offset: u32,
+    /// At most `MAX_DELTA_BYTES`.
+    pub len: u32,
+    pub mtime: Timestamp,
+}
+
+/// Where the bytes of a delta come from.
+enum Load<'a> {
+    Payload(&'a [Bytes]),
+    Chunk(&'a Source),
+}
+
 /// Corrupt answers to one delta that are taken for damage on the way.
 const RESENDS_OF_CORRUPT: u32 = 2;
+
+/// What is to be made of a chunk, wherever the bytes come from.
+struct Change {
+    extents: Vec<Extent>,
+    sums: Vec<u64>,
+    mtime: Timestamp,
+    sync: bool,
+}
 
 /// Writes chunks.
 pub struct Writer {
@@ -62,7 +88,27 @@ impl Writer {
     }
 
     pub async fn write(&self, layout: &mut Layout, delta: Delta) -> Result<Applied, Fault> {
-        let payload_bytes: usize = delta.payload.iter().map(Bytes::len).sum();
+        let load = Load::Payload(&delta.payload);
+        let payload_bytes = delta.payload.iter().map(Bytes::len).sum();
+        let change =
+            Change { extents: delta.extents, sums: delta.sums, mtime: delta.mtime, sync: delta.sync };
+        self.apply(layout, change, load, payload_bytes).await
+    }
+
+    /// `NoSource` and `Forbidden`: nothing was applied, and whoever can carry the bytes may still write them.
+    pub async fn copy(&self, layout: &mut Layout, copy: Copy) -> Result<Applied, Fault> {
+        let extent = Extent { offset: copy.offset, len: copy.len, fill: Fill::Bytes };
+        let change = Change { extents: vec![extent], sums: Vec::new(), mtime: copy.mtime, sync: false };
+        self.apply(layout, change, Load::Chunk(&copy.source), copy.len as usize).await
+    }
+
+    async fn apply(
+        &self,
+        layout: &mut Layout,
+        delta: Change,
+        load: Load<'_>,
+        payload_bytes: usize,
+    ) -> Result<Applied, Fault> {
         if payload_bytes > MAX_DELTA_BYTES || delta.extents.len() > MAX_DELTA_EXTENTS {
             let detail =
                 format!("a delta of {payload_bytes} bytes in {} extents is too large", delta.extents.len());
@@ -87,9 +133,12 @@ impl Writer {
             sync: delta.sync,
             mtime: delta.mtime,
         };
-        let applied = tries.apply(&mut request, &delta.payload, payload_bytes).await?;
-        self.unsettled.lock().remove(&chunk.id);
-        Ok(applied)
+        let applied = tries.apply(&mut request, &load, payload_bytes).await;
+        let refused = |fault: &Fault| matches!(fault.code, Code::NoSource | Code::Forbidden);
+        if applied.as_ref().err().is_none_or(|fault| tries.sent == 1 && refused(fault)) {
+            self.unsettled.lock().remove(&chunk.id);
+        }
+        applied
     }
 
     /// If a delta to this chunk ended without a good answer, it may still be under way: after an election it is refused.
@@ -130,19 +179,22 @@ struct Tries<'a> {
     backoff: Backoff,
     corrupt: u32,
     failures: u32,
+    /// Deltas that a member may have got.
+    sent: u32,
 }
 
 impl<'a> Tries<'a> {
     fn new(writer: &'a Writer, layout: &'a mut Layout) -> Self {
         let master = &writer.master;
         let (session, patience) = (master.session(), master.patience());
-        Self { writer, layout, session, patience, backoff: Backoff::default(), corrupt: 0, failures: 0 }
+        let backoff = Backoff::default();
+        Self { writer, layout, session, patience, backoff, corrupt: 0, failures: 0, sent: 0 }
     }
 
     async fn apply(
         &mut self,
         request: &mut DeltaRequest,
-        payload: &[Bytes],
+        load: &Load<'_>,
         bytes: usize,
     ) -> Result<Applied, Fault> {
         let mut answered = false;
@@ -158,7 +210,7 @@ impl<'a> Tries<'a> {
                 true if held < request.base.next() => return Err(self.regressed(request.base.next())),
                 true => self.send_sync().await,
                 false if held < request.base => return Err(self.regressed(request.base)),
-                false => self.send_delta(request, payload, bytes).await,
+                false => self.send_delta(request, load, bytes).await,
             };
             match outcome {
                 Ok(applied) if applied.stable || !request.sync => return Ok(applied),
@@ -174,7 +226,7 @@ impl<'a> Tries<'a> {
     async fn send_delta(
         &mut self,
         request: &mut DeltaRequest,
-        payload: &[Bytes],
+        load: &Load<'_>,
         bytes: usize,
     ) -> Result<Applied, (NodeId, Fault)> {
         let (first, chain) = self.chain()?;
@@ -182,8 +234,20 @@ impl<'a> Tries<'a> {
         request.epoch = self.layout.epoch;
         request.chain = chain;
         let deadline = self.deadline(bytes);
-        let sent = self.writer.slaves.call::<DeltaOperation>(&first, request, payload, deadline).await;
-        let applied = sent.map_err(|fault| (first.node, fault))?.body;
+        self.sent += 1;
+        let slaves = &self.writer.slaves;
+        let applied = match load {
+            Load::Payload(payload) => {
+                let sent = slaves.call::<DeltaOperation>(&first, request, payload, deadline).await;
+                sent.map(|reply| reply.body)
+            }
+            Load::Chunk(source) => {
+                let request = CopyRangeRequest { delta: request.clone(), source: (*source).clone() };
+                let sent = slaves.call::<CopyRange>(&first, &request, &[], deadline).await;
+                sent.map(|reply| reply.body)
+            }
+        };
+        let applied = applied.map_err(|fault| (first.node, fault))?;
         if applied.contents.version != request.base.next() {
             let detail = format!(
                 "slave {} answered version {} to a delta on version {}",

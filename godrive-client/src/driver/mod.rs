@@ -2,9 +2,9 @@
 //!
 //! It knows connections, sessions, retries, members and proofs, and nothing of names, caches or handles. What it asks
 //! of the file system goes through [`Upcalls`]. A write goes `mod → delta → slaves`, a read `mod → reading →
-//! slaves → proof`, a namespace operation `mod → master`; `keeper` keeps the session alive beside them.
+//! slaves`, a namespace operation `mod → master`; `keeper` keeps the session alive beside them.
 //!
-//! Pure and tested on their own: `retry`, `sequence`, `health`, `proof`. Time comes from the world's clock and tokio's
+//! Pure and tested on their own: `retry`, `sequence`, `health`. Time comes from the world's clock and tokio's
 //! timer, randomness from the world's seed, and nothing iterates over hashes, so that a simulation repeats.
 
 mod config;
@@ -13,7 +13,6 @@ mod health;
 mod keeper;
 mod master;
 mod opening;
-mod proof;
 mod reading;
 mod reports;
 mod retry;
@@ -25,10 +24,10 @@ mod tries;
 mod upcalls;
 
 pub use config::{Config, Timeouts, World};
-pub use delta::Delta;
+pub use delta::{Copy, Delta};
+pub use godrive_proto::proof::Run;
 pub use keeper::locks_page;
 pub use opening::Succession;
-pub use proof::Run;
 pub use stats::{Counts, Stats};
 pub use upcalls::{BoxFuture, Declared, Upcalls};
 
@@ -124,6 +123,12 @@ impl Driver {
         delta: Delta,
     ) -> BoxFuture<'a, Result<Applied, Fault>> {
         Box::pin(self.writer.write(layout, delta))
+    }
+
+    /// The same with bytes of another chunk, which go from slave to slave. `NoSource`, `Forbidden`: they do not, and nothing
+    /// was applied.
+    pub fn copy<'a>(&'a self, layout: &'a mut Layout, copy: Copy) -> BoxFuture<'a, Result<Applied, Fault>> {
+        Box::pin(self.writer.copy(layout, copy))
     }
 
     /// Sees to it that no delta of this mount to the chunk is still under way. Before a lease goes back whose writes

@@ -1,7 +1,6 @@
 //! Reads: from the least busy member, from the next when one is late or wrong, verified against the digest.
 
 use super::master::Master;
-use super::proof::{self, Run, Wanted};
 use super::reports::Reports;
 use super::retry::{Backoff, Patience};
 use super::slaves::Slaves;
@@ -10,6 +9,7 @@ use super::upcalls::BoxFuture;
 use godrive_proto::data::{Layout, Member, Read, ReadRequest};
 use godrive_proto::lease::Problem;
 use godrive_proto::limits::{LEAF_BYTES, MAX_READ_BYTES};
+use godrive_proto::proof::{self, Run, Wanted};
 use godrive_proto::{Code, Fault, NodeId, Version, sums};
 use std::future::poll_fn;
 use std::sync::Arc;

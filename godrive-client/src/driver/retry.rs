@@ -49,9 +49,12 @@ pub fn chain_fault(fault: &Fault, first: NodeId) -> ChainFault {
         Code::WrongEpoch => ChainFault::Stale,
         Code::WrongVersion => ChainFault::Diverged,
         Code::Corrupt => ChainFault::Corrupt(at),
-        Code::NoSpace | Code::Malformed | Code::Forbidden | Code::SessionLost | Code::Quarantined => {
-            ChainFault::Final
-        }
+        Code::NoSpace
+        | Code::Malformed
+        | Code::Forbidden
+        | Code::SessionLost
+        | Code::Quarantined
+        | Code::NoSource => ChainFault::Final,
         _ => ChainFault::Failed(at),
     }
 }

@@ -27,8 +27,11 @@ const SPACE_KNOWN_FOR: Duration = Duration::from_secs(2);
 impl<B: Backend> Fs<B> {
     pub fn try_getattr(&self, ino: Ino) -> Option<Result<Served<AttrReply>>> {
         let inode = self.table.find(ino)?;
-        if inode.state.lock().may_have_been_read() {
-            return None;
+        {
+            let state = inode.state.lock();
+            if state.may_have_been_read() || state.has_grown_open() {
+                return None;
+            }
         }
         let (attr, ttl, pass) = self.cached_attr(&inode)?;
         self.stats.meta_hits.add(1);
@@ -38,6 +41,35 @@ impl<B: Backend> Fs<B> {
     /// Of a file that nobody here has open, without a lease if another mount owns it: whoever has it open is likely to
     /// read it next, and needs the lease for that.
     pub async fn getattr(self: &Arc<Self>, ino: Ino) -> Result<Served<AttrReply>> {
+        let reply = self.attributes(ino).await?;
+        let inode = self.table.get(ino);
+        if !inode.state.lock().has_grown_open() {
+            return Ok(reply);
+        }
+        // A pass would hold back a recall that the read may have to wait for.
+        drop(reply);
+        self.tell_length(&inode).await;
+        self.attributes(ino).await
+    }
+
+    /// What the kernel has open became longer elsewhere.
+    async fn tell_length(self: &Arc<Self>, inode: &Arc<Inode>) {
+        let Some(kernel) = self.kernel.lock().clone() else { return };
+        let last = inode.state.lock().size().saturating_sub(1);
+        match self.read_range(inode, last..last + 1).await {
+            Ok(Served { value, pass: _pass }) => {
+                inode.state.lock().grown = false;
+                if let Some(byte) = value.into_iter().next() {
+                    kernel.reaches(inode.ino, last, byte).await;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(ino = %inode.ino, %error, "the end of a file that became longer cannot be read");
+            }
+        }
+    }
+
+    async fn attributes(self: &Arc<Self>, ino: Ino) -> Result<Served<AttrReply>> {
         if let Some(known) = self.try_getattr(ino) {
             return known;
         }

@@ -1,6 +1,6 @@
 //! What the file system needs from below: the driver, or a model of a cluster in tests.
 
-use crate::driver::{Delta, Driver, Run};
+use crate::driver::{Copy, Delta, Driver, Run};
 use godrive_proto::data::{Applied, Layout};
 use godrive_proto::lease::ClusterParameters;
 use godrive_proto::time::Timestamp;
@@ -22,6 +22,7 @@ pub trait Backend: Send + Sync + 'static {
     fn wall(&self) -> Timestamp;
     fn write(&self, layout: &mut Layout, delta: Delta)
     -> impl Future<Output = Result<Applied, Fault>> + Send;
+    fn copy(&self, layout: &mut Layout, copy: Copy) -> impl Future<Output = Result<Applied, Fault>> + Send;
     fn settle(&self, layout: &mut Layout) -> impl Future<Output = Result<(), Fault>> + Send;
     fn sync(&self, layout: &mut Layout) -> impl Future<Output = Result<Applied, Fault>> + Send;
     fn read(
@@ -57,6 +58,10 @@ impl Backend for Driver {
 
     async fn write(&self, layout: &mut Layout, delta: Delta) -> Result<Applied, Fault> {
         Driver::write(self, layout, delta).await
+    }
+
+    async fn copy(&self, layout: &mut Layout, copy: Copy) -> Result<Applied, Fault> {
+        Driver::copy(self, layout, copy).await
     }
 
     async fn settle(&self, layout: &mut Layout) -> Result<(), Fault> {

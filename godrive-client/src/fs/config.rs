@@ -32,6 +32,8 @@ pub struct Config {
     /// After so many removals in a row, those that follow in a directory are made under its exclusive lease and the
     /// master is told behind them; `u32::MAX`: never.
     pub removals_in_a_row: u32,
+    /// Fewer bytes of a copy go through memory: they are read and written sooner than a slave has fetched them from another.
+    pub min_slave_copy_bytes: u64,
     /// Reads set the access time, as `relatime` does.
     pub access_times: bool,
 }
@@ -48,6 +50,7 @@ impl Config {
             max_inodes: 1 << 18,
             max_names: 1 << 19,
             removals_in_a_row: 4,
+            min_slave_copy_bytes: 64 << 10,
             access_times: true,
         }
     }

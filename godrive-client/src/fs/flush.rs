@@ -159,7 +159,12 @@ impl<B: Backend> Fs<B> {
 
     /// Sends the dirty pieces of these chunks, several at a time. In a task of its own: a caller that goes away must not
     /// break off deltas, whose pieces would stay in flight for ever.
-    async fn flush_chunks(self: &Arc<Self>, inode: &Arc<Inode>, indexes: Vec<u32>, sync: bool) -> Result<()> {
+    pub(super) async fn flush_chunks(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        indexes: Vec<u32>,
+        sync: bool,
+    ) -> Result<()> {
         let broke_off = |error| Err(FsError::new(libc::EIO, format!("a delta broke off: {error}")));
         let (fs, inode) = (self.clone(), inode.clone());
         let all = tokio::spawn(async move {

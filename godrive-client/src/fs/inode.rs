@@ -101,6 +101,10 @@ pub struct State {
     pub xattrs: Option<Vec<(Vec<u8>, Vec<u8>)>>,
     pub open: u32,
     pub writers: u32,
+    /// The length when the last lease went.
+    pub size_given_up: u64,
+    /// The file has become longer elsewhere, and the kernel may not know it.
+    pub grown: bool,
     /// It was opened since this knowledge began: the kernel's pages are covered by it.
     pub opened_before: bool,
     /// The master was told that it is open; it must be told when it no longer is.
@@ -207,6 +211,7 @@ impl State {
 
     /// Takes a view of a reply in. Without a lease it tells nothing that may be kept, but the order of changes.
     pub fn see(&mut self, view: &InodeView) {
+        let new = self.mode().is_none();
         match &view.lease {
             Some(lease) => self.lease.grant(lease),
             // What its owner said of it then, without a lease, is no news to a holder.
@@ -223,6 +228,7 @@ impl State {
         }
         let local = self.local();
         attrs::merge(&mut self.attr, local, self.unfollowed > 0, view.attr.clone());
+        self.grown |= new && self.mode().is_some() && self.size() > self.size_given_up;
         self.seen_at = Some(Instant::now());
         if let (Some(at), Some(attr)) = (self.accessed, &mut self.attr) {
             // As the master does: what was changed since is not undone.
@@ -270,6 +276,10 @@ impl State {
         }
     }
 
+    pub fn has_grown_open(&self) -> bool {
+        self.grown && self.open > 0 && self.kind() == Some(Kind::File)
+    }
+
     /// Nothing is lost if this is forgotten, but what a lease allows to remember.
     pub fn is_idle(&self) -> bool {
         self.open == 0
@@ -296,6 +306,10 @@ impl State {
     /// The lease is gone: what was known under it is no longer. Pages stay under their tags, to be found again if
     /// the chunk turns out to be the same. Gives the names that the kernel may have cached.
     pub fn forget(&mut self) -> Vec<godrive_proto::meta::Name> {
+        if self.mode().is_some() {
+            // What grew elsewhere before, and was not told, is still not known.
+            self.size_given_up = if self.grown { self.size_given_up.min(self.size()) } else { self.size() };
+        }
         self.lease.lower(None);
         self.generation += 1;
         self.windows.clear();

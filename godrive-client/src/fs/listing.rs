@@ -107,7 +107,7 @@ impl<B: Backend> Fs<B> {
             if missing > entries.len() / 8 {
                 return None;
             }
-            told_of(&directory, &entries);
+            self.told_of_all(&directory, &entries);
         }
         self.stats.meta_hits.add(1);
         if offset == 0 {
@@ -202,7 +202,7 @@ impl<B: Backend> Fs<B> {
             entries.push(entry);
         }
         self.note_neighbours(files);
-        told_of(directory, &entries);
+        self.told_of_all(directory, &entries);
         Served { value: entries, pass }
     }
 
@@ -219,6 +219,23 @@ impl<B: Backend> Fs<B> {
     pub fn releasedir(self: &Arc<Self>, handle: Handle) {
         self.release(handle);
     }
+
+    /// The caller is told of these names.
+    fn told_of_all(&self, directory: &Inode, entries: &[DirEntry]) {
+        let epoch = self.epoch();
+        let told = entries.iter().filter_map(|from| Some((from, from.entry.as_ref()?)));
+        for (from, entry) in told {
+            if let Some(inode) = self.table.find(from.ino) {
+                inode.state.lock().grown = false;
+            }
+            let mut state = directory.state.lock();
+            if entry.entry_ttl.is_zero() || !state.directory.shown.is_empty() {
+                state.directory.shown.set(&Name(from.name.clone()), Some(from.ino), epoch);
+            } else {
+                state.directory.told_in = epoch;
+            }
+        }
+    }
 }
 
 fn dots(own: Ino, parent: Ino, offset: u64) -> Vec<DirEntry> {
@@ -230,15 +247,6 @@ fn dots(own: Ino, parent: Ino, offset: u64) -> Vec<DirEntry> {
         entry: None,
     };
     [dot(1, b".", own), dot(DOTS, b"..", parent)].into_iter().filter(|entry| entry.offset > offset).collect()
-}
-
-/// The caller is told of these names, and may keep none of them.
-fn told_of(directory: &Inode, entries: &[DirEntry]) {
-    let shown = entries.iter().filter(|from| from.entry.as_ref().is_some_and(|entry| entry.entry_ttl.is_zero()));
-    let mut state = directory.state.lock();
-    for entry in shown {
-        state.directory.shown.set(&Name(entry.name.clone()), Some(entry.ino));
-    }
 }
 
 fn plain(position: u64, name: &Name, ino: Ino, kind: Kind) -> DirEntry {

@@ -23,6 +23,7 @@ mod attr;
 mod backend;
 mod background;
 pub mod config;
+mod copying;
 mod flush;
 mod inherit;
 mod inode;
@@ -164,6 +165,7 @@ struct Limits {
     max_names: usize,
     removals_in_a_row: u32,
     access_times: bool,
+    min_slave_copy_bytes: u64,
     /// None: wait for ever.
     deadline: Option<Duration>,
 }
@@ -184,6 +186,7 @@ impl<B: Backend> Fs<B> {
             max_names: config.max_names,
             removals_in_a_row: config.removals_in_a_row,
             access_times: config.access_times,
+            min_slave_copy_bytes: config.min_slave_copy_bytes,
             deadline: (!config.driver.hard).then_some(config.driver.deadline),
         };
         let fs = Arc::new(Self {

@@ -52,27 +52,45 @@ impl Drop for Busy {
 impl<B: Backend> Fs<B> {
     pub fn try_lookup(&self, parent: Ino, name: &[u8]) -> Option<Result<Served<Found>>> {
         match checked(name) {
-            Ok(name) => self.try_find(parent, &name).map(|found| Ok(self.told_of(parent, &name, found))),
+            Ok(name) => {
+                let epoch = self.epoch();
+                self.try_find(parent, &name).map(|found| Ok(self.told_of(parent, &name, found, epoch)))
+            }
             Err(error) => Some(Err(error)),
         }
     }
 
     pub async fn lookup(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<Served<Found>> {
         let name = checked(name)?;
+        // The kernel notes the one in which it asked.
+        let epoch = self.epoch();
         let found = self.find(parent, &name).await?;
-        Ok(self.told_of(parent, &name, found))
+        Ok(self.told_of(parent, &name, found, epoch))
+    }
+
+    /// See [`super::types::Invalidate::epoch`].
+    pub(super) fn epoch(&self) -> u64 {
+        self.kernel.lock().as_ref().map_or(0, |kernel| kernel.epoch())
     }
 
     /// The caller is told of this name.
-    fn told_of(&self, parent: Ino, name: &Name, mut found: Served<Found>) -> Served<Found> {
+    fn told_of(&self, parent: Ino, name: &Name, mut found: Served<Found>, epoch: u64) -> Served<Found> {
+        if let Found::Entry(entry) = &found.value
+            && let Some(inode) = self.table.find(entry.attr.ino)
+        {
+            inode.state.lock().grown = false;
+        }
         let Some(directory) = self.table.find(parent) else { return found };
-        let shown = &mut directory.state.lock().directory.shown;
+        let known = &mut directory.state.lock().directory;
         match &mut found.value {
-            Found::Missing(_) => shown.set(name, None),
+            Found::Missing(_) => known.shown.set(name, None, epoch),
             // What may be kept is known here as long as it is kept.
-            Found::Entry(entry) if shown.is_empty() && !entry.entry_ttl.is_zero() => {}
+            Found::Entry(entry) if known.shown.is_empty() && !entry.entry_ttl.is_zero() => {
+                known.told_in = epoch;
+            }
             Found::Entry(Entry { attr, moved, .. }) => {
-                *moved = shown.found(name, attr.ino, attr.kind == Kind::Directory || attr.nlink == 1);
+                let single = attr.kind == Kind::Directory || attr.nlink == 1;
+                *moved = known.shown.found(name, attr.ino, single, epoch);
             }
         }
         found

@@ -1,19 +1,16 @@
-//! fallocate, lseek and copy_file_range.
+//! fallocate and lseek.
 
+use super::inode::Inode;
 use super::lease::Step;
 use super::types::{Handle, Whence};
-use super::write::Place;
 use super::{Backend, Fs};
 use crate::core::gate::NO_PAGES;
 use crate::core::read_plan::spans;
 use crate::error::{FsError, Result};
-use bytes::{Bytes, BytesMut};
 use godrive_proto::Version;
 use godrive_proto::lease::Mode;
 use godrive_proto::limits::MAX_FILE_BYTES;
 use std::sync::Arc;
-
-const COPY_BYTES: u64 = 1 << 20;
 
 impl<B: Backend> Fs<B> {
     /// Preallocation reserves nothing: a file's holes take no space and the cluster promises none ahead. Punching and
@@ -44,9 +41,18 @@ impl<B: Backend> Fs<B> {
             libc::FALLOC_FL_ZERO_RANGE => self.zero(&file.inode, offset..end).await?,
             _ => return Err(FsError::bare(libc::EOPNOTSUPP)),
         }
-        let end = if keep_size { 0 } else { end };
-        let _content = self.within("waiting for a truncation", file.inode.content.read()).await?;
-        self.under(&file.inode, Mode::Exclusive, NO_PAGES, |state| {
+        self.reach(&file.inode, if keep_size { 0 } else { end }, kill_privileges).await
+    }
+
+    /// The contents have changed, and reach at least up to `end`.
+    pub(super) async fn reach(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        end: u64,
+        kill_privileges: bool,
+    ) -> Result<()> {
+        let _content = self.within("waiting for a truncation", inode.content.read()).await?;
+        self.under(inode, Mode::Exclusive, NO_PAGES, |state| {
             if end > state.max_bytes() {
                 return Err(FsError::bare(libc::EFBIG));
             }
@@ -95,50 +101,4 @@ impl<B: Backend> Fs<B> {
             .await?;
         found
     }
-
-    /// A loop of reads and writes; less than `len` only at the end of the source.
-    pub async fn copy_file_range(
-        self: &Arc<Self>,
-        from: Handle,
-        from_offset: u64,
-        to: Handle,
-        to_offset: u64,
-        len: u64,
-    ) -> Result<u64> {
-        let (source, target) = (self.sound(from)?, self.sound(to)?);
-        self.read_by(&source);
-        if !source.readable || !target.writable || target.append {
-            return Err(FsError::bare(libc::EBADF));
-        }
-        let overlaps =
-            from_offset < to_offset.saturating_add(len) && to_offset < from_offset.saturating_add(len);
-        if source.inode.ino == target.inode.ino && overlaps {
-            return Err(FsError::bare(libc::EINVAL));
-        }
-        let mut done = 0;
-        while done < len {
-            let at = from_offset + done;
-            let bytes = {
-                let wanted = COPY_BYTES.min(len - done);
-                let pieces = self.read_range(&source.inode, at..at.saturating_add(wanted)).await?;
-                joined(&pieces.value)
-            };
-            if bytes.is_empty() {
-                break;
-            }
-            let written = self.write_to(&target.inode, Place::At(to_offset + done), &bytes, false).await;
-            match written {
-                Ok(written) => done += u64::from(written.value),
-                Err(_) if done > 0 => break,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(done)
-    }
-}
-
-fn joined(pieces: &[Bytes]) -> Bytes {
-    let mut all = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
-    pieces.iter().for_each(|piece| all.extend_from_slice(piece));
-    all.freeze()
 }

@@ -127,6 +127,16 @@ pub enum Invalidation {
 pub trait Invalidate: Send + Sync + 'static {
     /// Ends when the kernel has forgotten all of it.
     fn invalidate(&self, what: Vec<Invalidation>) -> BoxFuture<'static, ()>;
+    /// Higher each time that all names were expired at once: for an entry from before, the kernel looks its name up without
+    /// asking first whether it is still right.
+    fn epoch(&self) -> u64 {
+        0
+    }
+    /// The file has this last byte. The kernel drops attributes that cross an invalidation of their inode, and would go on with
+    /// a length that is too short; it keeps bytes.
+    fn reaches(&self, _ino: Ino, _offset: u64, _last: Bytes) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
+    }
 }
 
 /// What could not be made durable before the end, one sentence per file.

@@ -205,6 +205,7 @@ impl<B: Backend> Fs<B> {
         if end > attr.size {
             attr.size = end;
             state.pending.size = true;
+            state.grown = false;
         }
         touch_contents(attr, wall);
         state.pending.mtime = true;

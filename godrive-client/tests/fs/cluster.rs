@@ -5,10 +5,10 @@
 use crate::leases::Leases;
 use crate::master::{Master, Node};
 use bytes::Bytes;
-use godrive_client::driver::{Config as DriverConfig, Delta, Run, Upcalls};
+use godrive_client::driver::{Config as DriverConfig, Copy, Delta, Run, Upcalls};
 use godrive_client::fs::config::Config;
 use godrive_client::fs::{Backend, Fs};
-use godrive_proto::data::{Applied, Contents, Fill, Layout};
+use godrive_proto::data::{Applied, Contents, Extent, Fill, Layout};
 use godrive_proto::lease::{ClusterParameters, RecallRequest};
 use godrive_proto::limits::LEAF_BYTES;
 use godrive_proto::time::Timestamp;
@@ -44,6 +44,8 @@ pub struct World {
     pub slaves_down: bool,
     /// Chunks of which a client saw to it that no delta is under way.
     pub settled: Vec<ChunkId>,
+    /// Copies that slaves were asked for.
+    pub copies: u64,
 }
 
 pub struct Cluster {
@@ -214,6 +216,14 @@ impl Backend for Client {
         result
     }
 
+    async fn copy(&self, layout: &mut Layout, copy: Copy) -> Result<Applied, Fault> {
+        self.cluster.travel().await;
+        let delta = self.fetch(layout, &copy)?;
+        let result = self.apply(layout, &delta);
+        self.cluster.travel().await;
+        result
+    }
+
     async fn settle(&self, layout: &mut Layout) -> Result<(), Fault> {
         self.cluster.travel().await;
         let mut world = self.cluster.world.lock();
@@ -273,6 +283,30 @@ impl Backend for Client {
 }
 
 impl Client {
+    /// The bytes to copy, as they are at this moment; now and then they cannot be had.
+    fn fetch(&self, layout: &Layout, copy: &Copy) -> Result<Delta, Fault> {
+        let mut world = self.cluster.world.lock();
+        world.copies += 1;
+        let source = world.chunks.get(&copy.source.chunk);
+        let Some(source) = source.filter(|chunk| chunk.held == copy.source.contents) else {
+            return Err(Code::NoSource.into());
+        };
+        if world.copies % 5 == 0 {
+            return Err(Code::NoSource.into());
+        }
+        let from = copy.source.offset as usize..(copy.source.offset + copy.len) as usize;
+        let bytes = Bytes::copy_from_slice(&source.bytes[from]);
+        let pieces = sums::pieces(copy.offset, copy.len);
+        let sums = pieces.map(|(leaf, from, to)| sums::piece(layout.chunk.id, leaf, &bytes[from..to]));
+        Ok(Delta {
+            extents: vec![Extent { offset: copy.offset, len: copy.len, fill: Fill::Bytes }],
+            sums: sums.collect(),
+            payload: vec![bytes],
+            mtime: copy.mtime,
+            sync: false,
+        })
+    }
+
     fn apply(&self, layout: &mut Layout, delta: &Delta) -> Result<Applied, Fault> {
         let mut world = self.cluster.world.lock();
         if world.slaves_down {

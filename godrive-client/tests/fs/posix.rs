@@ -69,6 +69,12 @@ enum Step {
         offset: u64,
         len: u64,
     },
+    /// Between handles of one mount; a multiple of 4 KiB more often than not.
+    Copy {
+        from: (usize, u64),
+        to: (usize, u64),
+        len: u64,
+    },
     Stat {
         path: Path,
     },
@@ -129,6 +135,8 @@ fn step() -> impl Strategy<Value = (usize, Step)> {
         2 => (path(), offset()).prop_map(|(path, size)| Step::Truncate { path, size }),
         1 => (handle(), offset(), len())
             .prop_map(|(handle, offset, len)| Step::Punch { handle, offset, len: u64::from(len) }),
+        4 => ((handle(), offset()), (handle(), offset()), len())
+            .prop_map(|(from, to, len)| Step::Copy { from, to, len: u64::from(len) }),
         3 => path().prop_map(|path| Step::Stat { path }),
         1 => (path(), 0..0o7777u16).prop_map(|(path, mode)| Step::Chmod { path, mode }),
         2 => path().prop_map(|path| Step::Mkdir { path }),
@@ -375,6 +383,7 @@ impl Run {
                     ((offset as usize).min(bytes.len()), ((offset + len) as usize).min(bytes.len()));
                 bytes[from..to].fill(0);
             }
+            Step::Copy { from, to, len } => self.copy(from, to, len).await,
             Step::Stat { path } => self.check_stat(&fs, path).await,
             Step::Chmod { path, mode } => {
                 let set = SetAttr { mode: Some(mode), ..SetAttr::default() };
@@ -446,6 +455,29 @@ impl Run {
             Step::List { directory } => self.check_list(&fs, directory).await,
             Step::Wait { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
         }
+    }
+
+    async fn copy(&mut self, from: (usize, u64), to: (usize, u64), len: u64) {
+        let Some(source) = self.handle(from.0) else { return };
+        let same: Vec<&Open> = self.open.iter().filter(|open| open.mount == source.mount).collect();
+        let target = same[to.0 % same.len()];
+        let (fs, source, target) =
+            (&self.mounts[source.mount], (source.handle, source.id), (target.handle, target.id));
+        let copied = errno(fs.copy_file_range(source.0, from.1, target.0, to.1, len).await);
+        if source.1 == target.1 && from.1 < to.1 + len && to.1 < from.1 + len {
+            return assert_eq!(copied, Err(libc::EINVAL));
+        }
+        let bytes = self.model.bytes(source.1).unwrap();
+        let (start, end) = ((from.1 as usize).min(bytes.len()), ((from.1 + len) as usize).min(bytes.len()));
+        let bytes = bytes[start..end].to_vec();
+        assert_eq!(copied, Ok(bytes.len() as u64));
+        if bytes.is_empty() {
+            return;
+        }
+        let model = self.model.bytes(target.1).unwrap();
+        let start = to.1 as usize;
+        model.resize(model.len().max(start + bytes.len()), 0);
+        model[start..start + bytes.len()].copy_from_slice(&bytes);
     }
 
     fn handle(&self, index: usize) -> Option<&Open> {
@@ -656,7 +688,7 @@ proptest! {
         runtime.block_on(async {
             let cluster = Cluster::new(seed);
             let driver = DriverConfig::new("127.0.0.1:1".parse().unwrap(), "model");
-            let config = Config { removals_in_a_row, ..Config::new(driver) };
+            let config = Config { removals_in_a_row, min_slave_copy_bytes: 4096, ..Config::new(driver) };
             let mounts = (0..count).map(|id| cluster.mount_with(id as u64, config.clone())).collect();
             let mut run = Run { cluster, mounts, model: Model::new(), open: Vec::new() };
             for (mount, step) in &steps {

@@ -1,7 +1,7 @@
 //! Mutations that the master executed, and whose reply was lost: what this mount shows then is what the master has.
 
 use crate::cluster::{Client, Cluster};
-use godrive_client::driver::{Config as DriverConfig, Delta, Run};
+use godrive_client::driver::{Config as DriverConfig, Copy, Delta, Run};
 use godrive_client::fs::config::Config;
 use godrive_client::fs::{Backend, Caller, Found, Fs, Handle, SetAttr};
 use godrive_proto::data::{Applied, Layout};
@@ -52,6 +52,10 @@ impl Backend for Lossy {
 
     async fn write(&self, layout: &mut Layout, delta: Delta) -> Result<Applied, Fault> {
         self.client.write(layout, delta).await
+    }
+
+    async fn copy(&self, layout: &mut Layout, copy: Copy) -> Result<Applied, Fault> {
+        self.client.copy(layout, copy).await
     }
 
     async fn settle(&self, layout: &mut Layout) -> Result<(), Fault> {

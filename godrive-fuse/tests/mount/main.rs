@@ -8,6 +8,7 @@ mod hang;
 mod kernel;
 mod locks;
 mod messages;
+mod model;
 mod one_mount;
 mod refusals;
 mod sizes;

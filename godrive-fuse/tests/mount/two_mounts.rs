@@ -243,3 +243,42 @@ fn of_two_equal_renames_one_succeeds() {
     });
     assert_eq!(twice, 0, "rounds in which not exactly one mount has renamed it");
 }
+
+/// What another mount has written behind the end is there for who reads it, however often the file changes hands.
+#[test]
+fn a_file_that_grows_elsewhere_is_read_to_its_end() {
+    const RECORD: usize = 700;
+    let cluster = Cluster::start(2);
+    let open = |number: usize| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        options.open(cluster.mount(number).join("file")).unwrap()
+    };
+    let (writer, reader) = (open(1), open(2));
+    let written = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for record in 0..400 {
+                writer.write_all_at(&[1; RECORD], (record * 2 * RECORD) as u64).unwrap();
+                written.store(record + 1, Ordering::SeqCst);
+                writer.sync_all().unwrap();
+            }
+        });
+        let mut round = 0;
+        while written.load(Ordering::SeqCst) < 400 {
+            // Takes the file away from the writer now and then.
+            if round % 3 == 0 {
+                reader.write_all_at(b"x", (RECORD + round % 100) as u64).unwrap();
+            }
+            round += 1;
+            let records = written.load(Ordering::SeqCst);
+            let Some(last) = records.checked_sub(1) else { continue };
+            let mut bytes = [0; RECORD];
+            let read = reader.read_at(&mut bytes, (last * 2 * RECORD) as u64).unwrap();
+            assert!(
+                read == RECORD && bytes.iter().all(|byte| *byte == 1),
+                "record {last}, round {round}: {read} bytes"
+            );
+        }
+    });
+}

@@ -348,7 +348,7 @@ fn data() -> Vec<Sample> {
     };
     let applied = Applied { contents: contents(4), stable: true, used_bytes: 8 };
     [
-        sample::<Delta>(delta, applied),
+        sample::<Delta>(delta.clone(), applied),
         sample::<Sync>(
             SyncRequest { chunk: ChunkId(1), epoch: Epoch(2), version: Version(3), chain: vec![member(3)] },
             applied,
@@ -356,6 +356,20 @@ fn data() -> Vec<Sample> {
         sample::<Read>(
             ReadRequest { chunk: ChunkId(1), epoch: Epoch(2), version: Version(3), first_leaf: 4, leaves: 5 },
             Proof { groups: vec![0, 1], leaves: vec![u64::MAX, 0] },
+        ),
+        sample::<CopyRange>(
+            CopyRangeRequest {
+                delta,
+                source: Source {
+                    chunk: ChunkId(5),
+                    chunk_bytes: 2 << 20,
+                    epoch: Epoch(1),
+                    contents: contents(6),
+                    members: vec![member(1)],
+                    offset: 12,
+                },
+            },
+            applied,
         ),
         sample::<GetSums>(
             SumsRequest { chunk: ChunkId(1) },

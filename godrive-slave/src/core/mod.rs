@@ -7,6 +7,7 @@
 
 pub mod delta;
 pub mod leaves;
+pub mod range;
 pub mod record;
 pub mod replica;
 pub mod scrub;

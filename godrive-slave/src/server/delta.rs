@@ -7,6 +7,7 @@ use super::shared::Shared;
 use crate::core::delta::{check, verify};
 use crate::core::replica::no_chunk;
 use crate::store::{DiskStore, Done};
+use bytes::Bytes;
 use godrive_proto::data::{Applied, Contents, Delta, DeltaRequest, Member, Sync, SyncRequest};
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
 use godrive_proto::net::{Call, Incoming, Payload};
@@ -19,20 +20,17 @@ use std::time::Duration;
 
 /// Larger payloads are applied so that other tasks go on meanwhile.
 const INLINE_BYTES: usize = 128 << 10;
+/// What is here already is forwarded in pieces of so many bytes.
+const PIECE_BYTES: usize = 256 << 10;
 
 pub async fn serve(shared: Arc<Shared>, mut incoming: Incoming) -> Result<(), Fault> {
     let result = match incoming.decode::<Delta>() {
         Ok(request) => {
             let header = incoming.header.clone();
             let limit = deadline(&header);
-            let work = delta(&shared, &request, &header, &mut incoming.payload);
+            let work = run(&shared, &request, &header, Feed::Arriving(&mut incoming.payload));
             let result = tokio::time::timeout(limit, work).await;
-            let result =
-                result.unwrap_or_else(|_| Err(Fault::new(Code::Timeout, "the delta was not done in time")));
-            result.inspect_err(|fault| {
-                tracing::info!(chunk = %request.chunk, epoch = %request.epoch, base = %request.base, %fault, "delta refused");
-                notice(&shared, request.chunk, request.epoch, fault);
-            })
+            result.unwrap_or_else(|_| Err(Fault::new(Code::Timeout, "the delta was not done in time")))
         }
         Err(fault) => Err(fault),
     };
@@ -42,11 +40,53 @@ pub async fn serve(shared: Arc<Shared>, mut incoming: Incoming) -> Result<(), Fa
     }
 }
 
+/// The payload of a delta: it arrives, or it is here already.
+pub enum Feed<'a> {
+    Arriving(&'a mut Payload),
+    Here(Bytes),
+}
+
+impl Feed<'_> {
+    fn remaining(&self) -> u32 {
+        match self {
+            Self::Arriving(payload) => payload.remaining(),
+            Self::Here(bytes) => bytes.len() as u32,
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, Fault> {
+        match self {
+            Self::Arriving(payload) => payload.next().await,
+            Self::Here(bytes) if bytes.is_empty() => Ok(None),
+            Self::Here(bytes) => Ok(Some(bytes.split_to(bytes.len().min(PIECE_BYTES)))),
+        }
+    }
+}
+
+/// What would be refused with its payload.
+pub fn admit(shared: &Shared, request: &DeltaRequest) -> Result<(), Fault> {
+    store_for(shared, request)?.admit(request).map(drop)
+}
+
+/// Applies a delta here and behind.
+pub async fn run(
+    shared: &Arc<Shared>,
+    request: &DeltaRequest,
+    header: &RequestHeader,
+    payload: Feed<'_>,
+) -> Result<Applied, Fault> {
+    let result = delta(shared, request, header, payload).await;
+    result.inspect_err(|fault| {
+        tracing::info!(chunk = %request.chunk, epoch = %request.epoch, base = %request.base, %fault, "delta refused");
+        notice(shared, request.chunk, request.epoch, fault);
+    })
+}
+
 async fn delta(
     shared: &Arc<Shared>,
     request: &DeltaRequest,
     header: &RequestHeader,
-    payload: &mut Payload,
+    mut payload: Feed<'_>,
 ) -> Result<Applied, Fault> {
     let bytes = payload.remaining();
     check(request, bytes as usize)?;

@@ -14,6 +14,7 @@ mod copy;
 mod delta;
 mod master;
 mod peers;
+mod range;
 mod reading;
 mod requests;
 mod scrub;

@@ -7,7 +7,7 @@ use godrive_proto::{ChunkId, Code, Epoch, Fault};
 use std::sync::Arc;
 
 /// Reads of more leaves may take a while: other tasks go on meanwhile.
-const INLINE_LEAVES: u32 = 16;
+pub const INLINE_LEAVES: u32 = 16;
 
 pub async fn read(shared: &Arc<Shared>, request: ReadRequest) -> Result<(Proof, Vec<Bytes>), Fault> {
     let store = shared.with_chunk(request.chunk)?;

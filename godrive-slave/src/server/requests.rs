@@ -1,10 +1,10 @@
 //! From connections to handlers: a task per connection, a task per request, and the answer to each.
 
 use super::shared::Shared;
-use super::{commands, copy, delta, reading};
+use super::{commands, copy, delta, range, reading};
 use bytes::Bytes;
 use godrive_proto::cluster::{Copy, Delete, Install, Quarantine, Seal};
-use godrive_proto::data::{Delta, Fetch, GetSums, Read, Sync};
+use godrive_proto::data::{CopyRange, Delta, Fetch, GetSums, Read, Sync};
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
 use godrive_proto::net::{Connection, Endpoint, Incoming};
 use godrive_proto::{Code, Fault, Operation, Role};
@@ -43,6 +43,10 @@ async fn handle(shared: Arc<Shared>, incoming: Incoming) {
         Delta::CODE => delta::serve(shared.clone(), incoming).await,
         Sync::CODE => {
             answer::<Sync, _>(incoming, |request, header| delta::sync(&shared, request, header)).await
+        }
+        CopyRange::CODE => {
+            answer::<CopyRange, _>(incoming, |request, header| range::copy_range(shared, request, header))
+                .await
         }
         Read::CODE => answer_with::<Read, _>(incoming, |request, _| reading::read(&shared, request)).await,
         GetSums::CODE => answer::<GetSums, _>(incoming, |request, _| reading::sums(&shared, request)).await,

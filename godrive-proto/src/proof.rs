@@ -1,12 +1,12 @@
-//! Verifies what a slave answered to a read against the digest that the lease carries. Pure.
+//! Verifies what a slave answered to a read against the digest that a lease carries. Pure.
 //!
 //! The chain of evidence: the group sums hash to the digest, the leaf sums of each touched group hash to its group
 //! sum, each leaf's bytes hash to its leaf sum, and a leaf whose sum is 0 is a hole without bytes.
 
+use crate::data::Proof;
+use crate::limits::{GROUP_LEAVES, LEAF_BYTES};
+use crate::{ChunkId, Digest, sums};
 use bytes::{Bytes, BytesMut};
-use godrive_proto::data::Proof;
-use godrive_proto::limits::{GROUP_LEAVES, LEAF_BYTES};
-use godrive_proto::{ChunkId, Digest, sums};
 
 const LEAF: usize = LEAF_BYTES as usize;
 

@@ -1,0 +1,299 @@
+//! copy_file_range: the slaves copy among themselves what they hold, so that the bytes do not pass this mount. What only
+//! this mount has, and what is small, goes through its memory.
+
+use super::inode::{Inode, State};
+use super::lease::{Step, while_held};
+use super::types::Handle;
+use super::write::Place;
+use super::{Backend, Fs};
+use crate::core::gate::NO_PAGES;
+use crate::core::read_plan::spans;
+use crate::driver::Copy;
+use crate::error::{FsError, Result};
+use bytes::{Bytes, BytesMut};
+use godrive_proto::data::{ChunkState, Layout, Source};
+use godrive_proto::lease::Mode;
+use godrive_proto::limits::MAX_DELTA_BYTES;
+use godrive_proto::{Code, Fault, Version};
+use std::sync::Arc;
+
+/// Bytes that go through memory at a time.
+const THROUGH_MEMORY: u64 = 1 << 20;
+
+/// A piece of a copy: within one chunk of the source and one of the target.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    from: u64,
+    to: u64,
+    len: u64,
+    /// The chunks, and where the piece begins in them.
+    source: (u32, u32),
+    target: (u32, u32),
+}
+
+/// What the source has there.
+enum Below {
+    Hole,
+    Chunk(Box<Layout>, u64),
+    /// Not settled, or not known any longer.
+    Unsettled,
+}
+
+impl<B: Backend> Fs<B> {
+    /// Less than `len` at the end of the source, or where an error came behind what was copied.
+    pub async fn copy_file_range(
+        self: &Arc<Self>,
+        from: Handle,
+        from_offset: u64,
+        to: Handle,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<u64> {
+        let (source, target) = (self.sound(from)?, self.sound(to)?);
+        self.read_by(&source);
+        if !source.readable || !target.writable || target.append {
+            return Err(FsError::bare(libc::EBADF));
+        }
+        let overlaps =
+            from_offset < to_offset.saturating_add(len) && to_offset < from_offset.saturating_add(len);
+        if source.inode.ino == target.inode.ino && overlaps {
+            return Err(FsError::bare(libc::EINVAL));
+        }
+        // As it is now: a copy within a file may make it longer.
+        let (size, _) =
+            self.under(&source.inode, Mode::Shared, NO_PAGES, |state| Ok(Step::Done(state.size()))).await?;
+        let len = len.min(size.saturating_sub(from_offset));
+        let mut done = 0;
+        while done < len {
+            let copied = self
+                .copy_piece(&source.inode, from_offset + done, &target.inode, to_offset + done, len - done)
+                .await;
+            match copied {
+                Ok(0) => break,
+                Ok(copied) => done += copied,
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if target.sync && done > 0 {
+            self.fsync(to, true).await?;
+        }
+        Ok(done)
+    }
+
+    /// Copies the first piece of at most `len` bytes; 0 at the end of the source.
+    async fn copy_piece(
+        self: &Arc<Self>,
+        source: &Arc<Inode>,
+        from: u64,
+        target: &Arc<Inode>,
+        to: u64,
+        len: u64,
+    ) -> Result<u64> {
+        let Some(piece) = self.next_piece(source, from, target, to, len).await? else { return Ok(0) };
+        if piece.len >= self.limits.min_slave_copy_bytes {
+            match self.below(source, piece).await? {
+                Below::Hole => {
+                    self.zero(target, piece.to..piece.to + piece.len).await?;
+                    self.reach(target, piece.to + piece.len, false).await?;
+                    return Ok(piece.len);
+                }
+                Below::Chunk(..) => {
+                    let piece = Piece { len: piece.len.min(MAX_DELTA_BYTES as u64), ..piece };
+                    if self.copy_between(source, target, piece).await? {
+                        return Ok(piece.len);
+                    }
+                }
+                Below::Unsettled => {}
+            }
+        }
+        let end = piece.from + piece.len.min(THROUGH_MEMORY);
+        let bytes = joined(&self.read_range(source, piece.from..end).await?.value);
+        if bytes.is_empty() {
+            return Ok(0); // Truncated meanwhile.
+        }
+        Ok(u64::from(self.write_to(target, Place::At(piece.to), &bytes, false).await?.value))
+    }
+
+    async fn next_piece(
+        self: &Arc<Self>,
+        source: &Arc<Inode>,
+        from: u64,
+        target: &Arc<Inode>,
+        to: u64,
+        len: u64,
+    ) -> Result<Option<Piece>> {
+        let shape =
+            |state: &mut State| Ok(Step::Done((state.size(), state.chunk_bytes(), state.max_bytes())));
+        let ((size, source_bytes, _), _pass) = self.under(source, Mode::Shared, NO_PAGES, shape).await?;
+        let ((_, target_bytes, max), _pass) = self.under(target, Mode::Exclusive, NO_PAGES, shape).await?;
+        if from >= size || len == 0 {
+            return Ok(None);
+        }
+        if to >= max {
+            return Err(FsError::bare(libc::EFBIG));
+        }
+        let len = len.min(size - from).min(max - to);
+        let first = |at: u64, chunk_bytes: u32| spans(at..at + len, chunk_bytes).next();
+        let (Some(within_source), Some(within_target)) = (first(from, source_bytes), first(to, target_bytes))
+        else {
+            return Err(FsError::new(libc::EIO, "a file without a chunk size"));
+        };
+        Ok(Some(Piece {
+            from,
+            to,
+            len: u64::from(within_source.len().min(within_target.len())),
+            source: (within_source.index, within_source.start),
+            target: (within_target.index, within_target.start),
+        }))
+    }
+
+    /// What lies under the piece, after what is dirty there was flushed.
+    async fn below(self: &Arc<Self>, source: &Arc<Inode>, piece: Piece) -> Result<Below> {
+        let index = piece.source.0;
+        for flushed in [false, true] {
+            let (below, _pass) = self
+                .under(source, Mode::Shared, NO_PAGES, |state| {
+                    Ok(match state.unknown_window(index) {
+                        Some(window) => Step::Window(window),
+                        None => Step::Done(look(state, index)),
+                    })
+                })
+                .await?;
+            if flushed || !matches!(below, Below::Unsettled) {
+                return Ok(below);
+            }
+            self.flush_chunks(source, vec![index], false).await?;
+        }
+        Ok(Below::Unsettled)
+    }
+
+    /// Lets the slaves copy the piece. False: they cannot, and nothing has changed but times.
+    ///
+    /// Under the target's order lock, and with its times changed before anything is sent, so that whoever recalls the lease
+    /// meanwhile flushes first, and the flush waits.
+    async fn copy_between(
+        self: &Arc<Self>,
+        source: &Arc<Inode>,
+        target: &Arc<Inode>,
+        piece: Piece,
+    ) -> Result<bool> {
+        let (index, offset) = piece.target;
+        let end = piece.to + piece.len;
+        let _content = self.within("waiting for a truncation", target.content.read()).await?;
+        let (dirty, _pass) = self
+            .under(target, Mode::Exclusive, NO_PAGES, |state| {
+                if let Some(window) = state.unknown_window(index) {
+                    return Ok(Step::Window(window));
+                }
+                if end > state.size() && state.must_trim() {
+                    return Ok(Step::Trim);
+                }
+                if !is_open(state, index) {
+                    return Ok(Step::Open(vec![index], 1));
+                }
+                Ok(Step::Done(state.buffer.has(index)))
+            })
+            .await?;
+        if dirty {
+            self.flush_chunks(target, vec![index], false).await?;
+        }
+        let _order = self.within("waiting for a flush", target.order.lock()).await?;
+        let Some(io) = target.state.lock().slots.get(&index).map(|slot| slot.io.clone()) else {
+            return Ok(false);
+        };
+        let _alone = io.write().await;
+        let settled = {
+            let state = source.state.lock();
+            if self.is_valid(&state) { look(&state, piece.source.0) } else { Below::Unsettled }
+        };
+        let Below::Chunk(below, source_generation) = settled else { return Ok(false) };
+        let wall = self.backend.wall();
+        let begun = self.change(target, |state| {
+            let trims = end > state.size() && state.must_trim();
+            if !state.is_exclusive() || !is_open(state, index) || state.buffer.has(index) || trims {
+                return None;
+            }
+            self.written(state, 0, wall, false);
+            let layout = state.slots.get(&index)?.layout.clone();
+            Some((layout, state.generation, state.poison))
+        });
+        let Some((mut layout, generation, poison)) = begun else { return Ok(false) };
+        let copy = Copy {
+            source: Source {
+                chunk: below.chunk.id,
+                chunk_bytes: below.chunk.chunk_bytes,
+                epoch: below.epoch,
+                contents: below.held,
+                members: below.members.clone(),
+                offset: piece.source.1,
+            },
+            offset,
+            len: piece.len as u32,
+            mtime: wall,
+        };
+        self.stats.deltas.add(1);
+        let copying = while_held(target, generation, self.backend.copy(&mut layout, copy));
+        // Without the source's lease it may be old by now; what arrives is overwritten by what is read then.
+        let copied = match while_held(source, source_generation, copying).await {
+            Some(Some(copied)) => copied,
+            Some(None) => Err(Fault::new(Code::NoLease, "the lease was lost while slaves copied")),
+            None => Err(Fault::new(Code::NoSource, "the lease of what is copied was lost")),
+        };
+        self.change(target, |state| {
+            let chunk = layout.chunk.id;
+            let is_same = state.slots.get(&index).is_some_and(|slot| slot.layout.chunk.id == chunk);
+            if state.poison != poison || state.generation != generation || !is_same {
+                return Err(FsError::new(libc::EIO, "the exclusive lease was lost during a copy"));
+            }
+            if let Some(slot) = state.slots.get_mut(&index) {
+                // The pages under the old tag are not what is there now, or may not be.
+                slot.tag = self.new_tag();
+            }
+            let applied = match copied {
+                Ok(applied) => applied,
+                Err(fault) => {
+                    // It may still be under way: then it is refused before anybody else gets the file.
+                    state.doubtful.push(layout.clone());
+                    state.renew_layout(layout);
+                    let others_can = matches!(fault.code, Code::NoSource | Code::Forbidden);
+                    return if others_can { Ok(false) } else { Err(FsError::from(fault)) };
+                }
+            };
+            let held = ChunkState {
+                index,
+                chunk,
+                epoch: layout.epoch,
+                held: layout.held,
+                stable: applied.stable,
+                used_bytes: applied.used_bytes,
+            };
+            state.renew_layout(layout);
+            state.chunks.insert(index, held);
+            self.written(state, end, wall, false);
+            Ok(true)
+        })
+    }
+}
+
+fn is_open(state: &State, index: u32) -> bool {
+    state.slots.get(&index).is_some_and(|slot| slot.opened)
+}
+
+fn look(state: &State, index: u32) -> Below {
+    if state.buffer.has(index) || state.unknown_window(index).is_some() {
+        return Below::Unsettled;
+    }
+    match state.slots.get(&index) {
+        Some(slot) if slot.layout.held.version > Version(0) => {
+            Below::Chunk(Box::new(slot.layout.clone()), state.generation)
+        }
+        _ => Below::Hole,
+    }
+}
+
+fn joined(pieces: &[Bytes]) -> Bytes {
+    let mut all = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+    pieces.iter().for_each(|piece| all.extend_from_slice(piece));
+    all.freeze()
+}
