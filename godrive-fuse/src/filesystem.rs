@@ -8,6 +8,7 @@ use crate::answer::Answers;
 use crate::convert::{self, BLOCK_BYTES};
 use crate::operations::Operations;
 use crate::ops_locks::Asked;
+use crate::renames::Renames;
 use fuser::{
     CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
@@ -48,6 +49,7 @@ const WANTED: [InitFlags; 14] = [
 pub struct Mount {
     pub(crate) fs: Arc<Fs>,
     pub(crate) answers: Answers,
+    pub(crate) renames: Arc<Renames>,
     stopping: Arc<AtomicBool>,
     kernel: Arc<Kernel>,
 }
@@ -63,7 +65,7 @@ impl Mount {
     pub fn new(fs: Arc<Fs>, runtime: tokio::runtime::Handle, operations: Arc<Operations>) -> Self {
         let stopping = Arc::new(AtomicBool::new(false));
         let answers = Answers::new(runtime, operations, stopping.clone());
-        Self { fs, answers, stopping, kernel: Arc::default() }
+        Self { fs, answers, renames: Arc::default(), stopping, kernel: Arc::default() }
     }
 
     /// Set it when the mount ends: nothing that cannot be flushed any more is accepted from then on.
@@ -103,7 +105,7 @@ impl Filesystem for Mount {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.answers.inline("lookup", req, parent, || self.op_lookup(parent, name, reply));
+        self.answers.inline("lookup", req, parent, || self.op_lookup(req, parent, name, reply));
     }
 
     fn mknod(
@@ -194,7 +196,7 @@ impl Filesystem for Mount {
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.answers.inline("listxattr", req, ino, || self.op_listxattr(ino, size, reply));
+        self.answers.inline("listxattr", req, ino, || self.op_listxattr(req, ino, size, reply));
     }
 
     fn setxattr(

@@ -20,6 +20,7 @@ mod ops_dirs;
 mod ops_locks;
 mod ops_names;
 pub mod options;
+pub mod renames;
 pub mod session;
 
 pub use session::{World, run};

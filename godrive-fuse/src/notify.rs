@@ -70,8 +70,6 @@ pub struct Notifications {
     workers: Workers,
     /// Releases that went ahead of their notification, for the log.
     overtaken: Arc<AtomicU64>,
-    /// How often all names were expired.
-    epoch: Arc<AtomicU64>,
 }
 
 struct Kernel {
@@ -98,7 +96,6 @@ impl Notifications {
             operations,
             workers: Workers::default(),
             overtaken: Arc::default(),
-            epoch: Arc::default(),
         }
     }
 
@@ -154,7 +151,7 @@ impl Notifications {
     async fn names(&self, parent: Ino, names: Vec<Vec<u8>>) {
         let Some(kernel) = self.kernel().await else { return };
         if kernel.epochs && (names.len() > MANY_NAMES || self.operations.waiting_on(parent).is_some()) {
-            return self.expire_all(&kernel, parent);
+            return log(kernel.expire_all(), parent);
         }
         let teller = kernel.clone();
         let told = self.tell(parent, GRACE_NAMES, move || {
@@ -166,15 +163,10 @@ impl Notifications {
             return;
         }
         if kernel.epochs {
-            self.expire_all(&kernel, parent);
+            log(kernel.expire_all(), parent);
         } else {
             self.overtake(parent, "names");
         }
-    }
-
-    fn expire_all(&self, kernel: &Kernel, parent: Ino) {
-        log(kernel.expire_all(), parent);
-        self.epoch.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Makes an inode reach as far as this byte.
@@ -243,10 +235,6 @@ impl Invalidate for Notifications {
             }
             under_way.join_all().await;
         })
-    }
-
-    fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Relaxed)
     }
 
     fn reaches(&self, ino: Ino, offset: u64, last: Bytes) -> BoxFuture<'static, ()> {

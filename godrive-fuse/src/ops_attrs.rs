@@ -131,10 +131,15 @@ impl Mount {
         self.answers.spawn(what, reply, async move { fs.getxattr(ino, &name).await }, answer);
     }
 
-    pub(crate) fn op_listxattr(&self, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    /// Names of the administrator's are not shown to others, as on a local disk; who asks for one by name, the kernel refuses.
+    pub(crate) fn op_listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let ino = convert::ino(ino);
         let what = What::new("listxattr", ino);
-        let answer = move |reply: ReplyXattr, names: Vec<Vec<u8>>| answer_xattr(reply, &joined(&names), size);
+        let ordinary = req.uid() != 0;
+        let answer = move |reply: ReplyXattr, mut names: Vec<Vec<u8>>| {
+            names.retain(|name| !ordinary || !name.starts_with(b"trusted."));
+            answer_xattr(reply, &joined(&names), size);
+        };
         if let Some(known) = self.fs.try_listxattr(ino) {
             return finish(what, reply, known, answer);
         }
@@ -190,13 +195,16 @@ impl Mount {
     }
 }
 
-/// With HANDLE_KILLPRIV the kernel leaves it to us that a change of owner clears set-id, root's too.
+/// With HANDLE_KILLPRIV the kernel leaves it to us that a change of owner clears set-id, root's too, and also one that leaves owner
+/// and group as they are: that is what a request to set nothing is.
 async fn clear_privileges_of_chown(fs: &Arc<Fs>, ino: Ino, set: SetAttr) -> Result<SetAttr, FsError> {
-    if set.mode.is_some() || (set.uid.is_none() && set.gid.is_none()) {
+    let sets_nothing = set == SetAttr::default();
+    if set.mode.is_some() || (set.uid.is_none() && set.gid.is_none() && !sets_nothing) {
         return Ok(set);
     }
     let attr = fs.getattr(ino).await?;
-    Ok(SetAttr { mode: without_privileges(&attr.attr), ..set })
+    let uid = if sets_nothing { Some(attr.attr.uid) } else { set.uid };
+    Ok(SetAttr { mode: without_privileges(&attr.attr), uid, ..set })
 }
 
 fn answer_attr(reply: ReplyAttr, attr: Served<AttrReply>) {

@@ -40,11 +40,15 @@ impl Mount {
         let (fs, name, parent, caller) =
             (self.fs.clone(), name.as_bytes().to_vec(), convert::ino(parent), caller(req, umask));
         let mode = convert::permissions(mode);
-        let unwanted = self.fs.clone();
+        let (unwanted, renames) = (self.fs.clone(), self.renames.clone());
         self.answers.spawn_or_undo(
             What::new("create", parent),
             reply,
-            async move { fs.create(parent, &name, mode, flags, caller).await },
+            async move {
+                let created = fs.create(parent, &name, mode, flags, caller).await?;
+                renames.told(parent, &name, Some(created.entry.attr.ino));
+                Ok(created)
+            },
             move |reply, created| {
                 let Served { value: Created { entry, opened }, pass: _pass } = created;
                 let attr = convert::attr(&entry.attr);

@@ -123,7 +123,6 @@ async fn first_seen(fs: &Arc<Fs>, handle: Handle, mut offset: u64) -> Result<Ser
                     attr: value.attr,
                     attr_ttl: value.ttl,
                     entry_ttl: Duration::ZERO,
-                    moved: false,
                 };
                 first.entry = Some(entry);
                 return Ok(Served { value: vec![first], pass });

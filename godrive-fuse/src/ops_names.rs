@@ -4,8 +4,11 @@ use crate::answer::{Refuse, finish};
 use crate::convert;
 use crate::filesystem::Mount;
 use crate::operations::What;
+use crate::renames::{self, Renames};
 use fuser::{Errno, Generation, INodeNo, RenameFlags, ReplyEmpty, ReplyEntry, Request};
+use godrive_client::FsError;
 use godrive_client::fs::{Caller, Entry, Found, Served};
+use godrive_proto::Ino;
 use godrive_proto::meta::{Kind, NewNode};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -16,14 +19,36 @@ use std::time::Duration;
 pub const GENERATION: Generation = Generation(0);
 
 impl Mount {
-    pub(crate) fn op_lookup(&self, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let parent = convert::ino(parent);
+    pub(crate) fn op_lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (parent, caller) = (convert::ino(parent), req.pid());
         let what = What::new("lookup", parent);
-        if let Some(known) = self.fs.try_lookup(parent, name.as_bytes()) {
-            return finish(what, reply, known, found);
-        }
-        let (fs, name) = (self.fs.clone(), name.as_bytes().to_vec());
-        self.answers.spawn(what, reply, async move { fs.lookup(parent, &name).await }, found);
+        let known = self.fs.try_lookup(parent, name.as_bytes());
+        let known = match known {
+            Some(Ok(known)) if moved(&self.renames, caller, parent, name.as_bytes(), &known) => Some(known),
+            Some(known) => return finish(what, reply, known, found),
+            None => None,
+        };
+        let (fs, renames, name) = (self.fs.clone(), self.renames.clone(), name.as_bytes().to_vec());
+        let work = async move {
+            let served = match known {
+                Some(known) => known,
+                None => {
+                    let served = fs.lookup(parent, &name).await?;
+                    if !moved(&renames, caller, parent, &name, &served) {
+                        return Ok(served);
+                    }
+                    served
+                }
+            };
+            if let Found::Entry(entry) = &served.value
+                && renames::is_renaming(caller).await
+                && renames.demands(caller, parent, &name, entry.attr.ino)
+            {
+                return Err(FsError::bare(libc::ESTALE));
+            }
+            Ok(served)
+        };
+        self.answers.spawn(what, reply, work, found);
     }
 
     pub(crate) fn op_mknod(
@@ -77,13 +102,13 @@ impl Mount {
     ) {
         let (fs, name, parent, caller) =
             (self.fs.clone(), name.as_bytes().to_vec(), convert::ino(parent), caller(req, umask));
-        let mode = convert::permissions(mode);
-        self.answers.spawn(
-            What::new(operation, parent),
-            reply,
-            async move { fs.make(parent, &name, node, mode, caller).await },
-            entry,
-        );
+        let (mode, renames) = (convert::permissions(mode), self.renames.clone());
+        let work = async move {
+            let made = fs.make(parent, &name, node, mode, caller).await?;
+            renames.told(parent, &name, Some(made.attr.ino));
+            Ok(made)
+        };
+        self.answers.spawn(What::new(operation, parent), reply, work, entry);
     }
 
     pub(crate) fn op_link(&self, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -153,12 +178,19 @@ pub(crate) fn done(reply: ReplyEmpty, (): ()) {
     reply.ok();
 }
 
+/// Notes what is told. True: a rename would have to look again.
+fn moved(renames: &Renames, caller: u32, parent: Ino, name: &[u8], found: &Served<Found>) -> bool {
+    let (ino, single) = match &found.value {
+        Found::Entry(Entry { attr, .. }) => (Some(attr.ino), attr.kind == Kind::Directory || attr.nlink == 1),
+        Found::Missing(_) => (None, false),
+    };
+    renames.looks(caller, parent, name, ino, single)
+}
+
 fn found(reply: ReplyEntry, found: Served<Found>) {
     // The pass is given back after the kernel was answered, here as everywhere.
     let Served { value, pass: _pass } = found;
     match value {
-        // The kernel looks up the whole path again, once.
-        Found::Entry(entry) if entry.moved => reply.error(Errno::ESTALE),
         Found::Entry(entry) => answer_entry(reply, &entry),
         Found::Missing(ttl) if ttl.is_zero() => reply.error(Errno::ENOENT),
         // Inode 0 says that the name does not exist, for as long as the entry may be cached.

@@ -308,6 +308,8 @@ async fn report_on_signal(fs: Arc<Fs>) {
             master_requests = counts.master_requests - counts.renewals,
             slave_requests = counts.slave_requests,
             renewals = counts.renewals,
+            payload_bytes_sent = counts.payload_bytes_sent,
+            payload_bytes_received = counts.payload_bytes_received,
             recalls = stats.recalls,
             deltas = stats.deltas,
             commits = stats.commits,

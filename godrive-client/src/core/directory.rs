@@ -1,6 +1,5 @@
 //! What is known of a directory under its lease: names (also missing ones) and its listing in the directory's order.
 
-use super::shown::Shown;
 use godrive_proto::Ino;
 use godrive_proto::meta::{DirectoryEntry, Kind, Name};
 use std::collections::BTreeMap;
@@ -14,10 +13,6 @@ pub struct Directory {
     /// Names that changes on their way to the master are about, and how many. Others may have seen such a change
     /// before its answer is here, so until then what is known of the name may be old.
     changing: BTreeMap<Name, u32>,
-    /// What the caller was told of names that are not in `names`, or no longer.
-    pub shown: Shown,
-    /// The epoch in which the caller was last told of one that is in `names`. See [`Shown`].
-    pub told_in: u64,
     /// The inode of `..`, once a page of the listing told it.
     pub parent: Option<Ino>,
 }
@@ -102,11 +97,8 @@ impl Directory {
 
     /// Forgets everything; gives the names, which the kernel may have cached.
     pub fn clear(&mut self) -> Vec<Name> {
-        let (changing, mut shown) = (std::mem::take(&mut self.changing), std::mem::take(&mut self.shown));
-        for (name, ino) in &self.names {
-            shown.keep(name, *ino, self.told_in);
-        }
-        let old = std::mem::replace(self, Self { changing, shown, ..Self::default() });
+        let changing = std::mem::take(&mut self.changing);
+        let old = std::mem::replace(self, Self { changing, ..Self::default() });
         old.names.into_keys().collect()
     }
 

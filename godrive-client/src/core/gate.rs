@@ -7,7 +7,8 @@
 //! 2. lets those inside leave;
 //! 3. invalidates the kernel's pages, all but those of waiting operations: the kernel has locked these and would
 //!    wait for us. What arrives *during* the invalidation may be what the kernel waits for: it is let in, and its
-//!    range is invalidated again, until nothing came in between. Others go on waiting, so the rounds come to an end.
+//!    range is invalidated again, until nothing came in between. Others go on waiting. Who goes on and on with the same pages
+//!    waits in the end too: the last round lets nobody in.
 //! 4. gives the lease back and opens the gate.
 
 use std::collections::BTreeMap;
@@ -98,6 +99,15 @@ impl Gate {
         (!parts.is_empty()).then_some(parts)
     }
 
+    /// What is left, when there were many rounds. Whoever comes now waits: the invalidation may wait for its pages, and the recall
+    /// does not wait for that; its pages are invalidated when it was answered.
+    pub fn last_round(&mut self) -> Vec<Range<u64>> {
+        let again = std::mem::take(&mut self.again);
+        let parts = self.begin(again);
+        self.invalidating.clear();
+        parts
+    }
+
     fn begin(&mut self, ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
         let mut parts = ranges;
         for locked in self.waiting.values().filter(|range| !range.is_empty()) {
@@ -159,6 +169,22 @@ mod tests {
         assert_eq!(gate.first_round(), vec![0..4096, 12288..EVERYTHING.end]);
         gate.end_wait(waiting);
         assert_eq!(gate.next_round(), None);
+    }
+
+    #[test]
+    fn who_goes_on_with_the_same_pages_waits_in_the_last_round() {
+        let mut gate = Gate::default();
+        gate.close();
+        gate.first_round();
+        for _ in 0..8 {
+            let again = gate.admit(0..700).unwrap();
+            gate.leave(again);
+            assert_eq!(gate.next_round(), Some(vec![0..700]));
+        }
+        let again = gate.admit(0..700).unwrap();
+        gate.leave(again);
+        assert_eq!(gate.last_round(), vec![0..700]);
+        assert!(gate.admit(0..700).is_none());
     }
 
     #[test]

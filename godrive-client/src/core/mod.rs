@@ -9,6 +9,5 @@ pub mod lease;
 pub mod neighbours;
 pub mod page_cache;
 pub mod read_plan;
-pub mod shown;
 pub mod steps;
 pub mod write_buffer;

@@ -98,7 +98,7 @@ impl<B: Backend> Fs<B> {
                 match child.and_then(|child| self.cached_attr(&child)) {
                     Some((attr, attr_ttl, child_pass)) => {
                         pass = pass.and(child_pass);
-                        entry.entry = Some(Entry { attr, attr_ttl, entry_ttl, moved: false });
+                        entry.entry = Some(Entry { attr, attr_ttl, entry_ttl });
                     }
                     None => missing += 1,
                 }
@@ -107,7 +107,6 @@ impl<B: Backend> Fs<B> {
             if missing > entries.len() / 8 {
                 return None;
             }
-            self.told_of_all(&directory, &entries);
         }
         self.stats.meta_hits.add(1);
         if offset == 0 {
@@ -197,12 +196,11 @@ impl<B: Backend> Fs<B> {
                 if attr.kind == Kind::File && attr.size > 0 {
                     files.push(from.ino);
                 }
-                entry.entry = Some(Entry { attr, attr_ttl, entry_ttl, moved: false });
+                entry.entry = Some(Entry { attr, attr_ttl, entry_ttl });
             }
             entries.push(entry);
         }
         self.note_neighbours(files);
-        self.told_of_all(directory, &entries);
         Served { value: entries, pass }
     }
 
@@ -218,23 +216,6 @@ impl<B: Backend> Fs<B> {
 
     pub fn releasedir(self: &Arc<Self>, handle: Handle) {
         self.release(handle);
-    }
-
-    /// The caller is told of these names.
-    fn told_of_all(&self, directory: &Inode, entries: &[DirEntry]) {
-        let epoch = self.epoch();
-        let told = entries.iter().filter_map(|from| Some((from, from.entry.as_ref()?)));
-        for (from, entry) in told {
-            if let Some(inode) = self.table.find(from.ino) {
-                inode.state.lock().grown = false;
-            }
-            let mut state = directory.state.lock();
-            if entry.entry_ttl.is_zero() || !state.directory.shown.is_empty() {
-                state.directory.shown.set(&Name(from.name.clone()), Some(from.ino), epoch);
-            } else {
-                state.directory.told_in = epoch;
-            }
-        }
     }
 }
 

@@ -253,7 +253,6 @@ impl<B: Backend> Fs<B> {
     ) {
         state.touched_early(view);
         state.see(view);
-        state.directory.shown.set(name, ino, self.epoch());
         if state.is_fresh(view) {
             if state.directory.change(name.clone(), ino) {
                 self.names.fetch_add(1, Ordering::Relaxed);

@@ -6,7 +6,7 @@ use super::types::{Entry, Found, Invalidation, Served};
 use super::{Backend, Fs, checked};
 use crate::error::Result;
 use godrive_proto::Ino;
-use godrive_proto::meta::{Attr, InodeView, Kind, Lookup, LookupRequest, Name};
+use godrive_proto::meta::{Attr, InodeView, Lookup, LookupRequest, Name};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -52,46 +52,21 @@ impl Drop for Busy {
 impl<B: Backend> Fs<B> {
     pub fn try_lookup(&self, parent: Ino, name: &[u8]) -> Option<Result<Served<Found>>> {
         match checked(name) {
-            Ok(name) => {
-                let epoch = self.epoch();
-                self.try_find(parent, &name).map(|found| Ok(self.told_of(parent, &name, found, epoch)))
-            }
+            Ok(name) => self.try_find(parent, &name).map(|found| Ok(self.told_length(found))),
             Err(error) => Some(Err(error)),
         }
     }
 
     pub async fn lookup(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Result<Served<Found>> {
-        let name = checked(name)?;
-        // The kernel notes the one in which it asked.
-        let epoch = self.epoch();
-        let found = self.find(parent, &name).await?;
-        Ok(self.told_of(parent, &name, found, epoch))
+        Ok(self.told_length(self.find(parent, &checked(name)?).await?))
     }
 
-    /// See [`super::types::Invalidate::epoch`].
-    pub(super) fn epoch(&self) -> u64 {
-        self.kernel.lock().as_ref().map_or(0, |kernel| kernel.epoch())
-    }
-
-    /// The caller is told of this name.
-    fn told_of(&self, parent: Ino, name: &Name, mut found: Served<Found>, epoch: u64) -> Served<Found> {
+    /// With the name the caller is told the length.
+    fn told_length(&self, found: Served<Found>) -> Served<Found> {
         if let Found::Entry(entry) = &found.value
             && let Some(inode) = self.table.find(entry.attr.ino)
         {
             inode.state.lock().grown = false;
-        }
-        let Some(directory) = self.table.find(parent) else { return found };
-        let known = &mut directory.state.lock().directory;
-        match &mut found.value {
-            Found::Missing(_) => known.shown.set(name, None, epoch),
-            // What may be kept is known here as long as it is kept.
-            Found::Entry(entry) if known.shown.is_empty() && !entry.entry_ttl.is_zero() => {
-                known.told_in = epoch;
-            }
-            Found::Entry(Entry { attr, moved, .. }) => {
-                let single = attr.kind == Kind::Directory || attr.nlink == 1;
-                *moved = known.shown.found(name, attr.ino, single, epoch);
-            }
         }
         found
     }
@@ -120,7 +95,7 @@ impl<B: Backend> Fs<B> {
             Some(child) => {
                 let (attr, attr_ttl, child_pass) = self.cached_attr(&child)?;
                 Served {
-                    value: Found::Entry(Entry { attr, attr_ttl, entry_ttl, moved: false }),
+                    value: Found::Entry(Entry { attr, attr_ttl, entry_ttl }),
                     pass: pass.and(child_pass),
                 }
             }
@@ -188,7 +163,7 @@ impl<B: Backend> Fs<B> {
             Some(view) => {
                 let (attr, attr_ttl, child_pass) = self.take_view(view);
                 Served {
-                    value: Found::Entry(Entry { attr, attr_ttl, entry_ttl, moved: false }),
+                    value: Found::Entry(Entry { attr, attr_ttl, entry_ttl }),
                     pass: pass.and(child_pass),
                 }
             }

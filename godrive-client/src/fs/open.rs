@@ -147,8 +147,7 @@ impl<B: Backend> Fs<B> {
             drop(pass);
             let Served { value: opened, pass } = self.open(inode.ino, flags).await?;
             let attr = inode.state.lock().attr.clone().unwrap_or(entry.attr);
-            let (attr_ttl, entry_ttl) = (Duration::ZERO, Duration::ZERO);
-            let entry = super::types::Entry { attr, attr_ttl, entry_ttl, moved: false };
+            let entry = super::types::Entry { attr, attr_ttl: Duration::ZERO, entry_ttl: Duration::ZERO };
             return Ok(Served { value: Created { entry, opened }, pass });
         }
         let (covered, poison) = {

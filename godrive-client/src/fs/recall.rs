@@ -28,8 +28,10 @@ const FORGET_NAMES: Duration = Duration::from_secs(5);
 const CLAIM: Duration = Duration::from_millis(200);
 /// A directory that is recalled twice within this time is contended for as long again.
 const HOT: Duration = Duration::from_secs(2);
-/// Rounds of invalidation before the rest is left to the kernel.
-const MAX_ROUNDS: usize = 32;
+/// Rounds of invalidation before whoever goes on with the same pages has to wait.
+const MAX_ROUNDS: usize = 8;
+/// Flushes of a recall that succeed and leave something dirty again: a change of attributes, a copy.
+const MAX_FLUSHES: usize = 64;
 
 impl<B: Backend> Fs<B> {
     /// The kernel forgets all of it, or the time is over: then it goes on by itself.
@@ -161,9 +163,10 @@ impl<B: Backend> Fs<B> {
                 Some(next) => round = next,
             }
         }
-        self.stats.late_invalidations.add(1);
-        tracing::warn!(ino = %inode.ino, "pages were read again and again while their lease was given back");
-        self.invalidate_later(Invalidation::Pages(inode.ino, crate::core::gate::EVERYTHING));
+        let rest = inode.state.lock().gate.last_round();
+        let what = rest.into_iter().map(|range| Invalidation::Pages(inode.ino, range)).collect();
+        self.invalidate(what, FORGET_PAGES).await;
+        self.wait_for(inode, DRAIN, |state| state.gate.is_empty()).await;
     }
 
     /// The names of a directory. The kernel needs the directory's lock for that, which an operation of this mount in it
@@ -189,12 +192,16 @@ impl<B: Backend> Fs<B> {
         if !inode.state.lock().is_dirty() {
             return;
         }
-        // A commit may have been recalled half-way by another flush; one more try finds the rest.
-        let mut result = Ok(());
-        for _ in 0..2 {
+        let (mut result, mut failures) = (Ok(()), 0);
+        for _ in 0..MAX_FLUSHES {
             result = self.flush_inode(inode, Level::Held, Mode::Exclusive).await;
             if !inode.state.lock().is_dirty() {
                 return;
+            }
+            // A commit may have been recalled half-way by another flush; one more try finds the rest.
+            failures += usize::from(result.is_err());
+            if failures == 2 {
+                break;
             }
         }
         let error = result.err().unwrap_or_else(|| FsError::new(libc::EIO, "something stayed dirty"));

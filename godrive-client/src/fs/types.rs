@@ -51,9 +51,6 @@ pub struct Entry {
     pub attr: Attr,
     pub attr_ttl: Duration,
     pub entry_ttl: Duration,
-    /// The caller was told another name of it, which is no longer right: a kernel has to look up both again. See
-    /// [`crate::core::shown`].
-    pub moved: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -127,11 +124,6 @@ pub enum Invalidation {
 pub trait Invalidate: Send + Sync + 'static {
     /// Ends when the kernel has forgotten all of it.
     fn invalidate(&self, what: Vec<Invalidation>) -> BoxFuture<'static, ()>;
-    /// Higher each time that all names were expired at once: for an entry from before, the kernel looks its name up without
-    /// asking first whether it is still right.
-    fn epoch(&self) -> u64 {
-        0
-    }
     /// The file has this last byte. The kernel drops attributes that cross an invalidation of their inode, and would go on with
     /// a length that is too short; it keeps bytes.
     fn reaches(&self, _ino: Ino, _offset: u64, _last: Bytes) -> BoxFuture<'static, ()> {

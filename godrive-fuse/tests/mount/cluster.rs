@@ -32,6 +32,24 @@ impl Cluster {
         &self.mounts[number - 1]
     }
 
+    /// What a mount's daemon says that it has done so far.
+    pub fn account<const N: usize>(&self, number: usize, fields: [&str; N]) -> [u64; N] {
+        let log = self.log(number);
+        let read = || std::fs::read_to_string(&log).expect("the mount's log");
+        let lines = || read().lines().filter(|line| line.contains("so far")).count();
+        let before = lines();
+        let daemon = nix::unistd::Pid::from_raw(self.daemon(number));
+        nix::sys::signal::kill(daemon, nix::sys::signal::Signal::SIGUSR1).expect("the daemon runs");
+        eventually("the mount's account", || lines() > before);
+        let text = read();
+        let line = text.lines().rfind(|line| line.contains("so far")).expect("it was found");
+        fields.map(|name| {
+            let value = line.split(&format!(" {name}=")).nth(1);
+            let value = value.unwrap_or_else(|| panic!("no {name} in {line}"));
+            value.split_whitespace().next().and_then(|text| text.parse().ok()).expect("a number")
+        })
+    }
+
     /// `godrive umount`, and the same mount again.
     pub fn remount(&self, number: usize) {
         self.godrive(&["umount", text(self.mount(number))]);
@@ -102,7 +120,16 @@ impl Cluster {
 
     /// SIGKILL to the master and all slaves.
     pub fn kill_nodes(&self) {
-        for node in nodes(&self.path("cluster")).into_iter().filter(|node| !is_mount(node)) {
+        self.kill(|node| !is_mount(node));
+    }
+
+    /// The same to this node of the cluster's folder.
+    pub fn kill_node(&self, name: &str) {
+        self.kill(|node| node.ends_with(name));
+    }
+
+    fn kill(&self, which: impl Fn(&Path) -> bool) {
+        for node in nodes(&self.path("cluster")).into_iter().filter(|node| which(node)) {
             let pid = pid(&node).expect("a running node has a pid file");
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
                 .expect("it is ours");

@@ -4,6 +4,7 @@
 
 mod acls;
 mod cluster;
+mod copying;
 mod hang;
 mod kernel;
 mod locks;

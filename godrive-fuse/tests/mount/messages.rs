@@ -1,6 +1,6 @@
 //! What is warm costs no message: the mount's own account of its requests does not move.
 
-use crate::cluster::{Cluster, eventually};
+use crate::cluster::Cluster;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -8,19 +8,8 @@ use std::time::{Duration, Instant};
 
 /// Requests to the master (renewals aside) and to slaves since the mount began.
 fn requests(cluster: &Cluster) -> (u64, u64) {
-    let log = cluster.log(1);
-    let lines = || fs::read_to_string(&log).unwrap().lines().filter(|line| line.contains("so far")).count();
-    let before = lines();
-    let daemon = nix::unistd::Pid::from_raw(cluster.daemon(1));
-    nix::sys::signal::kill(daemon, nix::sys::signal::Signal::SIGUSR1).unwrap();
-    eventually("the mount's account", || lines() > before);
-    let text = fs::read_to_string(&log).unwrap();
-    let line = text.lines().rfind(|line| line.contains("so far")).unwrap();
-    let field = |name: &str| {
-        let value = line.split(&format!("{name}=")).nth(1).unwrap_or_else(|| panic!("no {name} in {line}"));
-        value.split_whitespace().next().unwrap().parse::<u64>().unwrap()
-    };
-    (field("master_requests"), field("slave_requests"))
+    let [master, slaves] = cluster.account(1, ["master_requests", "slave_requests"]);
+    (master, slaves)
 }
 
 fn program(folder: &Path, words: &[&str]) {

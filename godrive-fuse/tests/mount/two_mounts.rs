@@ -215,7 +215,7 @@ fn of_two_equal_renames_one_succeeds() {
     let mut twice = 0;
     std::thread::scope(|scope| {
         scope.spawn(noise);
-        for round in 0..500 {
+        for round in 0..200 {
             fs::write(job(1), b"x").unwrap();
             if round % 2 == 0 {
                 // Both kernels have an entry for the target.

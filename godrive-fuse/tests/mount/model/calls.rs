@@ -315,8 +315,11 @@ pub fn call(side: &mut Side, step: &Step) -> Outcome {
             if let Some(before) = side.files[slot].take() {
                 sys!(close(before))?;
             }
-            // Without it, a fifo would wait for its other end.
-            let fd = sys!(open(path.as_ptr(), flags | libc::O_NONBLOCK | libc::O_CLOEXEC, mode))?;
+            let mut stat = zeroed_stat();
+            if sys!(stat(path.as_ptr(), &mut stat)).is_ok() && stat.st_mode & libc::S_IFMT == libc::S_IFIFO {
+                return Ok("a fifo connects the programs of one machine".into());
+            }
+            let fd = sys!(open(path.as_ptr(), flags | libc::O_CLOEXEC, mode))?;
             side.files[slot] = Some(fd as i32);
             Ok("open".into())
         }

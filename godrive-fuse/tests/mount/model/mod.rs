@@ -47,7 +47,7 @@ impl Drop for Memory {
 
 #[test]
 fn scripts_of_several_processes_behave_as_in_memory() {
-    let (seed, cases) = (number("GODRIVE_SEED", 1), number("GODRIVE_CASES", 40));
+    let (seed, cases) = (number("GODRIVE_SEED", 1), number("GODRIVE_CASES", 300));
     let (cluster, memory) = (Cluster::start(2), Memory::mount());
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
