@@ -253,6 +253,8 @@ impl<B: Backend> Fs<B> {
     ) {
         state.touched_early(view);
         state.see(view);
+        // The kernel's listing of it is old.
+        state.opened_before = false;
         if state.is_fresh(view) {
             if state.directory.change(name.clone(), ino) {
                 self.names.fetch_add(1, Ordering::Relaxed);

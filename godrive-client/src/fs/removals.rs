@@ -111,6 +111,8 @@ impl<B: Backend> Fs<B> {
         }
         entry.nlink = if directory { 0 } else { entry.nlink.saturating_sub(1) };
         touch_status(entry, at);
+        // The kernel's listing of it is old.
+        outer.opened_before = false;
         if outer.directory.change(name.clone(), None) {
             self.names.fetch_add(1, Ordering::Relaxed);
         }

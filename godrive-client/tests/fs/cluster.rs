@@ -291,7 +291,7 @@ impl Client {
         let Some(source) = source.filter(|chunk| chunk.held == copy.source.contents) else {
             return Err(Code::NoSource.into());
         };
-        if world.copies % 5 == 0 {
+        if world.copies.is_multiple_of(5) {
             return Err(Code::NoSource.into());
         }
         let from = copy.source.offset as usize..(copy.source.offset + copy.len) as usize;
