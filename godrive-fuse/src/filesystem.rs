@@ -180,7 +180,7 @@ impl Filesystem for Mount {
         reply: ReplyAttr,
     ) {
         let set = crate::ops_attrs::set_attr(req, mode, uid, gid, size, atime, mtime);
-        self.answers.inline("setattr", req, ino, || self.op_setattr(ino, fh, set, reply));
+        self.answers.inline("setattr", req, ino, || self.op_setattr(req, ino, fh, set, reply));
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {

@@ -28,7 +28,7 @@ use std::io;
 use std::io::{IoSlice, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
@@ -172,9 +172,17 @@ impl Notifications {
     /// Makes an inode reach as far as this byte.
     async fn last_byte(&self, ino: Ino, offset: u64, byte: Bytes) {
         let Some(kernel) = self.kernel().await else { return };
-        let told = self
-            .tell(ino, GRACE_LENGTH, move || log(kernel.notifier.store(INodeNo(ino.0), offset, &byte), ino));
-        if !told.await {
+        let late = Arc::new(AtomicBool::new(false));
+        let is_late = late.clone();
+        let notification = move || {
+            log(kernel.notifier.store(INodeNo(ino.0), offset, &byte), ino);
+            if is_late.load(Ordering::SeqCst) {
+                // By now it may be another byte's place.
+                log(kernel.notifier.inval_inode(INodeNo(ino.0), signed(offset), 1), ino);
+            }
+        };
+        if !self.tell(ino, GRACE_LENGTH, notification).await {
+            late.store(true, Ordering::SeqCst);
             self.overtake(ino, "length");
         }
     }

@@ -70,13 +70,21 @@ impl Mount {
         self.answers.spawn(what, reply, async move { fs.getattr(ino).await }, answer_attr);
     }
 
-    pub(crate) fn op_setattr(&self, ino: INodeNo, fh: Option<FileHandle>, set: SetAttr, reply: ReplyAttr) {
+    pub(crate) fn op_setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: Option<FileHandle>,
+        set: SetAttr,
+        reply: ReplyAttr,
+    ) {
+        let caller = req.uid();
         let (fs, ino, handle) = (self.fs.clone(), convert::ino(ino), fh.map(|fh| self.handle(ino, fh)));
         self.answers.spawn(
             What::new("setattr", ino),
             reply,
             async move {
-                let set = clear_privileges_of_chown(&fs, ino, set).await?;
+                let set = clear_privileges_of_chown(&fs, ino, set, caller).await?;
                 fs.setattr(ino, handle, set).await
             },
             answer_attr,
@@ -196,15 +204,23 @@ impl Mount {
 }
 
 /// With HANDLE_KILLPRIV the kernel leaves it to us that a change of owner clears set-id, root's too, and also one that leaves owner
-/// and group as they are: that is what a request to set nothing is.
-async fn clear_privileges_of_chown(fs: &Arc<Fs>, ino: Ino, set: SetAttr) -> Result<SetAttr, FsError> {
+/// and group as they are: that is what a request to set nothing is, and of it alone the kernel does not look who asks.
+async fn clear_privileges_of_chown(
+    fs: &Arc<Fs>,
+    ino: Ino,
+    set: SetAttr,
+    caller: u32,
+) -> Result<SetAttr, FsError> {
     let sets_nothing = set == SetAttr::default();
     if set.mode.is_some() || (set.uid.is_none() && set.gid.is_none() && !sets_nothing) {
         return Ok(set);
     }
     let attr = fs.getattr(ino).await?;
-    let uid = if sets_nothing { Some(attr.attr.uid) } else { set.uid };
-    Ok(SetAttr { mode: without_privileges(&attr.attr), uid, ..set })
+    let mode = without_privileges(&attr.attr);
+    if sets_nothing && mode.is_some() && caller != 0 && caller != attr.attr.uid {
+        return Err(FsError::bare(libc::EPERM));
+    }
+    Ok(SetAttr { mode, ..set })
 }
 
 fn answer_attr(reply: ReplyAttr, attr: Served<AttrReply>) {

@@ -225,14 +225,14 @@ impl Mount {
         let ((from_ino, from, from_offset), (to_ino, to, to_offset)) = (from, to);
         let (from, to) = (self.handle(from_ino, from), self.handle(to_ino, to));
         let what = What::new("copy_file_range", convert::ino(from_ino)).and(convert::ino(to_ino));
-        let work = async move {
-            let len = len.min(MAX_COPY_BYTES);
-            fs.copy_file_range(from, from_offset, to, to_offset, len).await
-        };
-        self.answers.spawn(what, reply, work, |reply, copied| match u32::try_from(copied) {
+        let (len, unheard, target) = (len.min(MAX_COPY_BYTES), self.fs.clone(), convert::ino(to_ino));
+        let work = async move { fs.copy_file_range(from, from_offset, to, to_offset, len).await };
+        let answer = |reply: ReplyWrite, copied: u64| match u32::try_from(copied) {
             Ok(copied) => reply.written(copied),
             Err(_) => reply.error(Errno::EIO),
-        });
+        };
+        let undo = move |copied| unheard.copied_beneath(target, to_offset, copied);
+        self.answers.spawn_or_undo(what, reply, work, answer, undo);
     }
 }
 

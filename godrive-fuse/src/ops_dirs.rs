@@ -5,9 +5,11 @@ use crate::convert;
 use crate::filesystem::Mount;
 use crate::operations::What;
 use crate::ops_names::{GENERATION, common_ttl, done};
+use crate::renames::Renames;
 use fuser::{FileHandle, FopenFlags, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyOpen};
 use godrive_client::FsError;
 use godrive_client::fs::{DirEntry, Fs, Handle, Served};
+use godrive_proto::Ino;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -56,12 +58,13 @@ impl Mount {
         let (handle, ino) = (self.handle(ino, fh), convert::ino(ino));
         let what = What::new("readdirplus", ino);
         match self.fs.try_readdir(handle, offset, ENTRIES_PLUS, true) {
-            Some(Ok(known)) if seen(&known) => return answer_plus(reply, known),
+            Some(Ok(known)) if seen(&known) => return answer_plus(reply, known, ino, &self.renames),
             Some(Err(error)) => return refuse_with(what, reply, &error),
             _ => {}
         }
-        let fs = self.fs.clone();
-        self.answers.spawn(what, reply, async move { first_seen(&fs, handle, offset).await }, answer_plus);
+        let (fs, renames) = (self.fs.clone(), self.renames.clone());
+        let work = async move { first_seen(&fs, handle, offset).await };
+        self.answers.spawn(what, reply, work, move |reply, listed| answer_plus(reply, listed, ino, &renames));
     }
 
     pub(crate) fn op_releasedir(&self, ino: INodeNo, fh: FileHandle, reply: ReplyEmpty) {
@@ -91,7 +94,12 @@ fn answer(mut reply: ReplyDirectory, listed: Served<Vec<DirEntry>>) {
 /// The kernel makes an inode of every entry of a readdirplus, so each must come with true attributes. A page is
 /// therefore cut before the first inode that another mount holds exclusively; the next request starts with that one,
 /// and only then is its holder asked.
-fn answer_plus(mut reply: ReplyDirectoryPlus, listed: Served<Vec<DirEntry>>) {
+fn answer_plus(
+    mut reply: ReplyDirectoryPlus,
+    listed: Served<Vec<DirEntry>>,
+    directory: Ino,
+    renames: &Renames,
+) {
     let Served { value: entries, pass: _pass } = listed;
     for listed in entries.iter().take_while(|entry| shown(entry)) {
         let (attr, ttl) = match &listed.entry {
@@ -101,6 +109,9 @@ fn answer_plus(mut reply: ReplyDirectoryPlus, listed: Served<Vec<DirEntry>>) {
         let name = OsStr::from_bytes(&listed.name);
         if reply.add(attr.ino, listed.offset, name, &ttl, &attr, GENERATION) {
             break;
+        }
+        if listed.entry.is_some() {
+            renames.told(directory, &listed.name, Some(listed.ino));
         }
     }
     reply.ok();
@@ -144,7 +155,6 @@ fn shown(entry: &DirEntry) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use godrive_proto::Ino;
     use godrive_proto::meta::Kind;
 
     fn entry(name: &str) -> DirEntry {

@@ -41,8 +41,8 @@ impl Mount {
                 }
             };
             if let Found::Entry(entry) = &served.value
-                && renames::is_renaming(caller).await
-                && renames.demands(caller, parent, &name, entry.attr.ino)
+                && let Some(names) = renames::renaming(caller).await
+                && renames.demands(caller, parent, &name, entry.attr.ino, &names)
             {
                 return Err(FsError::bare(libc::ESTALE));
             }
@@ -161,12 +161,13 @@ impl Mount {
         };
         let (parent, new_parent) = (convert::ino(parent), convert::ino(new_parent));
         let (fs, name, new_name) = (self.fs.clone(), name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
-        self.answers.spawn(
-            What::new("rename", parent).and(new_parent),
-            reply,
-            async move { fs.rename(parent, &name, new_parent, &new_name, mode).await },
-            done,
-        );
+        let renames = self.renames.clone();
+        let work = async move {
+            fs.rename(parent, &name, new_parent, &new_name, mode).await?;
+            renames.made((parent, &name), (new_parent, &new_name));
+            Ok(())
+        };
+        self.answers.spawn(What::new("rename", parent).and(new_parent), reply, work, done);
     }
 }
 

@@ -21,9 +21,18 @@ fn files_outlive_down_and_up() {
     assert!(std::fs::read(&fetched).unwrap() == bytes, "the file differs");
     assert_eq!(cluster.must("ls", &["/a"]), "b/\n");
     assert!(cluster.must("ls", &["-l", "/a/b"]).contains("5000000"));
-    let stat: serde_json::Value =
-        serde_json::from_str(&cluster.must("stat", &["--json", "/a/b/file"])).unwrap();
+    let stat = cluster.stat("/a/b/file");
     assert_eq!((&stat["size"], &stat["kind"]), (&5_000_000.into(), &"file".into()));
+
+    // The caller's umask counts, as with cp.
+    std::fs::set_permissions(&source, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    let put = cluster.command("put", &[text(&source), "/a/b/private"]);
+    let line: Vec<&str> = put.get_args().map(|word| word.to_str().unwrap()).collect();
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "umask 027 && exec \"$0\" \"$@\""]).arg(put.get_program()).args(line);
+    assert!(shell.stdin(Stdio::null()).status().unwrap().success());
+    assert_eq!(cluster.stat("/a/b/private")["mode"], "0640");
+    cluster.must("rm", &["/a/b/private"]);
 
     let status = cluster.status();
     assert_eq!(status["chunks"]["total"], 5, "{status}");

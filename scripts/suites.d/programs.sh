@@ -143,3 +143,25 @@ fio_verify() {
     fio --name=verify --directory="$mnt" --size=32m --rw=randwrite --bsrange=512-64k --ioengine=psync --verify=xxhash --do_verify=1 \
         --verify_fatal=1 --verify_state_save=0 --randseed=7 --fsync=64 --output="$work/fio.out" || { cat "$work/fio.out"; return 1; }
 }
+
+# What pjdfstest's link::link_count_max asks, where it does not know the limit of the file system.
+most_links() {
+    python3 - "$mnt/links" <<'END'
+import errno, os, sys
+folder = sys.argv[1]
+os.mkdir(folder)
+first = f"{folder}/0"
+os.mknod(first)
+for number in range(1, 65_000):
+    os.link(first, f"{folder}/{number}")
+try:
+    os.link(first, f"{folder}/one-more")
+    sys.exit("65,001 names")
+except OSError as error:
+    assert error.errno == errno.EMLINK, error
+assert os.stat(first).st_nlink == 65_000
+os.unlink(f"{folder}/1")
+os.link(first, f"{folder}/one-more")
+END
+    find "$mnt/links" -delete
+}

@@ -89,10 +89,10 @@ impl Directory {
         self.names.keys()
     }
 
-    /// What is known to exist, from this name on and round to it.
-    pub fn named_from(&self, name: &Name) -> impl Iterator<Item = Ino> {
+    /// What is known to exist among so many names, from this one on and round to it.
+    pub fn named_from(&self, name: &Name, names: usize) -> impl Iterator<Item = Ino> {
         let (before, from) = (self.names.range::<Name, _>(..name), self.names.range::<Name, _>(name..));
-        from.chain(before).filter_map(|(_, ino)| *ino)
+        from.chain(before).take(names).filter_map(|(_, ino)| *ino)
     }
 
     /// Forgets everything; gives the names, which the kernel may have cached.

@@ -4,7 +4,7 @@ use super::health::Health;
 use super::master::Master;
 use super::stats::Stats;
 use bytes::Bytes;
-use godrive_proto::data::{Layout, Member};
+use godrive_proto::data::{CopyRange, Layout, Member};
 use godrive_proto::net::{Connection, Expect, Message, Reply};
 use godrive_proto::{Code, Fault, NodeId, Operation, Role, lease};
 use parking_lot::Mutex;
@@ -87,7 +87,9 @@ impl Slaves {
         deadline: Duration,
     ) -> Result<Reply<O::Reply>, Fault> {
         let message = Message::new::<O>(request)?;
-        self.exchange(member, &message, payload, deadline).await?.decode::<O>()
+        // Who asks for a copy must know how often it was asked for.
+        let again = O::CODE != CopyRange::CODE;
+        self.exchange(member, &message, payload, deadline, again).await?.decode::<O>()
     }
 
     async fn exchange(
@@ -96,6 +98,7 @@ impl Slaves {
         message: &Message,
         payload: &[Bytes],
         deadline: Duration,
+        again: bool,
     ) -> Result<Reply<Bytes>, Fault> {
         let _busy = Busy::new(self, member.node);
         let mut retried = false;
@@ -113,7 +116,12 @@ impl Slaves {
                 }
                 Err(fault) if matches!(fault.code, Code::Unreachable | Code::Timeout) => {
                     self.forget(member.node, stamp);
-                    if fault.code == Code::Unreachable && cached && !retried && connection.is_closed() {
+                    if fault.code == Code::Unreachable
+                        && cached
+                        && again
+                        && !retried
+                        && connection.is_closed()
+                    {
                         retried = true;
                         continue;
                     }

@@ -56,7 +56,7 @@ impl<B: Backend> Fs<B> {
     async fn tell_length(self: &Arc<Self>, inode: &Arc<Inode>) {
         let Some(kernel) = self.kernel.lock().clone() else { return };
         let last = inode.state.lock().size().saturating_sub(1);
-        match self.read_range(inode, last..last + 1).await {
+        match self.read_unlocked(inode, last..last + 1).await {
             Ok(Served { value, pass: _pass }) => {
                 inode.state.lock().grown = false;
                 if let Some(byte) = value.into_iter().next() {

@@ -3,10 +3,10 @@
 
 use super::inode::{Inode, State};
 use super::lease::{Step, while_held};
-use super::types::Handle;
+use super::types::{Handle, Invalidation};
 use super::write::Place;
 use super::{Backend, Fs};
-use crate::core::gate::NO_PAGES;
+use crate::core::gate::{NO_LOCKED_PAGES, NO_PAGES};
 use crate::core::read_plan::spans;
 use crate::driver::Copy;
 use crate::error::{FsError, Result};
@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use godrive_proto::data::{ChunkState, Layout, Source};
 use godrive_proto::lease::Mode;
 use godrive_proto::limits::MAX_DELTA_BYTES;
-use godrive_proto::{Code, Fault, Version};
+use godrive_proto::{Code, Fault, Ino, Version};
 use std::sync::Arc;
 
 /// Bytes that go through memory at a time.
@@ -60,10 +60,10 @@ impl<B: Backend> Fs<B> {
             return Err(FsError::bare(libc::EINVAL));
         }
         // As it is now: a copy within a file may make it longer.
-        let (size, _) =
-            self.under(&source.inode, Mode::Shared, NO_PAGES, |state| Ok(Step::Done(state.size()))).await?;
+        let size =
+            self.under(&source.inode, Mode::Shared, NO_PAGES, |state| Ok(Step::Done(state.size()))).await?.0;
         let len = len.min(size.saturating_sub(from_offset));
-        let mut done = 0;
+        let (mut done, mut failure) = (0, None);
         while done < len {
             let copied = self
                 .copy_piece(&source.inode, from_offset + done, &target.inode, to_offset + done, len - done)
@@ -71,14 +71,25 @@ impl<B: Backend> Fs<B> {
             match copied {
                 Ok(0) => break,
                 Ok(copied) => done += copied,
-                Err(_) if done > 0 => break,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
             }
         }
-        if target.sync && done > 0 {
-            self.fsync(to, true).await?;
+        if failure.is_none() && target.sync && done > 0 {
+            failure = self.fsync(to, true).await.err();
+            done = if failure.is_some() { 0 } else { done };
         }
-        Ok(done)
+        let Some(error) = failure else { return Ok(done) };
+        // The kernel forgets only the pages that it is told were copied; others may have been.
+        self.copied_beneath(target.inode.ino, to_offset, len);
+        if done > 0 { Ok(done) } else { Err(error) }
+    }
+
+    /// The kernel has not been told, or not of all of it, that this was copied.
+    pub fn copied_beneath(&self, ino: Ino, offset: u64, len: u64) {
+        self.invalidate_later(Invalidation::Pages(ino, offset..offset.saturating_add(len)));
     }
 
     /// Copies the first piece of at most `len` bytes; 0 at the end of the source.
@@ -108,7 +119,7 @@ impl<B: Backend> Fs<B> {
             }
         }
         let end = piece.from + piece.len.min(THROUGH_MEMORY);
-        let bytes = joined(&self.read_range(source, piece.from..end).await?.value);
+        let bytes = joined(&self.read_unlocked(source, piece.from..end).await?.value);
         if bytes.is_empty() {
             return Ok(0); // Truncated meanwhile.
         }
@@ -125,8 +136,9 @@ impl<B: Backend> Fs<B> {
     ) -> Result<Option<Piece>> {
         let shape =
             |state: &mut State| Ok(Step::Done((state.size(), state.chunk_bytes(), state.max_bytes())));
-        let ((size, source_bytes, _), _pass) = self.under(source, Mode::Shared, NO_PAGES, shape).await?;
-        let ((_, target_bytes, max), _pass) = self.under(target, Mode::Exclusive, NO_PAGES, shape).await?;
+        // The passes are given back at once: nothing is given to the kernel, and recalls would wait for them.
+        let (size, source_bytes, _) = self.under(source, Mode::Shared, NO_PAGES, shape).await?.0;
+        let (_, target_bytes, max) = self.under(target, Mode::Exclusive, NO_LOCKED_PAGES, shape).await?.0;
         if from >= size || len == 0 {
             return Ok(None);
         }
@@ -152,14 +164,15 @@ impl<B: Backend> Fs<B> {
     async fn below(self: &Arc<Self>, source: &Arc<Inode>, piece: Piece) -> Result<Below> {
         let index = piece.source.0;
         for flushed in [false, true] {
-            let (below, _pass) = self
+            let below = self
                 .under(source, Mode::Shared, NO_PAGES, |state| {
                     Ok(match state.unknown_window(index) {
                         Some(window) => Step::Window(window),
                         None => Step::Done(look(state, index)),
                     })
                 })
-                .await?;
+                .await?
+                .0;
             if flushed || !matches!(below, Below::Unsettled) {
                 return Ok(below);
             }
@@ -181,8 +194,8 @@ impl<B: Backend> Fs<B> {
         let (index, offset) = piece.target;
         let end = piece.to + piece.len;
         let _content = self.within("waiting for a truncation", target.content.read()).await?;
-        let (dirty, _pass) = self
-            .under(target, Mode::Exclusive, NO_PAGES, |state| {
+        let dirty = self
+            .under(target, Mode::Exclusive, NO_LOCKED_PAGES, |state| {
                 if let Some(window) = state.unknown_window(index) {
                     return Ok(Step::Window(window));
                 }
@@ -194,7 +207,8 @@ impl<B: Backend> Fs<B> {
                 }
                 Ok(Step::Done(state.buffer.has(index)))
             })
-            .await?;
+            .await?
+            .0;
         if dirty {
             self.flush_chunks(target, vec![index], false).await?;
         }
@@ -235,12 +249,14 @@ impl<B: Backend> Fs<B> {
         self.stats.deltas.add(1);
         let copying = while_held(target, generation, self.backend.copy(&mut layout, copy));
         // Without the source's lease it may be old by now; what arrives is overwritten by what is read then.
-        let copied = match while_held(source, source_generation, copying).await {
+        let copied = while_held(source, source_generation, copying).await;
+        let source_is_held = copied.is_some();
+        let copied = match copied {
             Some(Some(copied)) => copied,
             Some(None) => Err(Fault::new(Code::NoLease, "the lease was lost while slaves copied")),
-            None => Err(Fault::new(Code::NoSource, "the lease of what is copied was lost")),
+            None => Err(Fault::new(Code::NoLease, "the lease of what is copied was lost")),
         };
-        self.change(target, |state| {
+        let done = self.change(target, |state| {
             let chunk = layout.chunk.id;
             let is_same = state.slots.get(&index).is_some_and(|slot| slot.layout.chunk.id == chunk);
             if state.poison != poison || state.generation != generation || !is_same {
@@ -253,10 +269,13 @@ impl<B: Backend> Fs<B> {
             let applied = match copied {
                 Ok(applied) => applied,
                 Err(fault) => {
-                    // It may still be under way: then it is refused before anybody else gets the file.
-                    state.doubtful.push(layout.clone());
+                    let nothing_happened = matches!(fault.code, Code::NoSource | Code::Forbidden);
+                    if !nothing_happened && !state.doubtful.iter().any(|known| known.chunk.id == chunk) {
+                        // It may still be under way: then it is refused before anybody else gets the file.
+                        state.doubtful.push(layout.clone());
+                    }
                     state.renew_layout(layout);
-                    let others_can = matches!(fault.code, Code::NoSource | Code::Forbidden);
+                    let others_can = nothing_happened || !source_is_held;
                     return if others_can { Ok(false) } else { Err(FsError::from(fault)) };
                 }
             };
@@ -272,7 +291,11 @@ impl<B: Backend> Fs<B> {
             state.chunks.insert(index, held);
             self.written(state, end, wall, false);
             Ok(true)
-        })
+        })?;
+        if !done && !source_is_held {
+            self.settle_doubtful(target).await;
+        }
+        Ok(done)
     }
 }
 

@@ -101,8 +101,8 @@ pub struct State {
     pub xattrs: Option<Vec<(Vec<u8>, Vec<u8>)>>,
     pub open: u32,
     pub writers: u32,
-    /// The length when the last lease went.
-    pub size_given_up: u64,
+    /// The length when the last lease went, which is what the kernel can know of it.
+    pub size_given_up: Option<u64>,
     /// The file has become longer elsewhere, and the kernel may not know it.
     pub grown: bool,
     /// It was opened since this knowledge began: the kernel's pages are covered by it.
@@ -228,7 +228,8 @@ impl State {
         }
         let local = self.local();
         attrs::merge(&mut self.attr, local, self.unfollowed > 0, view.attr.clone());
-        self.grown |= new && self.mode().is_some() && self.size() > self.size_given_up;
+        let longer = self.size_given_up.is_some_and(|before| self.size() > before);
+        self.grown |= new && self.mode().is_some() && longer;
         self.seen_at = Some(Instant::now());
         if let (Some(at), Some(attr)) = (self.accessed, &mut self.attr) {
             // As the master does: what was changed since is not undone.
@@ -307,8 +308,11 @@ impl State {
     /// the chunk turns out to be the same. Gives the names that the kernel may have cached.
     pub fn forget(&mut self) -> Vec<godrive_proto::meta::Name> {
         if self.mode().is_some() {
+            let size = self.size();
             // What grew elsewhere before, and was not told, is still not known.
-            self.size_given_up = if self.grown { self.size_given_up.min(self.size()) } else { self.size() };
+            let known =
+                if self.grown { self.size_given_up.map_or(size, |before| before.min(size)) } else { size };
+            self.size_given_up = Some(known);
         }
         self.lease.lower(None);
         self.generation += 1;
@@ -342,6 +346,7 @@ impl State {
         self.chunks.clear();
         self.trimming = false;
         self.dirty_since = None;
+        self.size_given_up = Some(0);
         self.attr = None;
         let opened = self.slots.values().filter(|slot| slot.opened);
         self.doubtful.extend(opened.map(|slot| slot.layout.clone()));

@@ -66,7 +66,9 @@ impl<B: Backend> Fs<B> {
         if let Found::Entry(entry) = &found.value
             && let Some(inode) = self.table.find(entry.attr.ino)
         {
-            inode.state.lock().grown = false;
+            let mut state = inode.state.lock();
+            // What crosses an invalidation the kernel drops.
+            state.grown &= state.gate.is_closed();
         }
         found
     }

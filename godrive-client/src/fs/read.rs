@@ -5,6 +5,7 @@ use super::lease::{Claim, Step, while_held};
 use super::table::OpenFile;
 use super::types::{Handle, Pieces, Served};
 use super::{Backend, Fs};
+use crate::core::gate::NO_LOCKED_PAGES;
 use crate::core::page_cache::zeros;
 use crate::core::read_plan::{Span, around, lay_over, missing, spans};
 use crate::driver::Run;
@@ -98,12 +99,30 @@ impl<B: Backend> Fs<B> {
         inode: &Arc<Inode>,
         range: Range<u64>,
     ) -> Result<Served<Pieces>> {
+        self.read_under(inode, range.clone(), range).await
+    }
+
+    /// The same of a caller for which the kernel has no pages locked.
+    pub(super) async fn read_unlocked(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        range: Range<u64>,
+    ) -> Result<Served<Pieces>> {
+        self.read_under(inode, range, NO_LOCKED_PAGES).await
+    }
+
+    async fn read_under(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        range: Range<u64>,
+        locked: Range<u64>,
+    ) -> Result<Served<Pieces>> {
         let mut fetched = false;
         // A recall gives it a moment, or the bytes would be fetched again and again where mounts contend.
         let mut claim = None;
         loop {
             let (look, pass) =
-                self.under(inode, Mode::Shared, range.clone(), |state| self.look(state, &range)).await?;
+                self.under(inode, Mode::Shared, locked.clone(), |state| self.look(state, &range)).await?;
             match look {
                 Look::Whole(value) => {
                     let counter = if fetched { &self.stats.read_misses } else { &self.stats.read_hits };

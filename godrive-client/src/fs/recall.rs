@@ -26,6 +26,8 @@ const FORGET_PAGES: Duration = Duration::from_secs(2);
 const FORGET_NAMES: Duration = Duration::from_secs(5);
 /// The longest that a recall waits for an operation that has just been granted this lease.
 const CLAIM: Duration = Duration::from_millis(200);
+/// Between flushes of a recall while something is changed again and again.
+const STIRRED: Duration = Duration::from_millis(1);
 /// A directory that is recalled twice within this time is contended for as long again.
 const HOT: Duration = Duration::from_secs(2);
 /// Rounds of invalidation before whoever goes on with the same pages has to wait.
@@ -119,6 +121,7 @@ impl<B: Backend> Fs<B> {
             if given_back {
                 break;
             }
+            self.wait_for(inode, STIRRED, |state| !state.is_dirty()).await;
         }
         inode.changed.notify_waiters();
         keeps
@@ -163,7 +166,7 @@ impl<B: Backend> Fs<B> {
                 Some(next) => round = next,
             }
         }
-        let rest = inode.state.lock().gate.last_round();
+        let rest = inode.state.lock().gate.last_round(round);
         let what = rest.into_iter().map(|range| Invalidation::Pages(inode.ino, range)).collect();
         self.invalidate(what, FORGET_PAGES).await;
         self.wait_for(inode, DRAIN, |state| state.gate.is_empty()).await;
@@ -204,7 +207,8 @@ impl<B: Backend> Fs<B> {
                 break;
             }
         }
-        let error = result.err().unwrap_or_else(|| FsError::new(libc::EIO, "something stayed dirty"));
+        // Somebody goes on and on; what was flushed is not given up for that, and the caller looks again.
+        let Err(error) = result else { return };
         self.change(inode, |state| state.lose_dirty());
         self.settle_dirty(inode);
         self.note_error(

@@ -350,7 +350,7 @@ impl<B: Backend> Fs<B> {
             if contended || !self.is_valid(&state) || state.gate.is_closed() || state.busy > 0 {
                 return None;
             }
-            state.directory.named_from(name).take(MAX_LOOKED_AT).collect()
+            state.directory.named_from(name, MAX_LOOKED_AT).collect()
         };
         let wanted = |ino: &Ino| {
             let known = self.table.find(*ino).filter(|known| known.ino != inode.ino);

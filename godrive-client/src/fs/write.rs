@@ -190,6 +190,8 @@ impl<B: Backend> Fs<B> {
             }
         }
         let wall = self.backend.wall();
+        // Behind such a write the kernel knows the length; an append it puts where it believes the end to be.
+        state.grown &= range.end <= state.size() || matches!(place, Place::Append);
         self.written(state, range.end, wall, kill);
         Ok(Step::Done(Buffered { len: (range.end - range.start) as u32, ready }))
     }
@@ -205,7 +207,6 @@ impl<B: Backend> Fs<B> {
         if end > attr.size {
             attr.size = end;
             state.pending.size = true;
-            state.grown = false;
         }
         touch_contents(attr, wall);
         state.pending.mtime = true;

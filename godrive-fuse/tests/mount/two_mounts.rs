@@ -201,6 +201,7 @@ fn what_one_mount_removes_in_a_row_is_gone_on_the_other_at_once() {
 /// A worker that takes a job by renaming it must know that nobody else has taken it.
 #[test]
 fn of_two_equal_renames_one_succeeds() {
+    const ROUNDS: usize = 200;
     let cluster = Cluster::start(3);
     let job = |number: usize| cluster.mount(number).join("job");
     let taken = |number: usize| cluster.mount(number).join("taken");
@@ -212,30 +213,33 @@ fn of_two_equal_renames_one_succeeds() {
             fs::write(&path, b"x").and_then(|()| fs::remove_file(&path)).unwrap();
         }
     };
+    let (turn, won) = (std::sync::Barrier::new(3), AtomicUsize::new(0));
+    // The same two workers in all rounds.
+    let worker = |number: usize| {
+        for _ in 0..ROUNDS {
+            turn.wait();
+            match fs::rename(job(number), taken(number)) {
+                Ok(()) => won.fetch_add(1, Ordering::SeqCst),
+                Err(error) if error.kind() == ErrorKind::NotFound => 0,
+                Err(error) => panic!("{error}"),
+            };
+            turn.wait();
+        }
+    };
     let mut twice = 0;
     std::thread::scope(|scope| {
         scope.spawn(noise);
-        for round in 0..200 {
+        scope.spawn(|| worker(1));
+        scope.spawn(|| worker(2));
+        for round in 0..ROUNDS {
             fs::write(job(1), b"x").unwrap();
             if round % 2 == 0 {
                 // Both kernels have an entry for the target.
                 fs::write(taken(1), b"x").and_then(|()| fs::metadata(taken(2))).unwrap();
             }
-            let (turn, won) = (std::sync::Barrier::new(2), AtomicUsize::new(0));
-            std::thread::scope(|scope| {
-                for number in [1, 2] {
-                    let (turn, won) = (&turn, &won);
-                    let (from, to) = (job(number), taken(number));
-                    scope.spawn(move || {
-                        turn.wait();
-                        match fs::rename(from, to) {
-                            Ok(()) => won.fetch_add(1, Ordering::SeqCst),
-                            Err(error) if error.kind() == ErrorKind::NotFound => 0,
-                            Err(error) => panic!("{error}"),
-                        }
-                    });
-                }
-            });
+            won.store(0, Ordering::SeqCst);
+            turn.wait();
+            turn.wait();
             twice += usize::from(won.load(Ordering::SeqCst) != 1);
             fs::remove_file(taken(2)).unwrap();
         }

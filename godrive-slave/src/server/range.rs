@@ -27,10 +27,17 @@ pub async fn copy_range(
     let leaves = range::leaves(&request)?;
     // What would be refused with its bytes is refused before they are fetched.
     delta::admit(&shared, &request.delta)?;
+    let begun = tokio::time::Instant::now();
+    let _permit =
+        shared.ranges.acquire().await.map_err(|error| Fault::new(Code::Internal, error.to_string()))?;
     let runs = fetch(&shared, &request.source, leaves, &header).await?;
     let inline = runs.len() <= INLINE_LEAVES as usize;
     let (delta, bytes) = godrive_disk::blocking(inline, || range::filled(request, &runs));
-    delta::run(&shared, &delta, &header, Feed::Here(bytes)).await
+    drop(runs);
+    // So that a member behind is blamed for its own delay, before the asker gives up this one.
+    let left = deadline(&header).saturating_sub(begun.elapsed());
+    let deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1);
+    delta::run(&shared, &delta, &RequestHeader { deadline_ms, ..header }, Feed::Here(bytes)).await
 }
 
 /// From this slave if it has them, else from one of the others.

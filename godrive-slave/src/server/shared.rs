@@ -22,6 +22,8 @@ use tokio::sync::{Notify, Semaphore};
 
 /// Copies that run at one time; each may hold a whole chunk in memory.
 const COPIES: usize = 4;
+/// Ranges that are copied at the same time: each holds as much memory as three deltas.
+const RANGES: usize = 16;
 /// A bad chunk is reported again after this long, if it is still bad.
 const REPORT_AGAIN: Duration = Duration::from_secs(600);
 const REPORT_DEADLINE: Duration = Duration::from_secs(30);
@@ -35,6 +37,8 @@ pub struct Shared {
     pub clock: Arc<dyn Clock>,
     pub peers: Peers,
     pub copies: Semaphore,
+    /// Ranges that are being fetched for a delta.
+    pub ranges: Semaphore,
     pub copying: Mutex<BTreeSet<ChunkId>>,
     /// Rings when a checkpoint is due.
     pub checkpoint_due: Notify,
@@ -102,6 +106,7 @@ impl Shared {
             clock: world.clock.clone(),
             peers: Peers::new(endpoint.clone()),
             copies: Semaphore::new(COPIES),
+            ranges: Semaphore::new(RANGES),
             copying: Mutex::default(),
             checkpoint_due: Notify::new(),
             errors: AtomicU64::new(reasons.len() as u64),

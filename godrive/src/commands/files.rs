@@ -19,6 +19,14 @@ async fn connect(access: &cli::Access) -> Result<Remote> {
     Remote::connect(&home, "godrive", access.deadline).await
 }
 
+fn umask() -> u16 {
+    use nix::sys::stat::{Mode, umask};
+    // It can only be read by setting it.
+    let set = umask(Mode::empty());
+    umask(set);
+    set.bits() as u16
+}
+
 fn path(text: &str) -> Result<RemotePath> {
     RemotePath::plain(text.as_bytes()).map_err(|error| Usage(format!("{text}: {error}")).into())
 }
@@ -86,7 +94,7 @@ pub async fn put(line: cli::Put) -> Result<()> {
         to = to.join(own_name()?)?;
     }
     let mut input = Input::new(reader)?;
-    let remote = connect(&line.access).await?;
+    let remote = connect(&line.access).await?.with_umask(umask());
     with_session(remote.clone(), async {
         // As with cp: into a directory under its own name.
         if let Ok(attr) = remote.resolve(&to, true).await

@@ -74,6 +74,12 @@ impl Remote {
         Ok(Self { fs, caller })
     }
 
+    /// What is made belongs to the caller with these permissions taken away, as by umask(2).
+    pub fn with_umask(mut self, umask: u16) -> Self {
+        self.caller.umask = umask;
+        self
+    }
+
     /// Ends the session; says what could not be flushed.
     pub async fn stop(self) -> Result<()> {
         match self.fs.stop().await {

@@ -77,6 +77,10 @@ impl Cluster {
         both(&output)
     }
 
+    pub fn stat(&self, path: &str) -> Value {
+        serde_json::from_str(&self.must("stat", &["--json", path])).expect("stat --json is JSON")
+    }
+
     pub fn status(&self) -> Value {
         serde_json::from_str(&self.must("status", &["--json"])).expect("status --json is JSON")
     }
