@@ -186,8 +186,8 @@ fn last_part(caller: u32, address: u64) -> Option<Vec<u8>> {
         path.extend_from_slice(&piece[..read]);
         if let Some(end) = path.iter().position(|byte| *byte == 0) {
             path.truncate(end);
-            let parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
-            return parts.last().map(<[u8]>::to_vec);
+            let mut parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
+            return parts.next_back().map(<[u8]>::to_vec);
         }
     }
     None

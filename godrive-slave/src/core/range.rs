@@ -128,7 +128,7 @@ mod tests {
     fn runs(leaves: Range<u32>) -> Vec<Run> {
         let bytes = |leaf: u32| {
             let bytes = (0..LEAF_BYTES).map(|at| (leaf + at / 7) as u8 | 1).collect::<Vec<u8>>();
-            (leaf % 3 != 0).then(|| bytes.into())
+            (!leaf.is_multiple_of(3)).then(|| bytes.into())
         };
         leaves.map(|leaf| Run { first: leaf, leaves: 1, bytes: bytes(leaf) }).collect()
     }
