@@ -21,6 +21,8 @@ use tokio::time::Instant;
 const MAX_NAMES: usize = 1 << 16;
 /// A lookup is this near to the other one of its rename.
 const NEAR: Duration = Duration::from_secs(10);
+/// The longest that a lookup waits to know what its caller is at.
+const PATIENCE: Duration = Duration::from_millis(200);
 /// A caller that waits for an answer is soon seen to wait.
 const LOOKS: u32 = 20;
 
@@ -42,7 +44,6 @@ struct Known {
 
 struct Again {
     place: Place,
-    ino: Ino,
     since: Instant,
     /// It looks at other names already.
     begun: bool,
@@ -114,12 +115,13 @@ impl Renames {
         let now = Instant::now();
         known.again.retain(|_, again| now < again.since + NEAR);
         let before = known.again.remove(&caller);
-        if before.is_some_and(|again| again.begun && again.place == place && again.ino == ino) {
+        let same = names.old == names.new;
+        if before.is_some_and(|again| again.place == place && (again.begun || same)) {
             // Its first name was right, then: it is another one's new name that is found here.
             known.told(place, Some(ino));
             return false;
         }
-        known.again.insert(caller, Again { place, ino, since: now, begun: false });
+        known.again.insert(caller, Again { place, since: now, begun: false });
         true
     }
 }
@@ -149,6 +151,16 @@ impl Known {
 
 /// The names of the rename that this thread is in.
 pub async fn renaming(caller: u32) -> Option<Names> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what is read may have to wait for that process, and for nobody knows what"
+    )]
+    let looking =
+        tokio::task::spawn_blocking(move || tokio::runtime::Handle::current().block_on(look_at(caller)));
+    tokio::time::timeout(PATIENCE, looking).await.ok()?.ok()?
+}
+
+async fn look_at(caller: u32) -> Option<Names> {
     for _ in 0..LOOKS {
         let text = read(&format!("/proc/{caller}/syscall"))?;
         let mut words = text.split_whitespace();

@@ -134,21 +134,12 @@ impl Writer {
             mtime: delta.mtime,
         };
         let applied = tries.apply(&mut request, &load, payload_bytes).await;
-        match applied {
-            Err(fault) if matches!(fault.code, Code::NoSource | Code::Forbidden) => {
-                if tries.sent == 1 {
-                    self.unsettled.lock().remove(&chunk.id);
-                    return Err(fault);
-                }
-                // An earlier try may have been applied, or be so later.
-                Err(Fault { code: Code::Unavailable, ..fault })
-            }
-            Err(fault) => Err(fault),
-            Ok(applied) => {
-                self.unsettled.lock().remove(&chunk.id);
-                Ok(applied)
-            }
+        // Refused at the first try, nothing is under way; an earlier one may have been applied, or be so later.
+        let refused = |fault: &Fault| matches!(fault.code, Code::NoSource | Code::Forbidden);
+        if applied.as_ref().err().is_none_or(|fault| tries.sent == 1 && refused(fault)) {
+            self.unsettled.lock().remove(&chunk.id);
         }
+        applied
     }
 
     /// If a delta to this chunk ended without a good answer, it may still be under way: after an election it is refused.

@@ -125,8 +125,8 @@ impl Driver {
         Box::pin(self.writer.write(layout, delta))
     }
 
-    /// The same with bytes of another chunk, which go from slave to slave. `NoSource`, `Forbidden`: they do not, and nothing
-    /// was applied.
+    /// The same with bytes of another chunk, which go from slave to slave. `NoSource`, `Forbidden`: they do not, and whoever
+    /// carries them may write them; what an earlier try may have begun, [`Self::settle`] ends.
     pub fn copy<'a>(&'a self, layout: &'a mut Layout, copy: Copy) -> BoxFuture<'a, Result<Applied, Fault>> {
         Box::pin(self.writer.copy(layout, copy))
     }

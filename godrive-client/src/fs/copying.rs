@@ -4,7 +4,7 @@
 use super::inode::{Inode, State};
 use super::lease::{Step, while_held};
 use super::types::{Handle, Invalidation};
-use super::write::Place;
+use super::write::{Place, rotten};
 use super::{Backend, Fs};
 use crate::core::gate::{NO_LOCKED_PAGES, NO_PAGES};
 use crate::core::read_plan::spans;
@@ -269,13 +269,19 @@ impl<B: Backend> Fs<B> {
             let applied = match copied {
                 Ok(applied) => applied,
                 Err(fault) => {
-                    let nothing_happened = matches!(fault.code, Code::NoSource | Code::Forbidden);
-                    if !nothing_happened && !state.doubtful.iter().any(|known| known.chunk.id == chunk) {
+                    if !state.doubtful.iter().any(|known| known.chunk.id == chunk) {
                         // It may still be under way: then it is refused before anybody else gets the file.
                         state.doubtful.push(layout.clone());
                     }
                     state.renew_layout(layout);
-                    let others_can = nothing_happened || !source_is_held;
+                    // And what it may have put behind the end is zeros again.
+                    let behind = state.size().max(piece.to);
+                    if let Ok(len @ 1..) = u32::try_from(end.saturating_sub(behind)) {
+                        let from = offset + (behind - piece.to) as u32;
+                        state.buffer.punch(index, chunk, from, len).map_err(rotten)?;
+                    }
+                    let refused = matches!(fault.code, Code::NoSource | Code::Forbidden);
+                    let others_can = refused || !source_is_held;
                     return if others_can { Ok(false) } else { Err(FsError::from(fault)) };
                 }
             };
@@ -292,7 +298,7 @@ impl<B: Backend> Fs<B> {
             self.written(state, end, wall, false);
             Ok(true)
         })?;
-        if !done && !source_is_held {
+        if !done {
             self.settle_doubtful(target).await;
         }
         Ok(done)

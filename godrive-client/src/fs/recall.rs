@@ -31,7 +31,7 @@ const STIRRED: Duration = Duration::from_millis(1);
 /// A directory that is recalled twice within this time is contended for as long again.
 const HOT: Duration = Duration::from_secs(2);
 /// Rounds of invalidation before whoever goes on with the same pages has to wait.
-const MAX_ROUNDS: usize = 8;
+const MAX_ROUNDS: usize = 32;
 /// Flushes of a recall that succeed and leave something dirty again: a change of attributes, a copy.
 const MAX_FLUSHES: usize = 64;
 

@@ -4,7 +4,7 @@ use super::inode::Inode;
 use super::lease::Step;
 use super::types::{Handle, Whence};
 use super::{Backend, Fs};
-use crate::core::gate::NO_PAGES;
+use crate::core::gate::{NO_LOCKED_PAGES, NO_PAGES};
 use crate::core::read_plan::spans;
 use crate::error::{FsError, Result};
 use godrive_proto::Version;
@@ -52,7 +52,8 @@ impl<B: Backend> Fs<B> {
         kill_privileges: bool,
     ) -> Result<()> {
         let _content = self.within("waiting for a truncation", inode.content.read()).await?;
-        self.under(inode, Mode::Exclusive, NO_PAGES, |state| {
+        // It waits at a closed gate, or a recall would not end while this is done again and again.
+        self.under(inode, Mode::Exclusive, NO_LOCKED_PAGES, |state| {
             if end > state.max_bytes() {
                 return Err(FsError::bare(libc::EFBIG));
             }

@@ -221,7 +221,7 @@ impl<B: Backend> Fs<B> {
     /// Zeros in a range that lies within chunks that exist. Where there is no chunk, there are zeros already.
     pub(super) async fn zero(self: &Arc<Self>, inode: &Arc<Inode>, range: Range<u64>) -> Result<()> {
         let _content = self.within("waiting for a truncation", inode.content.read()).await?;
-        self.under(inode, Mode::Exclusive, crate::core::gate::NO_PAGES, |state| {
+        self.under(inode, Mode::Exclusive, crate::core::gate::NO_LOCKED_PAGES, |state| {
             let range = range.start..range.end.min(state.size());
             let chunk_bytes = state.chunk_bytes();
             for span in spans(range.clone(), chunk_bytes) {

@@ -28,8 +28,12 @@ pub async fn copy_range(
     // What would be refused with its bytes is refused before they are fetched.
     delta::admit(&shared, &request.delta)?;
     let begun = tokio::time::Instant::now();
-    let _permit =
-        shared.ranges.acquire().await.map_err(|error| Fault::new(Code::Internal, error.to_string()))?;
+    // Before the asker gives up, it is told to carry the bytes itself.
+    let busy = || Fault::new(Code::NoSource, "this slave copies as much as it can");
+    let _permit = match tokio::time::timeout(deadline(&header) / PART, shared.ranges.acquire()).await {
+        Ok(Ok(permit)) => permit,
+        _ => return Err(busy()),
+    };
     let runs = fetch(&shared, &request.source, leaves, &header).await?;
     let inline = runs.len() <= INLINE_LEAVES as usize;
     let (delta, bytes) = godrive_disk::blocking(inline, || range::filled(request, &runs));
