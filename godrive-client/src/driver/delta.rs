@@ -95,7 +95,7 @@ impl Writer {
         self.apply(layout, change, load, payload_bytes).await
     }
 
-    /// `NoSource` and `Forbidden`: nothing was applied, and whoever can carry the bytes may still write them.
+    /// `NoSource` and `Forbidden`: whoever can carry the bytes may write them; an earlier try may have been applied.
     pub async fn copy(&self, layout: &mut Layout, copy: Copy) -> Result<Applied, Fault> {
         let extent = Extent { offset: copy.offset, len: copy.len, fill: Fill::Bytes };
         let change = Change { extents: vec![extent], sums: Vec::new(), mtime: copy.mtime, sync: false };

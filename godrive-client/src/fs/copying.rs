@@ -11,9 +11,10 @@ use crate::core::read_plan::spans;
 use crate::driver::Copy;
 use crate::error::{FsError, Result};
 use bytes::{Bytes, BytesMut};
-use godrive_proto::data::{ChunkState, Layout, Source};
+use godrive_proto::data::{Applied, ChunkState, Layout, Source};
 use godrive_proto::lease::Mode;
 use godrive_proto::limits::MAX_DELTA_BYTES;
+use godrive_proto::time::Timestamp;
 use godrive_proto::{Code, Fault, Ino, Version};
 use std::sync::Arc;
 
@@ -29,6 +30,19 @@ struct Piece {
     /// The chunks, and where the piece begins in them.
     source: (u32, u32),
     target: (u32, u32),
+}
+
+/// The files of a copy.
+struct Ends<'a> {
+    source: &'a Arc<Inode>,
+    target: &'a Arc<Inode>,
+}
+
+/// The target's chunk, and under what its copy was begun.
+struct Begun {
+    layout: Layout,
+    generation: u64,
+    poison: u64,
 }
 
 /// What the source has there.
@@ -63,12 +77,10 @@ impl<B: Backend> Fs<B> {
         let size =
             self.under(&source.inode, Mode::Shared, NO_PAGES, |state| Ok(Step::Done(state.size()))).await?.0;
         let len = len.min(size.saturating_sub(from_offset));
+        let ends = Ends { source: &source.inode, target: &target.inode };
         let (mut done, mut failure) = (0, None);
         while done < len {
-            let copied = self
-                .copy_piece(&source.inode, from_offset + done, &target.inode, to_offset + done, len - done)
-                .await;
-            match copied {
+            match self.copy_piece(&ends, from_offset + done, to_offset + done, len - done).await {
                 Ok(0) => break,
                 Ok(copied) => done += copied,
                 Err(error) => {
@@ -93,25 +105,19 @@ impl<B: Backend> Fs<B> {
     }
 
     /// Copies the first piece of at most `len` bytes; 0 at the end of the source.
-    async fn copy_piece(
-        self: &Arc<Self>,
-        source: &Arc<Inode>,
-        from: u64,
-        target: &Arc<Inode>,
-        to: u64,
-        len: u64,
-    ) -> Result<u64> {
-        let Some(piece) = self.next_piece(source, from, target, to, len).await? else { return Ok(0) };
+    async fn copy_piece(self: &Arc<Self>, ends: &Ends<'_>, from: u64, to: u64, len: u64) -> Result<u64> {
+        let Some(piece) = self.next_piece(ends, from, to, len).await? else { return Ok(0) };
+        let Ends { source, target } = *ends;
         if piece.len >= self.limits.min_slave_copy_bytes {
             match self.below(source, piece).await? {
                 Below::Hole => {
-                    self.zero(target, piece.to..piece.to + piece.len).await?;
-                    self.reach(target, piece.to + piece.len, false).await?;
+                    self.zero(target, piece.to..piece.end()).await?;
+                    self.reach(target, piece.end(), false).await?;
                     return Ok(piece.len);
                 }
                 Below::Chunk(..) => {
                     let piece = Piece { len: piece.len.min(MAX_DELTA_BYTES as u64), ..piece };
-                    if self.copy_between(source, target, piece).await? {
+                    if self.copy_between(ends, piece).await? {
                         return Ok(piece.len);
                     }
                 }
@@ -128,17 +134,17 @@ impl<B: Backend> Fs<B> {
 
     async fn next_piece(
         self: &Arc<Self>,
-        source: &Arc<Inode>,
+        ends: &Ends<'_>,
         from: u64,
-        target: &Arc<Inode>,
         to: u64,
         len: u64,
     ) -> Result<Option<Piece>> {
         let shape =
             |state: &mut State| Ok(Step::Done((state.size(), state.chunk_bytes(), state.max_bytes())));
         // The passes are given back at once: nothing is given to the kernel, and recalls would wait for them.
-        let (size, source_bytes, _) = self.under(source, Mode::Shared, NO_PAGES, shape).await?.0;
-        let (_, target_bytes, max) = self.under(target, Mode::Exclusive, NO_LOCKED_PAGES, shape).await?.0;
+        let (size, source_bytes, _) = self.under(ends.source, Mode::Shared, NO_PAGES, shape).await?.0;
+        let (_, target_bytes, max) =
+            self.under(ends.target, Mode::Exclusive, NO_LOCKED_PAGES, shape).await?.0;
         if from >= size || len == 0 {
             return Ok(None);
         }
@@ -185,15 +191,58 @@ impl<B: Backend> Fs<B> {
     ///
     /// Under the target's order lock, and with its times changed before anything is sent, so that whoever recalls the lease
     /// meanwhile flushes first, and the flush waits.
-    async fn copy_between(
-        self: &Arc<Self>,
-        source: &Arc<Inode>,
-        target: &Arc<Inode>,
-        piece: Piece,
-    ) -> Result<bool> {
+    async fn copy_between(self: &Arc<Self>, ends: &Ends<'_>, piece: Piece) -> Result<bool> {
+        let Ends { source, target } = *ends;
         let (index, offset) = piece.target;
-        let end = piece.to + piece.len;
         let _content = self.within("waiting for a truncation", target.content.read()).await?;
+        self.open_target(target, piece).await?;
+        let _order = self.within("waiting for a flush", target.order.lock()).await?;
+        let Some(io) = target.state.lock().slots.get(&index).map(|slot| slot.io.clone()) else {
+            return Ok(false);
+        };
+        let _alone = io.write().await;
+        let settled = {
+            let state = source.state.lock();
+            if self.is_valid(&state) { look(&state, piece.source.0) } else { Below::Unsettled }
+        };
+        let Below::Chunk(below, source_generation) = settled else { return Ok(false) };
+        let wall = self.backend.wall();
+        let Some(begun) = self.begin_copy(target, piece, wall) else { return Ok(false) };
+        let copy = Copy {
+            source: Source {
+                chunk: below.chunk.id,
+                chunk_bytes: below.chunk.chunk_bytes,
+                epoch: below.epoch,
+                contents: below.held,
+                members: below.members.clone(),
+                offset: piece.source.1,
+            },
+            offset,
+            len: piece.len as u32,
+            mtime: wall,
+        };
+        self.stats.deltas.add(1);
+        let mut layout = begun.layout.clone();
+        let copying = while_held(target, begun.generation, self.backend.copy(&mut layout, copy));
+        // Without the source's lease it may be old by now; what arrives is overwritten by what is read then.
+        let copied = while_held(source, source_generation, copying).await;
+        let source_is_held = copied.is_some();
+        let copied = match copied {
+            Some(Some(copied)) => copied,
+            Some(None) => Err(Fault::new(Code::NoLease, "the lease was lost while slaves copied")),
+            None => Err(Fault::new(Code::NoLease, "the lease of what is copied was lost")),
+        };
+        let Err(fault) = self.end_copy(target, piece, &begun, layout, copied)? else { return Ok(true) };
+        if !matches!(fault.code, Code::NoSource | Code::Forbidden) && source_is_held {
+            return Err(fault.into());
+        }
+        self.settle_doubtful(target).await;
+        Ok(false)
+    }
+
+    /// The target's chunk is open, and what was dirty in it is held.
+    async fn open_target(self: &Arc<Self>, target: &Arc<Inode>, piece: Piece) -> Result<()> {
+        let (index, end) = (piece.target.0, piece.end());
         let dirty = self
             .under(target, Mode::Exclusive, NO_LOCKED_PAGES, |state| {
                 if let Some(window) = state.unknown_window(index) {
@@ -209,57 +258,38 @@ impl<B: Backend> Fs<B> {
             })
             .await?
             .0;
-        if dirty {
-            self.flush_chunks(target, vec![index], false).await?;
-        }
-        let _order = self.within("waiting for a flush", target.order.lock()).await?;
-        let Some(io) = target.state.lock().slots.get(&index).map(|slot| slot.io.clone()) else {
-            return Ok(false);
-        };
-        let _alone = io.write().await;
-        let settled = {
-            let state = source.state.lock();
-            if self.is_valid(&state) { look(&state, piece.source.0) } else { Below::Unsettled }
-        };
-        let Below::Chunk(below, source_generation) = settled else { return Ok(false) };
-        let wall = self.backend.wall();
-        let begun = self.change(target, |state| {
+        if dirty { self.flush_chunks(target, vec![index], false).await } else { Ok(()) }
+    }
+
+    /// None: the chunk is not as [`Self::open_target`] left it.
+    fn begin_copy(&self, target: &Arc<Inode>, piece: Piece, wall: Timestamp) -> Option<Begun> {
+        let (index, end) = (piece.target.0, piece.end());
+        self.change(target, |state| {
             let trims = end > state.size() && state.must_trim();
             if !state.is_exclusive() || !is_open(state, index) || state.buffer.has(index) || trims {
                 return None;
             }
             self.written(state, 0, wall, false);
             let layout = state.slots.get(&index)?.layout.clone();
-            Some((layout, state.generation, state.poison))
-        });
-        let Some((mut layout, generation, poison)) = begun else { return Ok(false) };
-        let copy = Copy {
-            source: Source {
-                chunk: below.chunk.id,
-                chunk_bytes: below.chunk.chunk_bytes,
-                epoch: below.epoch,
-                contents: below.held,
-                members: below.members.clone(),
-                offset: piece.source.1,
-            },
-            offset,
-            len: piece.len as u32,
-            mtime: wall,
-        };
-        self.stats.deltas.add(1);
-        let copying = while_held(target, generation, self.backend.copy(&mut layout, copy));
-        // Without the source's lease it may be old by now; what arrives is overwritten by what is read then.
-        let copied = while_held(source, source_generation, copying).await;
-        let source_is_held = copied.is_some();
-        let copied = match copied {
-            Some(Some(copied)) => copied,
-            Some(None) => Err(Fault::new(Code::NoLease, "the lease was lost while slaves copied")),
-            None => Err(Fault::new(Code::NoLease, "the lease of what is copied was lost")),
-        };
-        let done = self.change(target, |state| {
+            Some(Begun { layout, generation: state.generation, poison: state.poison })
+        })
+    }
+
+    /// Takes in what the copy came to. The error of the outer result: the lease was lost meanwhile.
+    fn end_copy(
+        &self,
+        target: &Arc<Inode>,
+        piece: Piece,
+        begun: &Begun,
+        layout: Layout,
+        copied: std::result::Result<Applied, Fault>,
+    ) -> Result<std::result::Result<(), Fault>> {
+        let (index, offset) = piece.target;
+        let wall = self.backend.wall();
+        self.change(target, |state| {
             let chunk = layout.chunk.id;
             let is_same = state.slots.get(&index).is_some_and(|slot| slot.layout.chunk.id == chunk);
-            if state.poison != poison || state.generation != generation || !is_same {
+            if state.poison != begun.poison || state.generation != begun.generation || !is_same {
                 return Err(FsError::new(libc::EIO, "the exclusive lease was lost during a copy"));
             }
             if let Some(slot) = state.slots.get_mut(&index) {
@@ -276,13 +306,11 @@ impl<B: Backend> Fs<B> {
                     state.renew_layout(layout);
                     // And what it may have put behind the end is zeros again.
                     let behind = state.size().max(piece.to);
-                    if let Ok(len @ 1..) = u32::try_from(end.saturating_sub(behind)) {
+                    if let Ok(len @ 1..) = u32::try_from(piece.end().saturating_sub(behind)) {
                         let from = offset + (behind - piece.to) as u32;
                         state.buffer.punch(index, chunk, from, len).map_err(rotten)?;
                     }
-                    let refused = matches!(fault.code, Code::NoSource | Code::Forbidden);
-                    let others_can = refused || !source_is_held;
-                    return if others_can { Ok(false) } else { Err(FsError::from(fault)) };
+                    return Ok(Err(fault));
                 }
             };
             let held = ChunkState {
@@ -295,13 +323,16 @@ impl<B: Backend> Fs<B> {
             };
             state.renew_layout(layout);
             state.chunks.insert(index, held);
-            self.written(state, end, wall, false);
-            Ok(true)
-        })?;
-        if !done {
-            self.settle_doubtful(target).await;
-        }
-        Ok(done)
+            self.written(state, piece.end(), wall, false);
+            Ok(Ok(()))
+        })
+    }
+}
+
+impl Piece {
+    /// In the target.
+    fn end(&self) -> u64 {
+        self.to + self.len
     }
 }
 

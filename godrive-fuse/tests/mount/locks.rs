@@ -16,7 +16,7 @@ fn open(path: &Path) -> Arc<File> {
     Arc::new(OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).unwrap())
 }
 
-fn describe(kind: i32, start: i64, len: i64) -> libc::flock {
+pub fn describe(kind: i32, start: i64, len: i64) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,

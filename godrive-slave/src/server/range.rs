@@ -29,10 +29,9 @@ pub async fn copy_range(
     delta::admit(&shared, &request.delta)?;
     let begun = tokio::time::Instant::now();
     // Before the asker gives up, it is told to carry the bytes itself.
-    let busy = || Fault::new(Code::NoSource, "this slave copies as much as it can");
-    let _permit = match tokio::time::timeout(deadline(&header) / PART, shared.ranges.acquire()).await {
-        Ok(Ok(permit)) => permit,
-        _ => return Err(busy()),
+    let Ok(Ok(_permit)) = tokio::time::timeout(deadline(&header) / PART, shared.ranges.acquire()).await
+    else {
+        return Err(Fault::new(Code::NoSource, "this slave copies as much as it can"));
     };
     let runs = fetch(&shared, &request.source, leaves, &header).await?;
     let inline = runs.len() <= INLINE_LEAVES as usize;

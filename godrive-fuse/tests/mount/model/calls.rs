@@ -1,6 +1,7 @@
 //! The steps of a script and the system calls that they are.
 
 use super::process::Side;
+use crate::locks::describe;
 use proptest::prelude::*;
 use std::ffi::{CStr, CString};
 use std::io::Error;
@@ -386,13 +387,13 @@ pub fn call(side: &mut Side, step: &Step) -> Outcome {
             told(if data { sys!(fdatasync(fd)) } else { sys!(fsync(fd)) })
         }
         Step::Lock { slot, kind, open, offset, len } => {
-            let lock = lock_of(kind, offset, len);
+            let lock = describe(kind, offset, len);
             let command = if open { libc::F_OFD_SETLK } else { libc::F_SETLK };
             let fd = side.file(slot)?;
             told(sys!(fcntl(fd, command, &lock)))
         }
         Step::WhoLocks { slot, kind, offset, len } => {
-            let mut lock = lock_of(kind, offset, len);
+            let mut lock = describe(kind, offset, len);
             let fd = side.file(slot)?;
             sys!(fcntl(fd, libc::F_GETLK, &mut lock))?;
             Ok(if lock.l_type == libc::F_UNLCK as libc::c_short { "nobody" } else { "somebody" }.into())
@@ -514,16 +515,6 @@ pub fn call(side: &mut Side, step: &Step) -> Outcome {
 
 fn told(returned: Result<i64, i32>) -> Outcome {
     returned.map(|number| number.to_string())
-}
-
-fn lock_of(kind: i32, start: i64, len: i64) -> libc::flock {
-    libc::flock {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: start,
-        l_len: len,
-        l_pid: 0,
-    }
 }
 
 fn zeroed_stat() -> libc::stat {
