@@ -39,6 +39,7 @@ pub struct Config {
     pub log_filter: String,
     pub leases: Leases,
     pub nodes: Nodes,
+    pub trash: Trash,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +69,30 @@ pub struct Nodes {
     pub repairs_per_node: u32,
 }
 
+/// What is removed can be had back for some time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Trash {
+    /// 0: nothing is kept.
+    pub keep_hours: u32,
+    /// What lived for less than this when it was removed is not kept.
+    pub min_age_s: u32,
+    /// More than so many entries: the oldest go.
+    pub max_entries: u64,
+}
+
+impl Default for Trash {
+    fn default() -> Self {
+        Self { keep_hours: 24, min_age_s: 10, max_entries: 1_000_000 }
+    }
+}
+
+impl Trash {
+    pub fn keep_s(&self) -> u64 {
+        u64::from(self.keep_hours) * 3_600
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -83,6 +108,7 @@ impl Default for Config {
             log_filter: "info".into(),
             leases: Leases::default(),
             nodes: Nodes::default(),
+            trash: Trash::default(),
         }
     }
 }

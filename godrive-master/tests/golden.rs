@@ -85,6 +85,7 @@ fn mutations() -> Vec<(&'static str, Mutation)> {
         ("SetXattr", Mutation::SetXattr(xattr)),
         ("RemoveXattr", Mutation::RemoveXattr(RemoveXattrRequest { ino, name: b"user.a".to_vec() })),
         ("Batch", Mutation::Batch(vec![taken])),
+        ("Restore", Mutation::Restore(RestoreRequest { ino, parent, name: name("r") })),
     ]
 }
 
@@ -120,6 +121,8 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("TokenUsed", Body::TokenUsed { token: 1, node }),
         ("IdsSkipped", Body::IdsSkipped { count: 1 << 20 }),
         ("SessionTakenOver", Body::SessionTakenOver { session, from: 300 }),
+        ("TrashKept", Body::TrashKept { keep_s: 86_400, min_age_s: 10 }),
+        ("TrashDropped", Body::TrashDropped { inodes: vec![ino] }),
     ]
 }
 
@@ -203,6 +206,11 @@ fn values() -> Vec<(&'static str, bytes::Bytes)> {
         ("Inode", inode.encode().unwrap()),
         ("Dentry", Dentry { ino, kind, position: 3 }.encode().unwrap()),
         ("Entry", Entry { name: name("e"), ino, kind }.encode().unwrap()),
+        ("Trash", Trash { keep_s: 86_400, min_age_s: 10, entries: 3, bytes: 4096 }.encode().unwrap()),
+        (
+            "Trashed",
+            Trashed { removed: time, parent: Ino(1), name: name("t"), bytes: 4096 }.encode().unwrap(),
+        ),
         ("Slot", slot.encode().unwrap()),
         ("Chunk", chunk.encode().unwrap()),
         ("Deleted", deleted.encode().unwrap()),

@@ -1,8 +1,10 @@
 //! Joining a cluster and looking at it.
 
 use crate::cluster::NodeStatus;
+use crate::meta::{Kind, Name};
 use crate::operation::{Role, operations};
-use crate::{ClusterId, LogIndex, SessionId, Term};
+use crate::time::Timestamp;
+use crate::{ClusterId, Ino, LogIndex, SessionId, Term};
 use serde::{Deserialize, Serialize};
 
 /// Sent by a [`Role::Joiner`] after it has verified the CA's hash from its token.
@@ -86,6 +88,52 @@ pub struct Status {
     pub reclaim_queued: u64,
     /// What people should know, each a sentence.
     pub warnings: Vec<String>,
+    pub trash: TrashStatus,
+}
+
+/// What lies in the trash, for `status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrashStatus {
+    /// How long what is removed is kept; 0: the trash is off.
+    pub keep_s: u64,
+    pub entries: u64,
+    /// Without holes, counted once however many replicas there are.
+    pub bytes: u64,
+    /// When the oldest entry was removed.
+    pub oldest: Option<Timestamp>,
+}
+
+/// Something that was removed and can be given a name again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrashEntry {
+    pub ino: Ino,
+    pub kind: Kind,
+    pub mode: u16,
+    pub uid: u32,
+    pub gid: u32,
+    pub size: u64,
+    pub removed: Timestamp,
+    /// The directory that it was in. It may be in the trash itself, or gone.
+    pub parent: Ino,
+    pub name: Name,
+    /// Where it was, from the root and without the `/` in front; None if a directory above it is gone for good.
+    #[serde(with = "serde_bytes")]
+    pub path: Option<Vec<u8>>,
+}
+
+/// The next page of the trash, the oldest first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListTrashRequest {
+    /// The last entry of the page before.
+    pub after: Option<(Timestamp, Ino)>,
+    /// 1 to [`crate::limits::MAX_TRASH_PAGE`].
+    pub limit: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrashPage {
+    pub entries: Vec<TrashEntry>,
+    pub end: bool,
 }
 
 operations! {
@@ -94,4 +142,7 @@ operations! {
     0x0501 MakeToken(MakeTokenRequest) -> String [Admin];
     0x0502 GetStatus(()) -> Status [Admin, Client];
     0x0503 Ping(()) -> () [Master, Slave, Client, Admin];
+    0x0504 ListTrash(ListTrashRequest) -> TrashPage [Admin, Client];
+    /// Removes these for good, at most [`crate::limits::MAX_TRASH_PAGE`]; those that are not in the trash are left alone. How many there were.
+    0x0505 EmptyTrash(Vec<Ino>) -> u32 [Admin];
 }

@@ -45,6 +45,8 @@ pub const MAX_LOCK_WAITS: usize = 256;
 /// Locks in one answer to [`crate::locks::OwnLocks`], and in one [`crate::locks::DeclareLocks`]: a page has room for one
 /// owner's, and for as many again.
 pub const MAX_LOCKS_TOLD: usize = 4096;
+/// Entries in one [`crate::admin::TrashPage`], and in one [`crate::admin::EmptyTrash`].
+pub const MAX_TRASH_PAGE: usize = 1024;
 /// Steps in one [`crate::meta::BatchRequest`].
 pub const MAX_STEPS: usize = 256;
 /// Inodes in one [`crate::meta::Accessed`].

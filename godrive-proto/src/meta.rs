@@ -237,6 +237,15 @@ pub struct UnlinkRequest {
     pub directory: bool,
 }
 
+/// Gives a name again to an inode in the trash (see [`crate::admin::TrashEntry`]). A directory comes back empty: what was in
+/// it is in the trash, too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreRequest {
+    pub ino: Ino,
+    pub parent: Ino,
+    pub name: Name,
+}
+
 /// A removed name. An inode whose last name this was is kept as an orphan of this session, whether it is open or
 /// not, until the session reports it in [`crate::lease::ReleaseRequest::closed_orphans`] (or ends).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -431,4 +440,5 @@ operations! {
     /// When these inodes were read last, at most [`limits::MAX_ACCESSES`]. Needs no lease and takes none back; a time that is not behind
     /// the inode's last change says nothing.
     0x021c Accessed(Vec<(Ino, Timestamp)>) -> () [Client];
+    0x021d Restore(RestoreRequest) -> Linked [Client];
 }

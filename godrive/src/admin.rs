@@ -3,12 +3,14 @@
 use crate::cluster::layout::{Home, Kind, NodeName};
 use crate::cluster::process;
 use anyhow::{Context, Result};
-use godrive_proto::admin::{GetStatus, MakeToken, MakeTokenRequest, Status};
+use godrive_proto::admin::{
+    EmptyTrash, GetStatus, ListTrash, ListTrashRequest, MakeToken, MakeTokenRequest, Status, TrashPage,
+};
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::net::identity::Identity;
 use godrive_proto::net::machine;
 use godrive_proto::net::{Connection, Endpoint, Expect, Options};
-use godrive_proto::{Operation, Role};
+use godrive_proto::{Ino, Operation, Role};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -58,6 +60,15 @@ impl Admin {
 
     pub async fn token(&self, request: MakeTokenRequest) -> Result<String> {
         self.ask::<MakeToken>(&request).await
+    }
+
+    pub async fn trash(&self, request: ListTrashRequest) -> Result<TrashPage> {
+        self.ask::<ListTrash>(&request).await
+    }
+
+    /// How many there were.
+    pub async fn empty_trash(&self, inodes: Vec<Ino>) -> Result<u32> {
+        self.ask::<EmptyTrash>(&inodes).await
     }
 
     pub async fn close(self) {

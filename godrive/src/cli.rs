@@ -34,6 +34,8 @@ pub enum Command {
     Status(Status),
     /// Print a token with which another machine joins
     Token(Token),
+    /// What was removed: show it, have it back, or remove it for good
+    Trash(Trash),
     /// Store a file without a mount
     Put(Put),
     /// Fetch a file without a mount
@@ -171,6 +173,64 @@ pub struct Token {
     /// How often it works
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub uses: u32,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  \
+    godrive trash ls                              everything, the oldest first\n  \
+    godrive trash ls /papers --json\n  \
+    godrive trash restore /papers/report.pdf      the newest of that name\n  \
+    godrive trash restore /papers --to /papers-of-yesterday\n  \
+    godrive trash restore --inode 1234 --to /papers/old-report.pdf\n  \
+    godrive trash empty --older-than 1h\n\n\
+    What is removed or replaced is kept for a day; the master's configuration says how long ([trash]).")]
+pub struct Trash {
+    #[command(flatten)]
+    pub home: Home,
+    #[command(subcommand)]
+    pub command: TrashCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum TrashCommand {
+    /// List what can be restored, with the path that it had
+    Ls(TrashLs),
+    /// Give files and directories their names again
+    Restore(TrashRestore),
+    /// Remove for good, to have the room at once
+    Empty(TrashEmpty),
+}
+
+#[derive(Args, Debug)]
+pub struct TrashLs {
+    /// Only what was at this path or below it
+    #[arg(default_value = "/")]
+    pub name: String,
+    /// One JSON object per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct TrashRestore {
+    /// What was at this path and below it; of several with one path, the newest
+    #[arg(required_unless_present = "inode")]
+    pub name: Option<String>,
+    /// One entry by its number
+    #[arg(long, value_name = "N", conflicts_with = "name")]
+    pub inode: Option<u64>,
+    /// Restore it under this path instead
+    #[arg(long, value_name = "PATH")]
+    pub to: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct TrashEmpty {
+    /// Only what was at these paths or below them
+    pub names: Vec<String>,
+    /// Only what was removed so long ago: 90s, 30m, 1h, 7d
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub older_than: Option<Duration>,
 }
 
 /// What every command that moves files has.
@@ -331,6 +391,10 @@ mod tests {
             "godrive status --dir D --json",
             "godrive token --dir D --role slave --valid-for 1h --uses 1",
             "godrive gateway --dir D --listen 127.0.0.1:8443 --token-file F",
+            "godrive trash --dir D ls / --json",
+            "godrive trash restore /a --to /b",
+            "godrive trash restore --inode 7 --to /b",
+            "godrive trash empty --older-than 1h",
             "godrive put --dir D - /a",
             "godrive get --dir D /a -",
         ] {
@@ -344,6 +408,8 @@ mod tests {
             "godrive",
             "godrive token",
             "godrive token --role admin",
+            "godrive trash restore",
+            "godrive trash restore /a --inode 7",
             "godrive up --slaves many",
             "godrive mount",
         ] {

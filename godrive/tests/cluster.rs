@@ -254,3 +254,64 @@ fn mounts_come_and_go() {
     cluster.must("up", &[]);
     assert_eq!(std::fs::read(first.join("file")).unwrap(), b"through the mount");
 }
+
+#[test]
+fn what_was_removed_or_replaced_comes_back() {
+    let cluster = Cluster::start(&["--chunk-size", "1MiB"]);
+    // What lives for less than some seconds is not kept; here it is.
+    let config = cluster.dir().join("master-1/config.toml");
+    let text_of = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{text_of}\n[trash]\nmin_age_s = 0\n")).unwrap();
+    cluster.must("down", &[]);
+    cluster.must("up", &[]);
+    let (source, fetched) = (cluster.path("source"), cluster.path("fetched"));
+    let (one, two) = (noise(7, 2_500_000), noise(8, 10_000));
+    for (name, bytes) in [("/a/b/one", &one), ("/a/two", &two), ("/a/two", &one)] {
+        std::fs::write(&source, bytes).unwrap();
+        cluster.must("put", &["-p", text(&source), name]);
+    }
+    let same = |name: &str, bytes: &[u8]| {
+        cluster.must("get", &[name, text(&fetched)]);
+        assert!(std::fs::read(&fetched).unwrap() == bytes, "{name} differs");
+    };
+    // The first contents of a file that was replaced.
+    let listed = |arguments: &[&str]| -> Vec<serde_json::Value> {
+        let text = cluster.must("trash", &[&["ls", "--json"], arguments].concat());
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let replaced = listed(&["/a/two"]);
+    assert_eq!((replaced.len(), &replaced[0]["size"]), (1, &10_000.into()), "{replaced:?}");
+    let inode = replaced[0]["inode"].to_string();
+    assert!(cluster.must_fail(1, "trash", &["restore", "/a/two"]).contains("--to"));
+    cluster.must("trash", &["restore", "--inode", &inode, "--to", "/old/two"]);
+    same("/old/two", &two);
+
+    // A whole tree.
+    cluster.must("rm", &["-r", "/a"]);
+    assert_eq!(cluster.must("ls", &[]), "old/\n");
+    let paths: Vec<String> = listed(&[]).iter().map(|entry| entry["path"].to_string()).collect();
+    for path in ["/a", "/a/b", "/a/b/one", "/a/two"] {
+        assert!(paths.contains(&format!("\"{path}\"")), "{path} is not in {paths:?}");
+    }
+    let shown = cluster.must("trash", &["ls"]);
+    assert!(shown.contains("/a/b/") && shown.contains("2.4 MiB"), "{shown}");
+    cluster.must("trash", &["restore", "/a/b/one"]);
+    same("/a/b/one", &one);
+    assert!(cluster.must_fail(1, "get", &["/a/two", "-"]).contains("does not exist"));
+    cluster.must("trash", &["restore", "/a"]);
+    same("/a/two", &one);
+    assert!(cluster.must_fail(1, "trash", &["restore", "/a"]).contains("not in the trash"));
+    assert_eq!(cluster.stat("/a/b/one")["nlink"], 1);
+
+    // Whatever has no way back is really gone.
+    cluster.must("rm", &["-r", "/a", "/old"]);
+    let kept = cluster.status();
+    assert!(kept["trash"]["entries"].as_u64().unwrap() >= 5 && kept["trash"]["keep_s"] == 86_400, "{kept}");
+    assert_eq!(cluster.must("trash", &["empty", "--older-than", "1h"]), "0 removed for good\n");
+    assert!(!cluster.must("trash", &["empty"]).starts_with("0 "));
+    assert!(cluster.must("trash", &["ls"]).contains("nothing"));
+    eventually("the chunks are deleted everywhere", || {
+        let status = cluster.status();
+        (status["chunks"]["total"].as_u64(), status["reclaim_queued"].as_u64()) == (Some(0), Some(0))
+    });
+}

@@ -226,6 +226,8 @@ impl State {
         if newer && self.attr.as_ref().is_some_and(|attr| attr.xattrs || view.attr.xattrs) {
             self.xattrs = None;
         }
+        // It was restored from the trash.
+        self.removed &= !newer || self.unfollowed > 0 || view.attr.nlink == 0;
         let local = self.local();
         attrs::merge(&mut self.attr, local, self.unfollowed > 0, view.attr.clone());
         let longer = self.size_given_up.is_some_and(|before| self.size() > before);

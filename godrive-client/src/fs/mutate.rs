@@ -8,7 +8,7 @@ use crate::error::{FsError, Result};
 use godrive_proto::lease::Mode;
 use godrive_proto::meta::{
     InodeView, Kind, Link, LinkRequest, MakeNode, MakeNodeRequest, Name, NewMode, NewNode, Rename,
-    RenameMode, RenameRequest, Unlink, UnlinkRequest,
+    RenameMode, RenameRequest, Restore, RestoreRequest, Unlink, UnlinkRequest,
 };
 use godrive_proto::{Code, Fault, Ino, Operation};
 use parking_lot::MutexGuard;
@@ -116,6 +116,15 @@ impl<B: Backend> Fs<B> {
         let request = LinkRequest { ino, parent, name: name.clone() };
         let inode = self.table.get(ino);
         let (reply, _busy) = self.mutate_names::<Link>(&[(&directory, &name)], &[inode], &request).await?;
+        self.made(&directory, name, &reply.parent, &reply.entry)
+    }
+
+    /// Gives an inode in the trash a name again.
+    pub async fn restore(self: &Arc<Self>, ino: Ino, parent: Ino, name: &[u8]) -> Result<Served<Entry>> {
+        let name = checked(name)?;
+        let directory = self.table.get(parent);
+        let request = RestoreRequest { ino, parent, name: name.clone() };
+        let (reply, _busy) = self.mutate_in::<Restore>(&[(&directory, &name)], &request).await?;
         self.made(&directory, name, &reply.parent, &reply.entry)
     }
 

@@ -15,4 +15,5 @@ pub mod placement;
 pub mod record;
 pub mod repair;
 pub mod state;
+pub mod trash;
 pub mod vote;

@@ -151,6 +151,15 @@ pub enum Body {
     Accessed {
         times: Vec<(Ino, Timestamp)>,
     },
+    /// What is removed from now on is kept for so long, if it lived for so long; see [`super::state::values::Trash`].
+    TrashKept {
+        keep_s: u64,
+        min_age_s: u32,
+    },
+    /// These leave the trash for good.
+    TrashDropped {
+        inodes: Vec<Ino>,
+    },
 }
 
 /// The namespace operations of a client. [`crate::core::state::State::check`] tells beforehand what one would change.
@@ -180,6 +189,7 @@ pub enum Mutation {
     RemoveXattr(RemoveXattrRequest),
     /// What the session did under exclusive leases.
     Batch(Vec<Taken>),
+    Restore(RestoreRequest),
 }
 
 impl Mutation {
@@ -189,6 +199,7 @@ impl Mutation {
             Self::Create { request, .. } => vec![(request.parent, &request.name)],
             Self::MakeNode(request) => vec![(request.parent, &request.name)],
             Self::Link(request) => vec![(request.parent, &request.name)],
+            Self::Restore(request) => vec![(request.parent, &request.name)],
             Self::Unlink { request, .. } => vec![(request.parent, &request.name)],
             Self::Rename { request, .. } => {
                 vec![(request.parent, &request.name), (request.new_parent, &request.new_name)]
@@ -225,7 +236,7 @@ pub enum Reply {
     /// [`Body::OpenSession`].
     Session(SessionId),
     Created(Created),
-    /// MakeNode and Link.
+    /// MakeNode, Link and Restore.
     Linked(Linked),
     Unlinked(Unlinked),
     Renamed(Renamed),

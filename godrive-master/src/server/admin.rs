@@ -175,6 +175,7 @@ fn assemble(hub: &mut Hub, now: Instant, survey: &Survey, index: LogIndex) -> Re
         repaired: hub.repairs.repaired,
         reclaim_queued: counts.deleted,
         warnings: warnings(hub, now, survey)?,
+        trash: super::trash::status(hub)?,
     })
 }
 

@@ -259,6 +259,7 @@ changes! {
     create(CreateRequest) -> Created(Created) = |request| Mutation::Create { request, members: Vec::new() };
     make_node(MakeNodeRequest) -> Linked(Linked) = Mutation::MakeNode;
     link(LinkRequest) -> Linked(Linked) = Mutation::Link;
+    restore(RestoreRequest) -> Linked(Linked) = Mutation::Restore;
     unlink(UnlinkRequest) -> Unlinked(Unlinked) = |request| Mutation::Unlink { request, open_elsewhere: Vec::new() };
     rename(RenameRequest) -> Renamed(Renamed) = |request| Mutation::Rename { request, open_elsewhere: Vec::new() };
     set_attr(SetAttrRequest) -> View(InodeView) = Mutation::SetAttr;

@@ -5,7 +5,7 @@
 //!                                |
 //!                               hub        one lock: state, log, leases, locks, nodes; never waits
 //!                                |
-//!                  recalls, epoch changes, repair, checkpoints                  tasks of their own
+//!                  recalls, epoch changes, repair, checkpoints, trash                 tasks of their own
 //! ```
 
 mod admin;
@@ -23,5 +23,6 @@ mod sessions;
 mod shared;
 mod slaves;
 mod start;
+mod trash;
 
 pub use start::{Master, World, run};

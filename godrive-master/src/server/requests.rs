@@ -6,7 +6,7 @@
 
 use super::hub::{Hub, Link};
 use super::shared::Shared;
-use super::{admin, changing, epoch, inventory, locking, reading, sessions, slaves};
+use super::{admin, changing, epoch, inventory, locking, reading, sessions, slaves, trash};
 use crate::core::leases::WaiterId;
 use crate::core::record::Origin;
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
@@ -240,6 +240,7 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
         m::Commit::CODE => answer!(context, incoming, m::Commit, changing::commit),
         m::SetXattr::CODE => answer!(context, incoming, m::SetXattr, changing::set_xattr),
         m::RemoveXattr::CODE => answer!(context, incoming, m::RemoveXattr, changing::remove_xattr),
+        m::Restore::CODE => answer!(context, incoming, m::Restore, changing::restore),
         m::Batch::CODE => answer!(context, incoming, m::Batch, changing::batch),
         m::Accessed::CODE => answer!(context, incoming, m::Accessed, changing::accessed),
         m::Barrier::CODE => answer!(context, incoming, m::Barrier, reading::barrier),
@@ -250,6 +251,8 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
         a::MakeToken::CODE => answer!(context, incoming, a::MakeToken, admin::make_token),
         a::GetStatus::CODE => answer!(context, incoming, a::GetStatus, admin::status),
         a::Ping::CODE => answer!(context, incoming, a::Ping, admin::ping),
+        a::ListTrash::CODE => answer!(context, incoming, a::ListTrash, trash::list),
+        a::EmptyTrash::CODE => answer!(context, incoming, a::EmptyTrash, trash::empty),
         code => {
             let detail = format!("a master does not answer operation {code:#06x}");
             incoming.fail(header(&shared), Fault::new(Code::Malformed, detail)).await

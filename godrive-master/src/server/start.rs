@@ -3,7 +3,7 @@
 use super::hub::{Hub, Parts};
 use super::journal::{Durability, Journal};
 use super::shared::Shared;
-use super::{checkpoint, epoch, repair, requests, sessions};
+use super::{checkpoint, epoch, repair, requests, sessions, trash};
 use crate::config::{Config, Selector};
 use crate::core::leases::{self, Leases};
 use crate::core::nodes::{self, Known, Nodes};
@@ -94,6 +94,11 @@ impl Master {
         if term.0 > 1 {
             log_own(&mut state, &mut log, term, &*world.clock, Body::IdsSkipped { count: IDS_SKIPPED })?;
         }
+        let (trash, kept) = (state.trash()?, &config.trash);
+        if (trash.keep_s, trash.min_age_s) != (kept.keep_s(), kept.min_age_s) {
+            let body = Body::TrashKept { keep_s: kept.keep_s(), min_age_s: kept.min_age_s };
+            log_own(&mut state, &mut log, term, &*world.clock, body)?;
+        }
         log.sync_point().run().context("the log")?;
         let durability = Durability::new(log.last(), world.disk.is_instant());
         let hub = assemble(&config, &world, state, Journal::new(log, term), term, began_at)?;
@@ -108,6 +113,7 @@ impl Master {
             tokio::spawn(super::journal::sync_soon(shared.clone())),
             tokio::spawn(repair::run(shared.clone())),
             tokio::spawn(checkpoint::run(shared.clone())),
+            tokio::spawn(trash::run(shared.clone())),
             tokio::spawn(accept(shared.clone(), endpoint.clone())),
         ];
         tracing::info!(address = %endpoint.local_address(), "listening on {}", endpoint.local_address());

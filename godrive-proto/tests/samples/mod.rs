@@ -205,6 +205,10 @@ fn meta() -> Vec<Sample> {
             create,
             Created { parent: parent.clone(), entry: entry.clone(), existed: true, layout: Some(layout()) },
         ),
+        sample::<Restore>(
+            RestoreRequest { ino: Ino(7), parent: Ino(1), name: Name(b"back".to_vec()) },
+            Linked { parent: parent.clone(), entry: entry.clone() },
+        ),
         sample::<MakeNode>(new_node, Linked { parent: parent.clone(), entry: entry.clone() }),
         sample::<Link>(
             LinkRequest { ino: Ino(2), parent: Ino(1), name: name("link") },
@@ -486,6 +490,7 @@ fn admin() -> Vec<Sample> {
         repaired: 10,
         reclaim_queued: 11,
         warnings: vec!["a sentence".into()],
+        trash: TrashStatus { keep_s: 86_400, entries: 3, bytes: 4096, oldest: Some(Timestamp(5)) },
     };
     let join = JoinRequest {
         token_id: 1,

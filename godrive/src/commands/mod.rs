@@ -6,6 +6,7 @@ mod mount;
 mod pages;
 mod status;
 mod token;
+mod trash;
 mod up;
 
 use crate::cli::Command;
@@ -19,6 +20,7 @@ pub async fn run(command: Command) -> Result<()> {
         Command::Umount(line) => mount::umount(&line).await,
         Command::Status(line) => status::run(&line).await,
         Command::Token(line) => token::run(&line).await,
+        Command::Trash(line) => trash::run(&line).await,
         Command::Put(line) => files::put(line).await,
         Command::Get(line) => files::get(line).await,
         Command::Ls(line) => files::ls(&line).await,

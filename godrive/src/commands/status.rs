@@ -7,7 +7,7 @@ use crate::cli;
 use crate::cluster::layout::{Home, Kind, NodeName};
 use crate::cluster::mounts::{self, State};
 use crate::cluster::process;
-use crate::table::{columns, cut, print, size, wrap};
+use crate::table::{columns, cut, print, size, time, wrap};
 use anyhow::Result;
 use godrive_proto::admin::Status;
 use godrive_proto::cluster::{DiskHealth, NodeStatus};
@@ -133,6 +133,10 @@ fn document(status: &Status, locals: &[Local]) -> Value {
         "repair_active": status.repair_active,
         "repaired": status.repaired,
         "reclaim_queued": status.reclaim_queued,
+        "trash": {
+            "keep_s": status.trash.keep_s, "entries": status.trash.entries, "bytes": status.trash.bytes,
+            "oldest": status.trash.oldest.map(|oldest| time(oldest.0)),
+        },
         "scrub": {
             "scrubbed_leaves": status.nodes.iter().map(|node| node.scrubbed_leaves).sum::<u64>(),
             "bad_leaves": status.nodes.iter().map(|node| node.bad_leaves).sum::<u64>(),
@@ -214,12 +218,23 @@ fn human(status: &Status, locals: &[Local]) -> String {
         "names     {} inodes, {} orphans, {} chunks to reclaim\n",
         status.inodes, status.orphans, status.reclaim_queued
     );
+    text += &trash_line(status);
     text += &session_table(status);
     text += &local_table(locals);
     for warning in &status.warnings {
         text += &format!("\n{}\n", wrap(&format!("warning: {warning}"), 80, "    "));
     }
     text
+}
+
+fn trash_line(status: &Status) -> String {
+    let trash = &status.trash;
+    let since =
+        trash.oldest.map_or(String::new(), |oldest| format!(", removed since {} UTC", time(oldest.0)));
+    match trash.keep_s {
+        0 => "trash     off\n".to_owned(),
+        _ => format!("trash     {} entries, {}{since}\n", trash.entries, size(trash.bytes)),
+    }
 }
 
 fn node_table(status: &Status, locals: &[Local]) -> String {

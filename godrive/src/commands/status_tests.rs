@@ -1,7 +1,8 @@
 use super::*;
-use godrive_proto::admin::{ChunkHealth, SessionStatus};
+use godrive_proto::admin::{ChunkHealth, SessionStatus, TrashStatus};
 use godrive_proto::cluster::DiskState;
 use godrive_proto::lease::ClusterParameters;
+use godrive_proto::time::Timestamp;
 use godrive_proto::{ClusterId, DiskId, LogIndex, NodeId, SessionId, Term};
 
 fn status() -> Status {
@@ -48,6 +49,7 @@ fn status() -> Status {
         repaired: 5,
         reclaim_queued: 0,
         warnings: vec!["a disk is nearly full".into(), "word ".repeat(40)],
+        trash: TrashStatus { keep_s: 86_400, entries: 1_000_000, bytes: 5 << 40, oldest: Some(Timestamp(0)) },
     }
 }
 

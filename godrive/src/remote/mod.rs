@@ -178,6 +178,28 @@ impl Remote {
         Ok((folder.ino, name))
     }
 
+    /// What is at a path; links are not followed.
+    pub async fn exists(&self, path: &RemotePath) -> FsResult<Option<Kind>> {
+        match self.resolve(path, false).await {
+            Ok(attr) => Ok(Some(attr.kind)),
+            Err(error) if error.errno == libc::ENOENT => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub async fn make_directory(&self, path: &RemotePath) -> FsResult<Ino> {
+        let (parent, name) = self.parent(path).await?;
+        self.fs.make(parent, name, NewNode::Directory, 0o755, self.caller).await?;
+        Ok(parent)
+    }
+
+    /// Gives an inode in the trash a name again; the directory to [`Self::settle`].
+    pub async fn restore(&self, ino: Ino, path: &RemotePath) -> FsResult<Ino> {
+        let (parent, name) = self.parent(path).await?;
+        self.fs.restore(ino, parent, name).await?;
+        Ok(parent)
+    }
+
     /// Makes the directories above a path that are missing. Somebody else making them at the same time is no error.
     pub async fn make_parents(&self, path: &RemotePath) -> FsResult<()> {
         for folder in path.ancestors() {

@@ -89,7 +89,7 @@ impl Remote {
     }
 
     /// The names in the folder are on the master's stable storage.
-    pub(super) async fn settle(&self, folder: Ino) -> FsResult<()> {
+    pub async fn settle(&self, folder: Ino) -> FsResult<()> {
         let handle = self.fs.opendir(folder)?.handle;
         let settled = self.fs.fsyncdir(handle).await;
         self.fs.releasedir(handle);

@@ -84,10 +84,11 @@ impl Transaction<'_> {
     }
 
     /// Takes one name's worth of links from an inode, and of a directory its `..` from the parent.
-    /// Without any left it becomes an orphan of these holders, or goes at once.
+    /// Without any left it goes into the trash, becomes an orphan of these holders, or goes at once.
     pub fn drop_link(
         &mut self,
         parent: Ino,
+        name: &Name,
         dentry: Dentry,
         holders: &[godrive_proto::SessionId],
     ) -> Result<Inode> {
@@ -100,6 +101,7 @@ impl Transaction<'_> {
             inode.touch_status(now);
         })?;
         if inode.nlink == 0 {
+            self.trash(dentry.ino, &inode, parent, name)?;
             self.orphan(dentry.ino, holders)?;
         }
         Ok(inode)

@@ -35,7 +35,7 @@ pub fn rename(
         (_, Some(target)) => {
             check_replacing(transaction, source, target)?;
             transaction.remove_name(*parent, name, source)?;
-            let replaced = transaction.drop_link(*new_parent, target, open_elsewhere)?;
+            let replaced = transaction.drop_link(*new_parent, new_name, target, open_elsewhere)?;
             other = Some(replaced.view(target.ino));
             transaction.redirect(*new_parent, new_name, Dentry { position: target.position, ..source })?;
             moved(transaction, source, *parent, *new_parent)?;

@@ -24,6 +24,6 @@ pub fn unlink(
         (_, true) => return Err(Code::NotDirectory.into()),
     }
     transaction.remove_name(*parent, name, dentry)?;
-    let inode = transaction.drop_link(*parent, dentry, open_elsewhere)?;
+    let inode = transaction.drop_link(*parent, name, dentry, open_elsewhere)?;
     Ok(Unlinked { parent: transaction.view_of(*parent)?, entry: inode.view(dentry.ino) })
 }

@@ -84,6 +84,8 @@ fn execute(transaction: &mut Transaction<'_>, body: &Body, origin: Origin) -> Do
         Body::TokenMade { role, secret_hash, expires, uses } => {
             transaction.make_token(*role, *secret_hash, *expires, *uses).map(Reply::Token)
         }
+        Body::TrashKept { keep_s, min_age_s } => transaction.keep_trash(*keep_s, *min_age_s).map(done),
+        Body::TrashDropped { inodes } => transaction.drop_trash(inodes).map(done),
         Body::TokenUsed { token, node: _ } => transaction.use_token(*token).map(done),
     }
 }
@@ -107,6 +109,7 @@ pub fn mutate(transaction: &mut Transaction<'_>, mutation: &Mutation) -> Done<Re
         Mutation::Commit(request) => namespace::commit(transaction, request).map(Reply::Committed),
         Mutation::SetXattr(request) => namespace::set_xattr(transaction, request).map(Reply::View),
         Mutation::RemoveXattr(request) => namespace::remove_xattr(transaction, request).map(Reply::View),
+        Mutation::Restore(request) => namespace::restore(transaction, request).map(Reply::Linked),
         Mutation::Batch(steps) => namespace::batch(transaction, steps).map(Reply::Batched),
     }
 }

@@ -1,6 +1,7 @@
 //! The keys of the state: a table's tag, then its ids in big endian so that they sort as numbers.
 
 use crate::core::kv::Key;
+use godrive_proto::time::Timestamp;
 use godrive_proto::{ChunkId, Ino, NodeId, SessionId};
 
 const INODE: u8 = 0x10;
@@ -10,6 +11,8 @@ const TARGET: u8 = 0x13;
 const XATTR: u8 = 0x14;
 const ORPHAN: u8 = 0x15;
 const SESSION_ORPHAN: u8 = 0x16;
+const TRASHED: u8 = 0x17;
+const TRASH_ORDER: u8 = 0x18;
 const SLOT: u8 = 0x20;
 const CHUNK: u8 = 0x21;
 const REPLICA: u8 = 0x22;
@@ -23,6 +26,9 @@ const TOKEN: u8 = 0x41;
 
 /// The one key of [`super::values::Meta`].
 pub const META: [u8; 1] = [0x01];
+
+/// The one key of [`super::values::Trash`].
+pub const TRASH: [u8; 1] = [0x02];
 
 fn key(tag: u8, parts: &[&[u8]]) -> Key {
     let mut key = Vec::with_capacity(1 + parts.iter().map(|part| part.len()).sum::<usize>());
@@ -59,6 +65,15 @@ pub fn orphan(ino: Ino, session: SessionId) -> Key {
 
 pub fn session_orphan(session: SessionId, ino: Ino) -> Key {
     key(SESSION_ORPHAN, &[&session.0.to_be_bytes(), &ino.0.to_be_bytes()])
+}
+
+pub fn trashed(ino: Ino) -> Key {
+    key(TRASHED, &[&ino.0.to_be_bytes()])
+}
+
+/// Sorts by the time; one before 1970 counts as 0.
+pub fn trash_order(removed: Timestamp, ino: Ino) -> Key {
+    key(TRASH_ORDER, &[&removed.0.max(0).to_be_bytes(), &ino.0.to_be_bytes()])
 }
 
 pub fn slot(ino: Ino, index: u32) -> Key {
@@ -145,6 +160,10 @@ pub fn orphans() -> Range {
 
 pub fn orphans_of(session: SessionId) -> Range {
     prefix(key(SESSION_ORPHAN, &[&session.0.to_be_bytes()]))
+}
+
+pub fn whole_trash() -> Range {
+    prefix(key(TRASH_ORDER, &[]))
 }
 
 pub fn slots_of(ino: Ino) -> Range {

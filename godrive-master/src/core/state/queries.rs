@@ -3,13 +3,16 @@
 use super::State;
 use super::keys::{self, Range};
 use super::transaction::{Result as Found, Transaction, refuse};
-use super::values::{Chunk, Deleted, Dentry, Entry, Inode, Node, Session, Slot, Token, Value};
+use super::values::{
+    Chunk, Deleted, Dentry, Entry, Inode, Node, Session, Slot, Token, Trash, Trashed, Value,
+};
 use crate::core::kv::Key;
 use crate::core::record::Answer;
 use bytes::Bytes;
 use godrive_proto::data::Layout;
 use godrive_proto::lease::LayoutRange;
 use godrive_proto::meta::{Attr, Kind, Name};
+use godrive_proto::time::Timestamp;
 use godrive_proto::{ChunkId, Code, Fault, Ino, NodeId, SessionId};
 use std::collections::BTreeSet;
 
@@ -30,6 +33,11 @@ pub struct Directory {
 impl State {
     pub fn inode(&self, ino: Ino) -> Result<Inode, Fault> {
         Ok(self.view().inode(ino)?)
+    }
+
+    /// None: it is gone.
+    pub fn existing(&self, ino: Ino) -> Result<Option<Inode>, Fault> {
+        Ok(self.view().value(&keys::inode(ino))?)
     }
 
     pub fn attr(&self, ino: Ino) -> Result<Attr, Fault> {
@@ -181,6 +189,34 @@ impl State {
     /// Unlinked inodes that the session keeps.
     pub fn orphans_of(&self, session: SessionId) -> Result<Vec<Ino>, Fault> {
         self.numbers(&keys::orphans_of(session), usize::MAX, Ino)
+    }
+
+    pub fn trash(&self) -> Result<Trash, Fault> {
+        Ok(self.view().trash_facts()?)
+    }
+
+    /// What lies in the trash, the oldest first.
+    pub fn trashed(
+        &self,
+        after: Option<(Timestamp, Ino)>,
+        limit: usize,
+    ) -> Result<Vec<(Ino, Trashed, Inode)>, Fault> {
+        let view = self.view();
+        let range = keys::whole_trash();
+        let range = match after {
+            Some((removed, ino)) => range.after(keys::trash_order(removed, ino)),
+            None => range,
+        };
+        let mut found = Vec::new();
+        for (key, _) in view.scan(&range, limit)? {
+            let ino = Ino(keys::last_number(&key));
+            found.push((ino, view.promised(&keys::trashed(ino))?, view.inode(ino)?));
+        }
+        Ok(found)
+    }
+
+    pub fn trashed_name(&self, ino: Ino) -> Result<Option<Trashed>, Fault> {
+        Ok(self.view().value(&keys::trashed(ino))?)
     }
 
     pub fn node(&self, id: NodeId) -> Result<Option<Node>, Fault> {

@@ -61,7 +61,7 @@ pub struct Effects {
     pub created: BTreeSet<Ino>,
     /// Inodes whose last name was removed and that some session keeps as an orphan.
     pub orphaned: BTreeSet<Ino>,
-    /// Inodes that are gone.
+    /// Inodes that no session can reach any longer: gone, or in the trash without a holder.
     pub removed: BTreeSet<Ino>,
     /// Chunks that entered the queue of deleted ones.
     pub freed: BTreeSet<ChunkId>,

@@ -42,7 +42,7 @@ pub trait Value: Serialize + DeserializeOwned {
 macro_rules! values {
     ($($name:ident)+) => { $(impl Value for $name { const NAME: &'static str = stringify!($name); })+ };
 }
-values! { Meta Inode Dentry Entry Slot Chunk Deleted Session Node Token }
+values! { Meta Inode Dentry Entry Trash Trashed Slot Chunk Deleted Session Node Token }
 
 impl Value for crate::core::record::Answer {
     const NAME: &'static str = "Answer";
@@ -77,7 +77,7 @@ pub struct Cluster {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     pub inodes: u64,
-    /// Inodes without a name that some session still has open.
+    /// Inodes without a name that some session still has open, those in the trash among them.
     pub orphans: u64,
     pub chunks: u64,
     pub quarantined: u64,
@@ -164,6 +164,29 @@ pub struct Entry {
     pub name: Name,
     pub ino: Ino,
     pub kind: Kind,
+}
+
+/// What is kept of what was removed, and how much there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trash {
+    /// How long; 0: nothing is kept.
+    pub keep_s: u64,
+    /// What lived for less than this when it was removed is not kept.
+    pub min_age_s: u32,
+    pub entries: u64,
+    /// The sum of [`Trashed::bytes`].
+    pub bytes: u64,
+}
+
+/// An inode without a name that can get one again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trashed {
+    pub removed: Timestamp,
+    /// The last name, and the directory that it was in.
+    pub parent: Ino,
+    pub name: Name,
+    /// [`Inode::used_bytes`] when it was removed or closed last.
+    pub bytes: u64,
 }
 
 /// One index of a file's layout.

@@ -6,4 +6,5 @@ mod create;
 mod links;
 mod rename;
 mod set_attr;
+mod trash;
 mod xattr;

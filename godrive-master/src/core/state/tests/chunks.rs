@@ -375,3 +375,36 @@ fn a_lease_given_up_closes_the_chunks() {
     assert!(!bench.chunk(layout.chunk.id).unsettled);
     bench.check();
 }
+
+#[test]
+fn chunks_in_the_trash_are_kept_closed_and_go_when_it_is_emptied() {
+    let mut bench = Bench::new();
+    bench.own(Body::TrashKept { keep_s: 60, min_age_s: 0 }).unwrap();
+    let ino = bench.create(ROOT, "a").unwrap();
+    let layouts = bench.open_chunks(ino, &[0, 1]).unwrap();
+    // The second chunk was opened ahead and not used.
+    let chunks = vec![state_of(&layouts[0], 1)];
+    bench.commit(CommitRequest { size: Some(5000), chunks, ..nothing(ino) }).unwrap();
+    bench.remove(ROOT, "a", false).unwrap();
+    assert_eq!(bench.chunk(layouts[0].chunk.id).open_by, Some(bench.session));
+    let session = bench.session;
+    let closed = bench.apply(Origin::MASTER, Body::OrphansClosed { session, inodes: vec![ino] });
+    assert_eq!(closed.effects.removed, [ino].into());
+    bench.check();
+    assert_eq!(bench.chunk(layouts[0].chunk.id).open_by, None);
+    assert!(bench.state.chunk(layouts[1].chunk.id).unwrap().is_none());
+    let trash = bench.state.trash().unwrap();
+    assert_eq!((trash.entries, trash.bytes), (1, 4096));
+
+    bench.restore(ino, ROOT, "b").unwrap();
+    // What its writer may have left behind the end is cut off before it grows.
+    assert!(bench.attr(ino).trim_pending);
+    assert_eq!((bench.attr(ino).size, bench.state.layout(ino, ALL).unwrap().len()), (5000, 1));
+    bench.remove(ROOT, "b", false).unwrap();
+    bench.own(Body::OrphansClosed { session, inodes: vec![ino] }).unwrap();
+    let dropped = bench.apply(Origin::MASTER, Body::TrashDropped { inodes: vec![ino] });
+    assert_eq!(dropped.effects.removed, [ino].into());
+    assert_eq!(dropped.effects.freed, [layouts[0].chunk.id].into());
+    bench.check();
+    assert_eq!(bench.state.counts().used_bytes, 0);
+}

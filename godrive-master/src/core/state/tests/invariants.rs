@@ -30,11 +30,14 @@ pub fn check(state: &State, kv: &MemoryKv) {
     let counts = state.counts();
     assert_eq!(counts.inodes, inodes.len() as u64);
     check_names(kv, &inodes);
-    let orphans = inodes.iter().filter(|(_, inode)| inode.nlink == 0).count();
-    assert_eq!(counts.orphans, orphans as u64);
+    let mut orphans = 0;
     for (ino, inode) in inodes.iter().filter(|(_, inode)| inode.nlink == 0) {
-        assert!(!all(kv, &keys::holders_of(*ino)).is_empty(), "orphan {ino} {inode:?} has no holder");
+        let held = !all(kv, &keys::holders_of(*ino)).is_empty();
+        orphans += u64::from(held);
+        assert!(held || kv.map.contains_key(&keys::trashed(*ino)), "orphan {ino} {inode:?} has no holder");
     }
+    assert_eq!(counts.orphans, orphans);
+    check_trash(state, kv, &inodes);
     for (key, _) in all(kv, &keys::orphans()) {
         let (ino, session) = (Ino(keys::number_before(&key, 8)), SessionId(keys::last_number(&key)));
         assert_eq!(inodes[&ino].nlink, 0);
@@ -44,6 +47,24 @@ pub fn check(state: &State, kv: &MemoryKv) {
     assert_eq!(all(kv, &keys::orphans()).len(), all(kv, &tagged(0x16)).len());
     assert_eq!(counts.sessions, all(kv, &keys::sessions()).len() as u64);
     check_chunks(state, kv, &inodes);
+}
+
+fn check_trash(state: &State, kv: &MemoryKv, inodes: &BTreeMap<Ino, Inode>) {
+    let (mut entries, mut bytes) = (0, 0);
+    for (key, value) in all(kv, &tagged(0x17)) {
+        let (ino, trashed) = (Ino(keys::last_number(&key)), Trashed::decode(&value).unwrap());
+        let inode = &inodes[&ino];
+        assert_eq!(inode.nlink, 0, "{ino} has a name and is in the trash");
+        assert!(kv.map.contains_key(&keys::trash_order(trashed.removed, ino)));
+        if all(kv, &keys::holders_of(ino)).is_empty() {
+            assert_eq!(trashed.bytes, inode.used_bytes, "bytes of {ino} in the trash");
+        }
+        entries += 1;
+        bytes += trashed.bytes;
+    }
+    assert_eq!(all(kv, &keys::whole_trash()).len() as u64, entries);
+    let trash = state.trash().unwrap();
+    assert_eq!((trash.entries, trash.bytes), (entries, bytes));
 }
 
 fn check_names(kv: &MemoryKv, inodes: &BTreeMap<Ino, Inode>) {

@@ -158,6 +158,13 @@ impl Bench {
         self.make(parent, text, NewNode::Directory)
     }
 
+    pub fn restore(&mut self, ino: Ino, parent: Ino, text: &str) -> Result<Linked, Code> {
+        match self.mutate(Mutation::Restore(RestoreRequest { ino, parent, name: name(text) }))? {
+            Reply::Linked(linked) => Ok(linked),
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub fn link(&mut self, ino: Ino, parent: Ino, text: &str) -> Result<Reply, Code> {
         self.mutate(Mutation::Link(LinkRequest { ino, parent, name: name(text) }))
     }

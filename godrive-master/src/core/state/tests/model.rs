@@ -19,7 +19,9 @@ pub struct Node {
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub children: BTreeMap<String, usize>,
     pub parent: usize,
-    /// Removed and closed.
+    /// Without a name: whether somebody has it open, and whether it is in the trash.
+    pub left: Option<(bool, bool)>,
+    /// Removed, closed, and not in the trash.
     pub gone: bool,
 }
 
@@ -40,7 +42,7 @@ impl Model {
 
     fn add(&mut self, shape: Shape, mode: u16, parent: usize) -> usize {
         let (xattrs, children) = (BTreeMap::new(), BTreeMap::new());
-        self.nodes.push(Node { shape, mode, size: 0, xattrs, children, parent, gone: false });
+        self.nodes.push(Node { shape, mode, size: 0, xattrs, children, parent, left: None, gone: false });
         self.nodes.len() - 1
     }
 
@@ -228,9 +230,41 @@ impl Model {
         self.nodes[node].xattrs.remove(name).map(drop).ok_or(Code::NoAttribute)
     }
 
-    pub fn close(&mut self, node: usize) {
-        if self.nlink(node) == 0 {
-            self.nodes[node].gone = true;
+    /// After each operation: what has lost its last name is open, and kept if the trash is on.
+    pub fn notice(&mut self, kept: bool) {
+        for node in 0..self.nodes.len() {
+            let named = self.nlink(node) > 0;
+            let left = &mut self.nodes[node].left;
+            *left = if named { None } else { Some(left.unwrap_or((true, kept))) };
         }
+    }
+
+    pub fn close(&mut self, node: usize) {
+        self.leave(node, |left| left.0 = false);
+    }
+
+    pub fn empty(&mut self, node: usize) {
+        self.leave(node, |left| left.1 = false);
+    }
+
+    fn leave(&mut self, node: usize, change: impl FnOnce(&mut (bool, bool))) {
+        let node = &mut self.nodes[node];
+        if let Some(left) = &mut node.left {
+            change(left);
+            node.gone = *left == (false, false);
+        }
+    }
+
+    pub fn restore(&mut self, node: usize, directory: usize, name: &str) -> Done {
+        self.takes_names(directory)?;
+        if self.child(directory, name).is_some() {
+            return Err(Code::Exists);
+        }
+        if !self.nodes[node].left.is_some_and(|(_, trashed)| trashed) {
+            return Err(Code::NotFound);
+        }
+        self.nodes[directory].children.insert(name.to_owned(), node);
+        self.nodes[node].parent = directory;
+        Ok(())
     }
 }

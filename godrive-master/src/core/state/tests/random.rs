@@ -18,6 +18,8 @@ enum Op {
     SetXattr { node: usize, name: u8, value: u8, mode: u8 },
     RemoveXattr { node: usize, name: u8 },
     Close { node: usize },
+    Restore { node: usize, directory: usize, name: u8 },
+    Empty { node: usize },
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -33,14 +35,16 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|((directory, name), rmdir)| Op::Remove { directory, name, rmdir }),
         4 => (prop::collection::vec((node.clone(), name.clone(), any::<bool>()), 1..3), any::<bool>())
             .prop_map(|(steps, then_directory)| Op::Batch { steps, then_directory }),
-        6 => (place.clone(), place, 0..4u8).prop_map(|(from, to, mode)| Op::Rename { from, to, mode }),
+        6 => (place.clone(), place.clone(), 0..4u8).prop_map(|(from, to, mode)| Op::Rename { from, to, mode }),
         1 => (node.clone(), 0..0o10000u16).prop_map(|(node, mode)| Op::Chmod { node, mode }),
         2 => (node.clone(), 0..9_000_000u64, any::<bool>())
             .prop_map(|(node, size, shrink)| Op::Resize { node, size, shrink }),
         2 => (node.clone(), name.clone(), any::<u8>(), 0..3u8)
             .prop_map(|(node, name, value, mode)| Op::SetXattr { node, name, value, mode }),
         1 => (node.clone(), name).prop_map(|(node, name)| Op::RemoveXattr { node, name }),
-        2 => node.prop_map(|node| Op::Close { node }),
+        2 => node.clone().prop_map(|node| Op::Close { node }),
+        3 => (node.clone(), place).prop_map(|(node, (directory, name))| Op::Restore { node, directory, name }),
+        1 => node.prop_map(|node| Op::Empty { node }),
     ]
 }
 
@@ -49,6 +53,7 @@ struct Pair {
     bench: Bench,
     model: Model,
     inos: Vec<Ino>,
+    kept: bool,
 }
 
 fn text(name: u8) -> String {
@@ -56,8 +61,12 @@ fn text(name: u8) -> String {
 }
 
 impl Pair {
-    fn new() -> Self {
-        Self { bench: Bench::new(), model: Model::new(), inos: vec![ROOT] }
+    fn new(kept: bool) -> Self {
+        let mut bench = Bench::new();
+        if kept {
+            bench.own(Body::TrashKept { keep_s: 60, min_age_s: 0 }).unwrap();
+        }
+        Self { bench, model: Model::new(), inos: vec![ROOT], kept }
     }
 
     /// Low numbers are used often, so that operations meet each other; all are nodes that exist or existed.
@@ -176,6 +185,16 @@ impl Pair {
                 self.bench.own(Body::OrphansClosed { session, inodes }).unwrap();
                 self.model.close(node);
             }
+            Op::Restore { node, directory, name } => {
+                let (node, directory) = (self.node(node), self.node(directory));
+                let ours = self.bench.restore(self.inos[node], self.inos[directory], &text(name));
+                assert_eq!(ours.map(drop), self.model.restore(node, directory, &text(name)));
+            }
+            Op::Empty { node } => {
+                let node = self.node(node);
+                self.bench.own(Body::TrashDropped { inodes: vec![self.inos[node]] }).unwrap();
+                self.model.empty(node);
+            }
             other => unreachable!("{other:?}"),
         }
     }
@@ -222,10 +241,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_state_is_a_posix_tree(ops in prop::collection::vec(op(), 1..80)) {
-        let mut pair = Pair::new();
+    fn the_state_is_a_posix_tree(kept in any::<bool>(), ops in prop::collection::vec(op(), 1..80)) {
+        let mut pair = Pair::new(kept);
         for op in ops {
             pair.run(op);
+            pair.model.notice(pair.kept);
             pair.compare();
         }
         pair.bench.check();

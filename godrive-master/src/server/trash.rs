@@ -1,0 +1,212 @@
+//! The trash: what it holds, and what leaves it for good, asked for or in its time.
+
+use super::hub::Hub;
+use super::requests::Context;
+use super::shared::Shared;
+use crate::core::record::Body;
+use crate::core::state::values::{Inode, Trashed};
+use crate::core::trash::{Due, Planner, View};
+use godrive_proto::admin::{ListTrashRequest, TrashEntry, TrashPage, TrashStatus};
+use godrive_proto::limits::MAX_TRASH_PAGE;
+use godrive_proto::time::Instant;
+use godrive_proto::{Code, Fault, Ino, ROOT};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often it is looked at what is due, and the pause after a page of it was dropped.
+const PAUSE: Duration = Duration::from_secs(1);
+const BETWEEN_PAGES: Duration = Duration::from_millis(20);
+/// Entries that are dropped under one lock, and entries of a directory in which a name is looked for under one.
+const PAGE: usize = 256;
+const SEARCHED: usize = 1_000;
+/// Directories above each other that a path is made of; a path has no more names.
+const DEPTH: usize = 4_096;
+
+/// Runs as long as the master.
+pub async fn run(shared: Arc<Shared>) {
+    let mut planner = Planner::default();
+    loop {
+        tokio::time::sleep(PAUSE).await;
+        let mut due = match shared.with(|hub, now| view(hub, now)) {
+            Ok(view) => planner.plan(&view),
+            Err(fault) => {
+                tracing::debug!("the trash is left as it is: {fault}");
+                continue;
+            }
+        };
+        loop {
+            match shared.with(|hub, _| drop_due(hub, &mut due)) {
+                Ok(dropped) if dropped == PAGE => tokio::time::sleep(BETWEEN_PAGES).await,
+                Ok(_) => break,
+                Err(fault) => {
+                    tracing::warn!("nothing leaves the trash now: {fault}");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn view(hub: &Hub, now: Instant) -> Result<View, Fault> {
+    hub.serving()?;
+    let trash = hub.state.trash()?;
+    let disks = hub.nodes.candidates(now, &hub.reserved);
+    Ok(View {
+        now,
+        wall: hub.wall().max(hub.state.time()),
+        keep_s: trash.keep_s,
+        max_entries: hub.config.trash.max_entries,
+        entries: trash.entries,
+        total_bytes: disks.iter().map(|disk| disk.total_bytes).sum(),
+        free_bytes: disks.iter().map(|disk| disk.free_bytes).sum(),
+        replicas: hub.parameters()?.replicas.into(),
+        deleting: hub.state.counts().deleted,
+    })
+}
+
+/// Drops a page of what is due, and says how many entries that were.
+fn drop_due(hub: &mut Hub, due: &mut Due) -> Result<usize, Fault> {
+    let (mut over, mut early) = (Vec::new(), 0);
+    for (ino, trashed, _) in hub.state.trashed(None, PAGE)? {
+        let is_over = due.until.is_some_and(|until| trashed.removed <= until);
+        if !is_over && due.entries == 0 && due.bytes == 0 {
+            break;
+        }
+        early += usize::from(!is_over);
+        due.entries = due.entries.saturating_sub(1);
+        due.bytes = due.bytes.saturating_sub(trashed.bytes);
+        over.push(ino);
+    }
+    if early > 0 {
+        tracing::info!(entries = early, "they leave the trash before their time, to make room");
+    }
+    let count = over.len();
+    if count > 0 {
+        hub.decide(Body::TrashDropped { inodes: over })?.0?;
+    }
+    Ok(count)
+}
+
+pub fn status(hub: &Hub) -> Result<TrashStatus, Fault> {
+    let trash = hub.state.trash()?;
+    let oldest = hub.state.trashed(None, 1)?.first().map(|(_, trashed, _)| trashed.removed);
+    Ok(TrashStatus { keep_s: trash.keep_s, entries: trash.entries, bytes: trash.bytes, oldest })
+}
+
+pub async fn empty(context: &Context, inodes: Vec<Ino>) -> Result<u32, Fault> {
+    if inodes.len() > MAX_TRASH_PAGE {
+        let detail = format!("at most {MAX_TRASH_PAGE} entries can be removed at once");
+        return Err(Fault::new(Code::Malformed, detail));
+    }
+    let step = |hub: &mut Hub, _: Instant| {
+        let before = hub.state.trash()?.entries;
+        let (answer, durable) = hub.decide(Body::TrashDropped { inodes })?;
+        answer?;
+        let dropped = before.saturating_sub(hub.state.trash()?.entries);
+        Ok((u32::try_from(dropped).unwrap_or(u32::MAX), durable))
+    };
+    context.step(step).await
+}
+
+pub async fn list(context: &Context, request: ListTrashRequest) -> Result<TrashPage, Fault> {
+    let limit = request.limit as usize;
+    if !(1..=MAX_TRASH_PAGE).contains(&limit) {
+        return Err(Fault::new(Code::Malformed, format!("a page has 1 to {MAX_TRASH_PAGE} entries")));
+    }
+    let step = |hub: &mut Hub, _: Instant| {
+        let found = hub.state.trashed(request.after, limit)?;
+        Ok((found, hub.must_be_durable(context.session)))
+    };
+    let found = context.step(step).await?;
+    let end = found.len() < limit;
+    let mut paths = Paths::new(&context.shared);
+    let mut entries = Vec::with_capacity(found.len());
+    for (ino, trashed, inode) in found {
+        let path = paths.below(trashed.parent, &trashed.name.0).await?;
+        entries.push(entry(ino, trashed, &inode, path));
+    }
+    Ok(TrashPage { entries, end })
+}
+
+fn entry(ino: Ino, trashed: Trashed, inode: &Inode, path: Option<Vec<u8>>) -> TrashEntry {
+    TrashEntry {
+        ino,
+        kind: inode.kind,
+        mode: inode.mode,
+        uid: inode.uid,
+        gid: inode.gid,
+        size: inode.size,
+        removed: trashed.removed,
+        parent: trashed.parent,
+        name: trashed.name,
+        path,
+    }
+}
+
+/// The paths of directories, in the tree or in the trash, as far as they were asked for.
+struct Paths<'a> {
+    shared: &'a Arc<Shared>,
+    /// None: one above it is gone.
+    known: BTreeMap<Ino, Option<Vec<u8>>>,
+}
+
+impl<'a> Paths<'a> {
+    fn new(shared: &'a Arc<Shared>) -> Self {
+        Self { shared, known: BTreeMap::from([(ROOT, Some(Vec::new()))]) }
+    }
+
+    async fn below(&mut self, parent: Ino, name: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+        let above = self.of(parent).await?;
+        Ok(above.map(|above| if above.is_empty() { name.to_vec() } else { [&above, name].join(&b'/') }))
+    }
+
+    async fn of(&mut self, directory: Ino) -> Result<Option<Vec<u8>>, Fault> {
+        let (mut at, mut climbed) = (directory, Vec::new());
+        let mut path = loop {
+            if let Some(known) = self.known.get(&at) {
+                break known.clone();
+            }
+            let Some((above, name)) = self.place(at).await?.filter(|_| climbed.len() < DEPTH) else {
+                break None;
+            };
+            climbed.push((at, name));
+            at = above;
+        };
+        for (ino, name) in climbed.into_iter().rev() {
+            path = path.map(|above| if above.is_empty() { name.clone() } else { [above, name].join(&b'/') });
+            self.known.insert(ino, path.clone());
+        }
+        Ok(path)
+    }
+
+    /// The directory that one is in, and its name there.
+    async fn place(&self, directory: Ino) -> Result<Option<(Ino, Vec<u8>)>, Fault> {
+        let trashed = self.shared.with(|hub, _| hub.state.trashed_name(directory))?;
+        if let Some(trashed) = trashed {
+            return Ok(Some((trashed.parent, trashed.name.0)));
+        }
+        // Names are found by their directory, not by what they lead to: it is looked through, some entries under one lock.
+        let mut after = 0;
+        loop {
+            let page = self.shared.with(|hub, _| {
+                let Some(parent) = hub.state.existing(directory)?.map(|inode| inode.parent) else {
+                    return Ok(None);
+                };
+                if hub.state.existing(parent)?.is_none() {
+                    return Ok(None);
+                }
+                Ok::<_, Fault>(Some((parent, hub.state.read_directory(parent, after, SEARCHED)?)))
+            })?;
+            let Some((parent, page)) = page else { return Ok(None) };
+            if let Some((_, entry)) = page.entries.iter().find(|(_, entry)| entry.ino == directory) {
+                return Ok(Some((parent, entry.name.0.clone())));
+            }
+            match page.entries.last() {
+                Some((position, _)) if !page.end => after = *position,
+                _ => return Ok(None),
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
