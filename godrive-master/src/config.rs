@@ -74,7 +74,7 @@ pub struct Nodes {
 #[serde(deny_unknown_fields, default)]
 pub struct Trash {
     /// 0: nothing is kept.
-    pub keep_hours: u32,
+    pub keep_s: u64,
     /// What lived for less than this when it was removed is not kept.
     pub min_age_s: u32,
     /// More than so many entries: the oldest go.
@@ -83,13 +83,7 @@ pub struct Trash {
 
 impl Default for Trash {
     fn default() -> Self {
-        Self { keep_hours: 24, min_age_s: 10, max_entries: 1_000_000 }
-    }
-}
-
-impl Trash {
-    pub fn keep_s(&self) -> u64 {
-        u64::from(self.keep_hours) * 3_600
+        Self { keep_s: 86_400, min_age_s: 10, max_entries: 1_000_000 }
     }
 }
 

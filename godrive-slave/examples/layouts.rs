@@ -226,7 +226,9 @@ fn workload(name: &str) -> (Vec<Vec<Change>>, Vec<Vec<Change>>) {
         seed % below
     };
     let noise = |leaves: u32, salt: u64| -> Vec<u8> {
-        (0..leaves as usize * LEAF / 8).flat_map(|at| (at as u64 ^ salt).wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes()).collect()
+        (0..leaves as usize * LEAF / 8)
+            .flat_map(|at| (at as u64 ^ salt).wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes())
+            .collect()
     };
     let whole = |chunk| Change { chunk, first: 0, bytes: noise(LEAVES, chunk) };
     let filled = (1..=32).map(|chunk| vec![whole(chunk)]).collect();
@@ -263,7 +265,8 @@ fn main() -> Result<()> {
         for name in ["journal", "replace", "b-tree", "log"] {
             let (mut rates, mut bytes, mut syncs) = (Vec::new(), 0.0, 0.0);
             for round in 0..ROUNDS {
-                let folder = tempfile::Builder::new().prefix(&format!("{name}-{round}-")).tempdir_in(&base)?;
+                let folder =
+                    tempfile::Builder::new().prefix(&format!("{name}-{round}-")).tempdir_in(&base)?;
                 let mut layout = open(name, folder.path())?;
                 let (before, groups) = workload(work);
                 for change in before.iter().flatten() {

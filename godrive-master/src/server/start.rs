@@ -95,8 +95,8 @@ impl Master {
             log_own(&mut state, &mut log, term, &*world.clock, Body::IdsSkipped { count: IDS_SKIPPED })?;
         }
         let (trash, kept) = (state.trash()?, &config.trash);
-        if (trash.keep_s, trash.min_age_s) != (kept.keep_s(), kept.min_age_s) {
-            let body = Body::TrashKept { keep_s: kept.keep_s(), min_age_s: kept.min_age_s };
+        if (trash.keep_s, trash.min_age_s) != (kept.keep_s, kept.min_age_s) {
+            let body = Body::TrashKept { keep_s: kept.keep_s, min_age_s: kept.min_age_s };
             log_own(&mut state, &mut log, term, &*world.clock, body)?;
         }
         log.sync_point().run().context("the log")?;

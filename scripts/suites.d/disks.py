@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""Disks that fail, fill up or become slow, under real slaves: scripts/suites disks
+
+    disks.py GODRIVE_BIN_DIR WORK_FOLDER
+
+A cluster of five slaves with three replicas; the first slave has two disks, and its calls to the first one go through
+disk_faults.c. In turn: syncs of that disk become slow, then fail. Meanwhile files are written and fsynced on the mount.
+
+Slow: 30 s later the 99th percentile of the time to write and fsync a new file is at most three times what it was; the same for
+files whose chunks do not lie on that disk. Failed: the disk is taken out of service and shown, the slave's other disk goes on,
+everything that lay on it is copied elsewhere, and all that was fsynced is read back.
+"""
+import hashlib, json, os, subprocess, sys, threading, time
+
+SLAVES = 5
+SYNC_MS = 700
+AT_ONCE_S = 30
+RATIO_AT_MOST = 3.0
+# Below this the ratio is noise.
+LEAST_S = 0.020
+
+
+def run(*command, **more):
+    done = subprocess.run(command, capture_output=True, text=True, **more)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit status {done.returncode}: {done.stderr.strip()} {done.stdout.strip()}")
+    return done.stdout
+
+
+class Cluster:
+    def __init__(self, binaries, work):
+        self.godrive, self.slave = f"{binaries}/godrive", f"{binaries}/godrive-slave"
+        self.home, self.mount = f"{work}/cluster", f"{work}/mnt"
+        self.faults, self.shim = f"{work}/faults", f"{work}/disk_faults.so"
+        os.makedirs(self.mount)
+        source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "disk_faults.c")
+        run("cc", "-O2", "-shared", "-fPIC", "-o", self.shim, source, "-ldl")
+        self.set_faults("")
+        # Its own process makes the first slave start with the shim; the others are started as always.
+        run(self.godrive, "up", "--dir", self.home, "--slaves", str(SLAVES), "--replicas", "3", "--mount", self.mount)
+        self.restart_with_shim()
+
+    def restart_with_shim(self):
+        folder = f"{self.home}/slave-1"
+        pid = int(open(f"{folder}/pid").read())
+        os.kill(pid, 15)
+        wait_until("slave-1 has stopped", lambda: not os.path.exists(f"/proc/{pid}"), 20)
+        config = open(f"{folder}/config.toml").read()
+        disks = [line for line in config.splitlines() if line.startswith("disks")][0]
+        first = json.loads(disks.split("=", 1)[1])[0]
+        second = os.path.join(os.path.dirname(os.path.join(folder, first)), "second-disk")
+        os.makedirs(second)
+        open(f"{folder}/config.toml", "w").write(config.replace(disks, f"disks = {json.dumps([first, second])}"))
+        self.disk = os.path.realpath(os.path.join(folder, first))
+        environment = dict(os.environ, LD_PRELOAD=self.shim, GODRIVE_DISK_FAULTS=self.faults, GODRIVE_DISK=self.disk + "/")
+        log = open(f"{folder}/log", "a")
+        command = [self.slave, "--config", f"{folder}/config.toml"]
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        open(f"{folder}/pid", "w").write(f"{process.pid}\n")
+        # Reaped as soon as it ends, or nobody would see that it has.
+        threading.Thread(target=process.wait, daemon=True).start()
+        wait_until("slave-1 has two disks", lambda: any(len(node["disks"]) == 2 for node in self.status()["nodes"]), 20)
+        wait_until("all slaves are alive", lambda: all(node["state"] == "alive" for node in self.status()["nodes"]), 30)
+
+    def set_faults(self, text):
+        with open(self.faults + ".new", "w") as file:
+            file.write(text)
+        os.rename(self.faults + ".new", self.faults)
+
+    def status(self):
+        return json.loads(run(self.godrive, "status", "--dir", self.home, "--json"))
+
+    def end(self):
+        run(self.godrive, "down", "--dir", self.home)
+
+
+def wait_until(what, condition, deadline_s):
+    end = time.monotonic() + deadline_s
+    while not condition():
+        if time.monotonic() > end:
+            raise SystemExit(f"{what}: not within {deadline_s} s")
+        time.sleep(0.2)
+
+
+def percentile(times, part):
+    times = sorted(times)
+    return times[min(len(times) - 1, int(len(times) * part))]
+
+
+class Writer:
+    """Makes files, each written and fsynced, and knows what is in them."""
+
+    def __init__(self, mount):
+        self.mount, self.sums, self.count = mount, {}, 0
+
+    def one(self):
+        self.count += 1
+        name, data = f"{self.mount}/file-{self.count}", os.urandom(16384)
+        begun = time.monotonic()
+        fd = os.open(name, os.O_CREAT | os.O_WRONLY, 0o644)
+        os.write(fd, data)
+        os.fsync(fd)
+        os.close(fd)
+        self.sums[name] = hashlib.sha256(data).digest()
+        return time.monotonic() - begun
+
+    def many(self, seconds):
+        end, times = time.monotonic() + seconds, []
+        while time.monotonic() < end:
+            times.append(self.one())
+        return times
+
+    def check(self):
+        for name, expected in self.sums.items():
+            if hashlib.sha256(open(name, "rb").read()).digest() != expected:
+                raise SystemExit(f"{name} differs")
+
+
+def main(binaries, work):
+    cluster = Cluster(binaries, work)
+    try:
+        writer = Writer(cluster.mount)
+        writer.many(3)
+        before = writer.many(10)
+        cluster.set_faults(f"sync_ms {SYNC_MS}")
+        during = writer.many(AT_ONCE_S)
+        after = writer.many(15)
+        rows = [("before", before), (f"the first {AT_ONCE_S} s", during), ("then", after)]
+        for name, times in rows:
+            print(f"slow disk: {name}: {len(times)} files, median {percentile(times, 0.5) * 1000:.1f} ms, p99 {percentile(times, 0.99) * 1000:.1f} ms")
+        ratio = percentile(after, 0.99) / max(percentile(before, 0.99), LEAST_S)
+        print(f"slow disk: p99 {ratio:.2f} times what it was, {AT_ONCE_S} s after a disk of one slave took {SYNC_MS} ms longer for each sync")
+        cluster.set_faults("")
+        wait_until("everything is healthy", lambda: healthy(cluster.status()), 120)
+
+        cluster.set_faults("sync_eio write_eio")
+        writer.many(10)
+        wait_until("the failed disk is shown", lambda: failed_disks(cluster.status()) == 1, 20)
+        wait_until("all data is elsewhere", lambda: healthy(cluster.status()), 120)
+        status = cluster.status()
+        node = next(node for node in status["nodes"] if len(node["disks"]) == 2)
+        print(f"failed disk: {[disk['health'] for disk in node['disks']]}, the slave is {node['state']}, {status['repaired']} chunks repaired")
+        if sorted(disk["health"] for disk in node["disks"]) != ["failed", "healthy"] or node["state"] != "alive":
+            raise SystemExit(f"the other disk of the slave does not go on: {node}")
+        writer.check()
+        print(f"failed disk: {len(writer.sums)} fsynced files were read back")
+        if ratio > RATIO_AT_MOST:
+            raise SystemExit(f"the p99 was {ratio:.2f} times what it had been, more than {RATIO_AT_MOST}")
+    finally:
+        cluster.end()
+
+
+def failed_disks(status):
+    return sum(disk["health"] == "failed" for node in status["nodes"] for disk in node["disks"])
+
+
+def healthy(status):
+    chunks = status["chunks"]
+    return chunks["healthy"] == chunks["total"] > 0
+
+
+main(*sys.argv[1:])
