@@ -2,7 +2,7 @@
 
 use crate::cluster::NodeStatus;
 use crate::operation::{Role, operations};
-use crate::{ClusterId, LogIndex, SessionId, Term};
+use crate::{ClusterId, DiskId, LogIndex, NodeId, SessionId, Term};
 use serde::{Deserialize, Serialize};
 
 /// Sent by a [`Role::Joiner`] after it has verified the CA's hash from its token.
@@ -86,6 +86,51 @@ pub struct Status {
     pub reclaim_queued: u64,
     /// What people should know, each a sentence.
     pub warnings: Vec<String>,
+    /// Copies since the master started: of chunks with too few replicas, away from what is drained, and from full
+    /// disks to empty ones.
+    pub repair: Movement,
+    pub drain: Movement,
+    pub rebalance: Movement,
+    /// Slaves that were decommissioned and are gone.
+    pub retired: Vec<NodeId>,
+}
+
+/// Copies for one purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Movement {
+    /// Chunks that wait, and those that are copied now.
+    pub queued: u64,
+    pub active: u64,
+    /// Since the master started.
+    pub done: u64,
+    pub bytes: u64,
+    /// Over the last ten seconds.
+    pub bytes_per_s: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Intention {
+    /// Nothing new goes there, and what is there moves elsewhere.
+    Drain,
+    Undrain,
+    /// Drain, and when nothing is left the slave is forgotten and its ids are refused.
+    Decommission,
+    /// Ends that, also afterwards.
+    Recommission,
+}
+
+/// What people want of a slave, or of one of its disks (to drain it, or not).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntendRequest {
+    pub node: NodeId,
+    pub disk: Option<DiskId>,
+    pub intention: Intention,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intended {
+    /// What people should know before they wait for it, each a sentence.
+    pub notes: Vec<String>,
 }
 
 operations! {
@@ -94,4 +139,6 @@ operations! {
     0x0501 MakeToken(MakeTokenRequest) -> String [Admin];
     0x0502 GetStatus(()) -> Status [Admin, Client];
     0x0503 Ping(()) -> () [Master, Slave, Client, Admin];
+    /// Durable when answered; it is followed in the background.
+    0x0510 Intend(IntendRequest) -> Intended [Admin];
 }

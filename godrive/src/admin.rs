@@ -3,7 +3,7 @@
 use crate::cluster::layout::{Home, Kind, NodeName};
 use crate::cluster::process;
 use anyhow::{Context, Result};
-use godrive_proto::admin::{GetStatus, MakeToken, MakeTokenRequest, Status};
+use godrive_proto::admin::{GetStatus, Intend, IntendRequest, Intended, MakeToken, MakeTokenRequest, Status};
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::net::identity::Identity;
 use godrive_proto::net::machine;
@@ -58,6 +58,10 @@ impl Admin {
 
     pub async fn token(&self, request: MakeTokenRequest) -> Result<String> {
         self.ask::<MakeToken>(&request).await
+    }
+
+    pub async fn intend(&self, request: IntendRequest) -> Result<Intended> {
+        self.ask::<Intend>(&request).await
     }
 
     pub async fn close(self) {

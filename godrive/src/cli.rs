@@ -34,6 +34,22 @@ pub enum Command {
     Status(Status),
     /// Print a token with which another machine joins
     Token(Token),
+    /// Empty a slave, or one disk of it: its replicas move to others, and nothing new goes there
+    #[command(
+        after_help = "Examples:\n  godrive drain slave-2 --wait\n  godrive drain 5f3a91c0      a disk, as `godrive status` names it\n\n\
+        Then it can be stopped, repaired or replaced without a chunk missing a replica."
+    )]
+    Drain(Drain),
+    /// End a drain: it serves as before
+    #[command(after_help = "Example:\n  godrive undrain slave-2")]
+    Undrain(Target),
+    /// Retire a slave for good: drain it, and when nothing is left there, forget it
+    #[command(after_help = "Example:\n  godrive decommission slave-2 --wait\n\n\
+        Afterwards its id and its disks are refused: stop it and remove its folder.")]
+    Decommission(Drain),
+    /// Take a decommissioned slave back, or end its decommission
+    #[command(after_help = "Example:\n  godrive recommission slave-2")]
+    Recommission(Target),
     /// Store a file without a mount
     Put(Put),
     /// Fetch a file without a mount
@@ -139,6 +155,23 @@ pub struct Status {
     /// For programs
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Target {
+    #[command(flatten)]
+    pub home: Home,
+    /// A slave (slave-2, or the beginning of its id), or of a disk the beginning of its id, as in `godrive status`
+    pub target: String,
+}
+
+#[derive(Args, Debug)]
+pub struct Drain {
+    #[command(flatten)]
+    pub target: Target,
+    /// Wait until nothing is left there
+    #[arg(long)]
+    pub wait: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -331,6 +364,10 @@ mod tests {
             "godrive status --dir D --json",
             "godrive token --dir D --role slave --valid-for 1h --uses 1",
             "godrive gateway --dir D --listen 127.0.0.1:8443 --token-file F",
+            "godrive drain --dir D slave-2 --wait",
+            "godrive undrain slave-2",
+            "godrive decommission slave-2",
+            "godrive recommission --dir D 5f3a",
             "godrive put --dir D - /a",
             "godrive get --dir D /a -",
         ] {

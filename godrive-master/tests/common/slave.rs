@@ -146,7 +146,8 @@ impl Slave {
 }
 
 pub fn heartbeat(disk: DiskId, stable: Vec<(ChunkId, Epoch, Contents)>) -> HeartbeatRequest {
-    HeartbeatRequest { disks: vec![disk_state(disk)], scrubbed_leaves: 0, bad_leaves: 0, errors: 0, stable }
+    let disks = vec![disk_state(disk)];
+    HeartbeatRequest { disks, scrubbed_leaves: 0, bad_leaves: 0, errors: 0, stable, scrub: Vec::new() }
 }
 
 fn disk_state(disk: DiskId) -> DiskState {

@@ -28,6 +28,8 @@ pub enum Cause {
     Reported(Problem),
     /// A replica was copied to this disk and becomes a member.
     Join(Candidate),
+    /// This member leaves, if as many as there should be are left without it.
+    Leave(NodeId),
 }
 
 /// A change that failed is tried again after this, or when a slave comes back; so many at one time.
