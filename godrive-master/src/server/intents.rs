@@ -54,7 +54,8 @@ impl Hub {
             );
             return Err(Fault::new(Code::Invalid, detail));
         }
-        if others < replicas {
+        // What is on one disk may go to another one of its slave.
+        if others < replicas && !(request.disk.is_some() && other_disks) {
             let note = format!(
                 "{others} other slaves are there and replicas is {replicas}: not all can move until there is another \
                  slave"

@@ -104,7 +104,8 @@ pub enum Reason {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Copy from `source`, then make `target` a member by an epoch change.
+    /// Copy from `source`, then make `target` a member by an epoch change, in place of the one on another disk of its
+    /// node if there is one.
     Join {
         chunk: ChunkId,
         source: NodeId,
@@ -212,9 +213,9 @@ pub fn plan(view: &View, limits: &Limits, selector: &mut dyn NodeSelector) -> (V
         if room.is_full() {
             continue;
         }
-        match room.join(chunk, reason, |free| target(chunk, free, selector)) {
+        match room.join(chunk, reason, |free| target(chunk, reason, free, selector)) {
             Some(step) => steps.push(step),
-            None if target(chunk, &view.candidates, &mut RoundRobin::default()).is_none() => {
+            None if target(chunk, reason, &view.candidates, &mut RoundRobin::default()).is_none() => {
                 stuck.push(chunk.chunk);
             }
             None => {}
@@ -287,8 +288,13 @@ impl<'a> Room<'a> {
 }
 
 /// A disk with a leftover of the chunk, else one that the selector chooses. The node of a member whose replica
-/// is lost may get it again.
-fn target(chunk: &ChunkView, free: &[Candidate], selector: &mut dyn NodeSelector) -> Option<Candidate> {
+/// is lost may get it again, and what is drained of a disk alone may go to another disk of its node.
+fn target(
+    chunk: &ChunkView,
+    reason: Reason,
+    free: &[Candidate],
+    selector: &mut dyn NodeSelector,
+) -> Option<Candidate> {
     let present = chunk.members.iter().filter(|member| member.health != Health::Dead);
     // Who will leave takes its node, but its domain is free.
     let domain = |member: &MemberView| if member.draining { String::new() } else { member.domain.clone() };
@@ -296,7 +302,17 @@ fn target(chunk: &ChunkView, free: &[Candidate], selector: &mut dyn NodeSelector
     let leftover = |c: &&Candidate| {
         chunk.leftovers.contains(&(c.node, c.disk)) && members.iter().all(|(node, _)| *node != c.node)
     };
-    free.iter().find(leftover).cloned().or_else(|| place(selector, free, &members, 1, chunk.bytes).pop())
+    let beside = || {
+        let drained = |node| {
+            let is = |m: &&MemberView| m.node == node && m.draining && m.health == Health::Alive;
+            chunk.members.iter().any(|member| is(&member))
+        };
+        free.iter()
+            .find(|c| reason == Reason::Drain && c.free_bytes >= chunk.bytes && drained(c.node))
+            .cloned()
+    };
+    let leftover = free.iter().find(leftover).cloned();
+    leftover.or_else(|| place(selector, free, &members, 1, chunk.bytes).pop()).or_else(beside)
 }
 
 /// Moves that narrow the widest differences.

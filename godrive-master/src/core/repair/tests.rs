@@ -49,6 +49,14 @@ fn planned(text: &str) -> String {
                     free_bytes: if words.contains(&"full") { 5 } else { free },
                 });
             }
+            // Another disk of the node.
+            "second" => view.candidates.push(Candidate {
+                node: node(words[1]),
+                disk: DiskId(disk(node(words[1])).0 + 1),
+                domain: String::new(),
+                total_bytes: 100,
+                free_bytes: 25,
+            }),
             "copying" => {
                 for word in &words[1..] {
                     *view.copying.entry(node(word)).or_default() += 1;
@@ -254,6 +262,16 @@ fn a_drained_member_leaves_when_another_one_has_joined() {
     check(&format!("{disks} chunk 1 a1 x8 x9"), "drain 1: 1 -> 2");
     check(&format!("{disks} chunk 1 a1 x8 x9 a2"), "leave 1: 8");
     check(&format!("{disks} chunk 1 a1 x9 a2"), "drain 1: 1 -> 3");
+}
+
+/// The chunk has no more members then, so none leaves.
+#[test]
+fn what_is_on_one_drained_disk_may_go_to_another_one_of_its_node() {
+    check("disk 1\n disk 2\n second 9\n chunk 1 a1 a2 x9", "drain 1: 1 -> 9");
+    check("disk 1\n disk 2\n disk 3\n second 9\n chunk 1 a1 a2 x9", "drain 1: 1 -> 3");
+    check("disk 1\n disk 2\n second 8\n chunk 1 a1 a2 x9", "drain 1: 1 -> 8");
+    // A chunk that misses a replica gains none by it.
+    check("second 9\n chunk 1 a1 x9", "stuck 1");
 }
 
 #[test]

@@ -269,7 +269,9 @@ async fn enlarge(shared: &Arc<Shared>, round: &Round, cause: &Cause, made: &mut 
         }));
     }
     for candidate in joiners {
-        if made.members.iter().any(|member| member.node == candidate.node) {
+        // A member moves to another disk of its node.
+        let moves = made.members.iter().position(|member| member.node == candidate.node);
+        if moves.is_some_and(|at| made.members[at].disk == candidate.disk) {
             continue;
         }
         let found = shared.with(|hub, _| {
@@ -292,8 +294,13 @@ async fn enlarge(shared: &Arc<Shared>, round: &Round, cause: &Cause, made: &mut 
                 }
             }
         }
-        made.members.push(member);
-        made.connections.push(connection);
+        match moves {
+            Some(at) => made.members[at] = member,
+            None => {
+                made.members.push(member);
+                made.connections.push(connection);
+            }
+        }
     }
 }
 

@@ -106,10 +106,13 @@ async fn join(shared: &Arc<Shared>, chunk: ChunkId, source: NodeId, target: Cand
     // The change may have been one that was under way for another reason.
     let joined = shared.with(|hub, _| {
         let joined = match hub.state.chunk(chunk)? {
-            Some(known) => known.members.iter().any(|member| member.node == to.node),
+            Some(known) => {
+                known.members.iter().any(|member| (member.node, member.disk) == (to.node, to.disk))
+            }
             None => hub.state.deleted_chunk(chunk)?.is_none(),
         };
-        if !joined {
+        // A copy beside a member of the same node is the slave's own to remove.
+        if !joined && known.members.iter().all(|member| member.node != to.node) {
             hub.slaves.copied(chunk, to);
         }
         Ok::<_, Fault>(joined)
