@@ -11,8 +11,9 @@ use common::{Client, Cluster, eventually, quick};
 use godrive_master::Config;
 use godrive_proto::admin::{Intend, IntendRequest, Intended, Intention, Status};
 use godrive_proto::cluster::{DiskHealth, NodeStatus};
-use godrive_proto::data::Layout;
+use godrive_proto::data::{ChunkState, Layout};
 use godrive_proto::lease::*;
+use godrive_proto::meta::*;
 use godrive_proto::*;
 
 async fn intend(
@@ -326,4 +327,49 @@ async fn full_disks_give_to_empty_ones_and_nothing_comes_back() {
     .await;
     check_whole(&client, &slaves, &layouts, 1).await;
     assert_eq!((status.rebalance.queued, status.repair.done, status.drain.done), (0, 0, 0));
+}
+
+/// A file with a whole chunk of 1 MiB.
+async fn large(client: &Client, slaves: &[Slave], file: &str) -> Layout {
+    let (ino, layout) = written(client, slaves, file).await;
+    let held = common::slave::contents(1, 0xa);
+    let (index, chunk, epoch) = (layout.index, layout.chunk.id, layout.epoch);
+    let state = ChunkState { index, chunk, epoch, held, stable: false, used_bytes: 1 << 20 };
+    let request = CommitRequest {
+        ino,
+        size: Some(1 << 20),
+        changes: AttrChanges::default(),
+        chunks: vec![state],
+        trimmed: false,
+        sync: true,
+        keeps: Mode::Shared,
+    };
+    client.mutate::<Commit>(&request).await.unwrap();
+    layout
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_keep_to_the_rate_except_of_what_is_endangered() {
+    let mut config = quick(2);
+    config.nodes.repair_bytes_per_s = 1 << 18;
+    let cluster = Cluster::start(Config { min_replicas: Some(1), ..config }).await;
+    let mut slaves = slaves(&cluster, 2).await;
+    let client = cluster.client("a").await;
+    let mut layouts = Vec::new();
+    for at in 0..3 {
+        layouts.push(large(&client, &slaves, &format!("f{at}")).await);
+    }
+    let began = std::time::Instant::now();
+    intend(&cluster, Intention::Drain, slaves[0].node, None).await.unwrap();
+    slaves.push(Slave::start(&cluster).await);
+    eventually("it is drained", async || (cluster.status().await.drain.done == 3).then_some(())).await;
+    // A quarter of one was saved up. What is missing of the first and the second, and then the third may begin.
+    assert!(began.elapsed().as_millis() >= 6900, "{:?}", began.elapsed());
+    eventually("it has left", async || (replicas_at(&slaves[0], &layouts) == 0).then_some(())).await;
+    // One replica each is left. At the rate it would take four seconds for each of them.
+    slaves[2].kill().await;
+    intend(&cluster, Intention::Undrain, slaves[0].node, None).await.unwrap();
+    let began = std::time::Instant::now();
+    eventually("all are whole", async || (cluster.status().await.chunks.healthy == 3).then_some(())).await;
+    assert!(began.elapsed().as_millis() < 6000, "they were held up: {:?}", began.elapsed());
 }

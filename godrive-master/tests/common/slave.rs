@@ -249,6 +249,10 @@ fn install(store: &Store, boot: BootId, request: &InstallRequest) -> Result<(), 
 
 fn copy(store: &Store, boot: BootId, request: &CopyRequest) -> Result<Contents, Fault> {
     store.log.lock().unwrap().push(format!("copy {} from {}", request.chunk, request.source.node));
+    let failed = |state: &DiskState| state.disk == request.disk && state.health == DiskHealth::Failed;
+    if store.disks.lock().unwrap().iter().any(failed) {
+        return Err(Fault::new(Code::Disk, "the disk is out of service"));
+    }
     let source = EVERYONE.get().unwrap().lock().unwrap().get(&request.source.node).cloned().unwrap();
     let theirs = source.replicas.lock().unwrap().get(&request.chunk).copied().ok_or(Code::NoChunk)?;
     if request.expect.is_some_and(|expected| expected != theirs.contents) {

@@ -267,10 +267,15 @@ impl<'a> Room<'a> {
             let in_budget = reason == Reason::Endangered || self.budgets.get(&node).is_none_or(|b| *b > 0);
             busy(node) < self.limits.copies_per_node && in_budget
         };
-        let sources = chunk.members.iter().filter(|m| m.health == Health::Alive && may(m.node));
-        let source = sources.min_by_key(|m| busy(m.node)).map(|m| m.node)?;
+        let living = chunk.members.iter().filter(|member| member.health == Health::Alive);
+        let sources: Vec<NodeId> = living.map(|member| member.node).filter(|node| may(*node)).collect();
+        if sources.is_empty() {
+            return None;
+        }
         let free: Vec<_> = self.candidates.iter().filter(|c| may(c.node)).cloned().collect();
         let target = target(&free)?;
+        // A replica that moves between the disks of a node comes from another one, if there is one.
+        let source = sources.into_iter().min_by_key(|node| (*node == target.node, busy(*node)))?;
         for node in [source, target.node] {
             *self.copying.entry(node).or_default() += 1;
             if reason != Reason::Endangered

@@ -270,6 +270,7 @@ fn what_is_on_one_drained_disk_may_go_to_another_one_of_its_node() {
     check("disk 1\n disk 2\n second 9\n chunk 1 a1 a2 x9", "drain 1: 1 -> 9");
     check("disk 1\n disk 2\n disk 3\n second 9\n chunk 1 a1 a2 x9", "drain 1: 1 -> 3");
     check("disk 1\n disk 2\n second 8\n chunk 1 a1 a2 x9", "drain 1: 1 -> 8");
+    check("disk 9 full\n second 9\n chunk 1 x9 a1 a2", "drain 1: 1 -> 9");
     // A chunk that misses a replica gains none by it.
     check("second 9\n chunk 1 a1 x9", "stuck 1");
 }

@@ -278,9 +278,10 @@ async fn enlarge(shared: &Arc<Shared>, round: &Round, cause: &Cause, made: &mut 
             let link = hub.slaves.links.get(&candidate.node).map(|link| link.connection.clone());
             Some((hub.member(&candidate)?, link?))
         });
-        let (Some((member, connection)), Some(source)) = (found, made.members.first().copied()) else {
-            continue;
-        };
+        // From another member, if there is one.
+        let mut sources = made.members.iter();
+        let source = sources.clone().find(|member| member.node != candidate.node).or(sources.next()).copied();
+        let (Some((member, connection)), Some(source)) = (found, source) else { continue };
         // A chunk that was never written is created by its installation.
         if made.contents.version.0 > 0 {
             let request = copy(round, member, source, made.contents, false);
