@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 /// What `--print-config` prints; its values are the defaults.
 pub const DOCUMENTED_DEFAULT: &str = include_str!("default.toml");
 
+/// Slower, a drain would not end within a lifetime.
+const MIN_REPAIR_BYTES_PER_S: u64 = 1 << 16;
+
 /// How nodes are chosen for new replicas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -67,6 +70,10 @@ pub struct Nodes {
     /// Copies that run at one time, in all and per node.
     pub repairs: u32,
     pub repairs_per_node: u32,
+    /// For copies of what is not endangered, of and to each slave; 0: no limit.
+    pub repair_bytes_per_s: u64,
+    /// Disks are brought level when their fullness differs by more than so many points; 0: never.
+    pub rebalance_above_percent: u32,
 }
 
 /// What is removed can be had back for some time.
@@ -139,6 +146,8 @@ impl Default for Nodes {
             seal_deadline_ms: 1_000,
             repairs: 8,
             repairs_per_node: 2,
+            repair_bytes_per_s: 64 << 20,
+            rebalance_above_percent: 10,
         }
     }
 }
@@ -295,6 +304,17 @@ impl Nodes {
         if self.repairs_per_node == 0 {
             return Err(("repairs_per_node", "0 is not allowed: at least 1".into()));
         }
+        if (1..MIN_REPAIR_BYTES_PER_S).contains(&self.repair_bytes_per_s) {
+            let detail = format!(
+                "{} is not allowed: 0 for no limit, or at least {MIN_REPAIR_BYTES_PER_S}",
+                self.repair_bytes_per_s
+            );
+            return Err(("repair_bytes_per_s", detail));
+        }
+        if self.rebalance_above_percent > 90 {
+            let detail = format!("{} is not allowed: 0 to 90", self.rebalance_above_percent);
+            return Err(("rebalance_above_percent", detail));
+        }
         Ok(())
     }
 }
@@ -333,6 +353,14 @@ mod tests {
                 ["master.toml", "line 2", "min_replicas: 3", "1 to replicas (2)"],
             ),
             ("[leases]\nrevoked_after_ms = 6000", ["master.toml", "line 2", "revoked_after_ms: 6000", "2 %"]),
+            (
+                "[nodes]\nrepair_bytes_per_s = 9",
+                ["master.toml", "line 2", "repair_bytes_per_s: 9 is not allowed", "at least 65536"],
+            ),
+            (
+                "[nodes]\nrebalance_above_percent = 91",
+                ["master.toml", "line 2", "rebalance_above_percent: 91", "0 to 90"],
+            ),
             (
                 "[nodes]\ndead_after_ms = 10",
                 ["master.toml", "line 2", "dead_after_ms: 10", "suspect_after_ms (3000)"],

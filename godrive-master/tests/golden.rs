@@ -4,7 +4,7 @@
 //! A failure prints what was found; a new line belongs into the file once its version is released.
 
 use godrive_disk::{Disk, SimulatedDisk};
-use godrive_master::core::record::{Body, Mutation, Origin, Placed, Record, Reply, Taken};
+use godrive_master::core::record::{Body, Mutation, Origin, Placed, Purpose, Record, Reply, Taken};
 use godrive_master::core::state::values::*;
 use godrive_master::log::{Log, LogOptions};
 use godrive_proto::data::{ChunkState, Contents, LayoutTag, Member};
@@ -123,6 +123,11 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("SessionTakenOver", Body::SessionTakenOver { session, from: 300 }),
         ("TrashKept", Body::TrashKept { keep_s: 86_400, min_age_s: 10 }),
         ("TrashDropped", Body::TrashDropped { inodes: vec![ino] }),
+        (
+            "NodeIntended",
+            Body::NodeIntended { node, purpose: Purpose::Decommission, disks: vec![DiskId(0x22)] },
+        ),
+        ("NodeRetired", Body::NodeRetired { node }),
     ]
 }
 
@@ -194,6 +199,7 @@ fn values() -> Vec<(&'static str, bytes::Bytes)> {
         booted_at: LogIndex(4),
     };
     let token = Token { role: Role::Client, secret_hash: [1; 32], expires: time, uses_left: 2 };
+    let intent = Intent { purpose: Purpose::Retired, disks: vec![DiskId(0x22)] };
     let deleted = Deleted { epoch: Epoch(1), members: vec![member()], time };
     let batched = Batched { views: vec![inode.view(ino)] };
     let answers: [Result<Reply, Fault>; 3] = [
@@ -217,6 +223,7 @@ fn values() -> Vec<(&'static str, bytes::Bytes)> {
         ("Session", session.encode().unwrap()),
         ("Node", node.encode().unwrap()),
         ("Token", token.encode().unwrap()),
+        ("Intent", intent.encode().unwrap()),
         ("Answer", answers[0].encode().unwrap()),
         ("Answer fault", answers[1].encode().unwrap()),
         ("Answer batched", answers[2].encode().unwrap()),

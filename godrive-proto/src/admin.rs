@@ -4,7 +4,7 @@ use crate::cluster::NodeStatus;
 use crate::meta::{Kind, Name};
 use crate::operation::{Role, operations};
 use crate::time::Timestamp;
-use crate::{ClusterId, Ino, LogIndex, SessionId, Term};
+use crate::{ClusterId, DiskId, Ino, LogIndex, NodeId, SessionId, Term};
 use serde::{Deserialize, Serialize};
 
 /// Sent by a [`Role::Joiner`] after it has verified the CA's hash from its token.
@@ -89,6 +89,13 @@ pub struct Status {
     /// What people should know, each a sentence.
     pub warnings: Vec<String>,
     pub trash: TrashStatus,
+    /// Copies since the master started: of chunks with too few replicas, away from what is drained, and from full
+    /// disks to empty ones.
+    pub repair: Movement,
+    pub drain: Movement,
+    pub rebalance: Movement,
+    /// Slaves that were decommissioned and are gone.
+    pub retired: Vec<NodeId>,
 }
 
 /// What lies in the trash, for `status`.
@@ -136,6 +143,44 @@ pub struct TrashPage {
     pub end: bool,
 }
 
+/// Copies for one purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Movement {
+    /// Chunks that wait, and those that are copied now.
+    pub queued: u64,
+    pub active: u64,
+    /// Since the master started.
+    pub done: u64,
+    pub bytes: u64,
+    /// Over the last ten seconds.
+    pub bytes_per_s: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Intention {
+    /// Nothing new goes there, and what is there moves elsewhere.
+    Drain,
+    Undrain,
+    /// Drain, and when nothing is left the slave is forgotten and its ids are refused.
+    Decommission,
+    /// Ends that, also afterwards.
+    Recommission,
+}
+
+/// What people want of a slave, or of one of its disks (to drain it, or not).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntendRequest {
+    pub node: NodeId,
+    pub disk: Option<DiskId>,
+    pub intention: Intention,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intended {
+    /// What people should know before they wait for it, each a sentence.
+    pub notes: Vec<String>,
+}
+
 operations! {
     0x0500 Join(JoinRequest) -> Joined [Joiner, Client, Slave, Admin];
     /// The token, one line.
@@ -145,4 +190,6 @@ operations! {
     0x0504 ListTrash(ListTrashRequest) -> TrashPage [Admin, Client];
     /// Removes these for good, at most [`crate::limits::MAX_TRASH_PAGE`]; those that are not in the trash are left alone. How many there were.
     0x0505 EmptyTrash(Vec<Ino>) -> u32 [Admin];
+    /// Durable when answered; it is followed in the background.
+    0x0510 Intend(IntendRequest) -> Intended [Admin];
 }

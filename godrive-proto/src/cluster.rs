@@ -76,6 +76,20 @@ pub struct HeartbeatRequest {
     pub errors: u64,
     /// Chunks that became stable since the last heartbeat, as (chunk, contents). At most 4096.
     pub stable: Vec<(ChunkId, Epoch, Contents)>,
+    /// How far the scrub is on each disk that it reads.
+    pub scrub: Vec<ScrubState>,
+}
+
+/// The scrub of one disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubState {
+    pub disk: DiskId,
+    /// The pass that is under way, from 1, since the slave started.
+    pub pass: u64,
+    /// How much of it is done.
+    pub percent: u8,
+    /// Blocks found bad since the slave started, by reads too.
+    pub bad_leaves: u64,
 }
 
 /// The master asks all members to stop working for the old epoch and to say what they have.
@@ -150,4 +164,18 @@ pub struct NodeStatus {
     pub errors: u64,
     pub bad_leaves: u64,
     pub scrubbed_leaves: u64,
+    /// What people want of it: nothing special (empty), `draining` or `decommissioning`.
+    pub intent: String,
+    /// Replicas that still have to leave it, and of each disk what it has and whether it is drained.
+    pub to_move: u64,
+    pub places: Vec<DiskPlaces>,
+    pub scrub: Vec<ScrubState>,
+}
+
+/// The replicas on one disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskPlaces {
+    pub disk: DiskId,
+    pub replicas: u64,
+    pub draining: bool,
 }

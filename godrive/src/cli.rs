@@ -36,6 +36,22 @@ pub enum Command {
     Token(Token),
     /// What was removed: show it, have it back, or remove it for good
     Trash(Trash),
+    /// Empty a slave, or one disk of it: its replicas move to others, and nothing new goes there
+    #[command(
+        after_help = "Examples:\n  godrive drain slave-2 --wait\n  godrive drain 5f3a91c0      a disk, as `godrive status` names it\n\n\
+        Then it can be stopped, repaired or replaced without a chunk missing a replica."
+    )]
+    Drain(Drain),
+    /// End a drain: it serves as before
+    #[command(after_help = "Example:\n  godrive undrain slave-2")]
+    Undrain(Target),
+    /// Retire a slave for good: drain it, and when nothing is left there, forget it
+    #[command(after_help = "Example:\n  godrive decommission slave-2 --wait\n\n\
+        Afterwards its id and its disks are refused: stop it and remove its folder.")]
+    Decommission(Drain),
+    /// Take a decommissioned slave back, or end its decommission
+    #[command(after_help = "Example:\n  godrive recommission slave-2")]
+    Recommission(Target),
     /// Store a file without a mount
     Put(Put),
     /// Fetch a file without a mount
@@ -141,6 +157,23 @@ pub struct Status {
     /// For programs
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Target {
+    #[command(flatten)]
+    pub home: Home,
+    /// A slave (slave-2, or the beginning of its id), or of a disk the beginning of its id, as in `godrive status`
+    pub target: String,
+}
+
+#[derive(Args, Debug)]
+pub struct Drain {
+    #[command(flatten)]
+    pub target: Target,
+    /// Wait until nothing is left there
+    #[arg(long)]
+    pub wait: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -395,6 +428,10 @@ mod tests {
             "godrive trash restore /a --to /b",
             "godrive trash restore --inode 7 --to /b",
             "godrive trash empty --older-than 1h",
+            "godrive drain --dir D slave-2 --wait",
+            "godrive undrain slave-2",
+            "godrive decommission slave-2",
+            "godrive recommission --dir D 5f3a",
             "godrive put --dir D - /a",
             "godrive get --dir D /a -",
         ] {

@@ -6,12 +6,14 @@
 //! leases, locks and nodes. Placement, election and repair planning are functions of a view.
 #![deny(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod intents;
 pub mod kv;
 pub mod leases;
 pub mod locks;
 pub mod namespace;
 pub mod nodes;
 pub mod placement;
+pub mod rate;
 pub mod record;
 pub mod repair;
 pub mod state;

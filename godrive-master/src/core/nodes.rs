@@ -7,8 +7,12 @@
 //! A disk id has one bearer. A second one is refused while the first is not dead, because two nodes that
 //! serve the same disk's chunks are a copied directory or a copied key.
 
+use super::intents::Intents;
 use super::placement::{Candidate, Reservations};
-use godrive_proto::cluster::{DiskHealth, DiskState, HeartbeatRequest, NodeStatus, RegisterRequest};
+use super::record::Purpose;
+use godrive_proto::cluster::{
+    DiskHealth, DiskPlaces, DiskState, HeartbeatRequest, NodeStatus, RegisterRequest, ScrubState,
+};
 use godrive_proto::time::Instant;
 use godrive_proto::{BootId, Code, DiskId, Fault, NodeId};
 use std::collections::BTreeMap;
@@ -53,11 +57,13 @@ pub struct Node {
     pub errors: u64,
     pub bad_leaves: u64,
     pub scrubbed_leaves: u64,
+    pub scrub: Vec<ScrubState>,
 }
 
 #[derive(Debug)]
 pub struct Nodes {
     settings: Settings,
+    pub intents: Intents,
     nodes: BTreeMap<NodeId, Node>,
     bearers: BTreeMap<DiskId, NodeId>,
 }
@@ -73,7 +79,7 @@ pub struct Known {
 
 impl Nodes {
     pub fn new(settings: Settings) -> Self {
-        Self { settings, nodes: BTreeMap::new(), bearers: BTreeMap::new() }
+        Self { settings, intents: Intents::default(), nodes: BTreeMap::new(), bearers: BTreeMap::new() }
     }
 
     /// A node from the log, at a restart.
@@ -100,12 +106,14 @@ impl Nodes {
             errors: 0,
             bad_leaves: 0,
             scrubbed_leaves: 0,
+            scrub: Vec::new(),
         };
         self.nodes.insert(known.node, node);
     }
 
     /// A slave announces itself on a new connection. Refused if a disk of it has another living bearer.
     pub fn register(&mut self, now: Instant, id: NodeId, request: &RegisterRequest) -> Result<(), Fault> {
+        self.intents.admit(id, request.disks.iter().map(|state| state.disk))?;
         for state in &request.disks {
             let disk = state.disk;
             let other = self.bearers.get(&disk).filter(|bearer| **bearer != id);
@@ -143,6 +151,7 @@ impl Nodes {
             errors: before.map_or(0, |node| node.errors),
             bad_leaves: 0,
             scrubbed_leaves: 0,
+            scrub: Vec::new(),
         };
         self.nodes.insert(id, node);
         Ok(())
@@ -166,7 +175,19 @@ impl Nodes {
         }
         (node.errors, node.bad_leaves, node.scrubbed_leaves) =
             (pulse.errors, pulse.bad_leaves, pulse.scrubbed_leaves);
+        node.scrub = pulse.scrub.iter().filter(|scrub| node.has(scrub.disk)).copied().collect();
         Ok(())
+    }
+
+    /// It was decommissioned and holds nothing any more.
+    pub fn forget(&mut self, id: NodeId) {
+        self.nodes.remove(&id);
+        self.bearers.retain(|_, bearer| *bearer != id);
+    }
+
+    /// It is decommissioned and silent: what it may still have is not waited for.
+    pub fn is_given_up(&self, now: Instant, id: NodeId) -> bool {
+        self.intents.purpose(id) == Purpose::Decommission && self.health(now, id) == Health::Dead
     }
 
     pub fn inventoried(&mut self, id: NodeId) {
@@ -219,12 +240,22 @@ impl Nodes {
         self.nodes.iter().map(|(id, node)| (*id, node))
     }
 
+    /// What replicas are to leave or have left: disks that failed, and those that are drained.
+    pub fn troubled_disks(&self, id: NodeId) -> Vec<DiskId> {
+        let disks = self.nodes.get(&id).into_iter().flat_map(|node| &node.disks);
+        let troubled = disks
+            .filter(|state| state.health == DiskHealth::Failed || self.intents.is_draining(id, state.disk));
+        troubled.map(|state| state.disk).collect()
+    }
+
     /// Disks on which replicas can be put now.
     pub fn candidates(&self, now: Instant, reserved: &Reservations) -> Vec<Candidate> {
         let alive = self.nodes.iter().filter(|(id, _)| self.health(now, **id) == Health::Alive);
         let disks = alive.flat_map(|(id, node)| node.disks.iter().map(move |state| (*id, node, state)));
         disks
-            .filter(|(_, _, state)| state.health != DiskHealth::Failed)
+            .filter(|(id, _, state)| {
+                state.health != DiskHealth::Failed && !self.intents.is_draining(*id, state.disk)
+            })
             .map(|(id, node, state)| Candidate {
                 node: id,
                 disk: state.disk,
@@ -239,128 +270,56 @@ impl Nodes {
             .collect()
     }
 
-    pub fn status(&self, now: Instant, replicas: impl Fn(NodeId) -> u64) -> Vec<NodeStatus> {
-        let show = |(id, node): (&NodeId, &Node)| NodeStatus {
-            node: *id,
+    /// `replicas` are on each disk, also on disks that are not there any more.
+    pub fn status(&self, now: Instant, replicas: &BTreeMap<(NodeId, DiskId), u64>) -> Vec<NodeStatus> {
+        self.nodes.iter().map(|(id, node)| self.show(now, *id, node, replicas)).collect()
+    }
+
+    fn show(
+        &self,
+        now: Instant,
+        id: NodeId,
+        node: &Node,
+        replicas: &BTreeMap<(NodeId, DiskId), u64>,
+    ) -> NodeStatus {
+        let mut places: BTreeMap<DiskId, u64> = node.disks.iter().map(|state| (state.disk, 0)).collect();
+        let here = replicas.range((id, DiskId(0))..=(id, DiskId(u128::MAX)));
+        places.extend(here.map(|((_, disk), count)| (*disk, *count)));
+        let place = |(disk, replicas)| {
+            let draining = self.intents.is_draining(id, disk);
+            DiskPlaces { disk, replicas, draining }
+        };
+        let places: Vec<DiskPlaces> = places.into_iter().map(place).collect();
+        let intent = match self.intents.purpose(id) {
+            Purpose::Decommission => "decommissioning",
+            Purpose::Drain => "draining",
+            Purpose::Serve | Purpose::Retired => "",
+        };
+        NodeStatus {
+            node: id,
             address: node.address,
             domain: node.domain.clone(),
-            state: self.health(now, *id).word().into(),
+            state: self.health(now, id).word().into(),
             last_heard_ms: u64::try_from(now.since(node.heard).as_millis()).unwrap_or(u64::MAX),
             disks: node.disks.clone(),
-            replicas: replicas(*id),
+            replicas: places.iter().map(|place| place.replicas).sum(),
             errors: node.errors,
             bad_leaves: node.bad_leaves,
             scrubbed_leaves: node.scrubbed_leaves,
-        };
-        self.nodes.iter().map(show).collect()
+            intent: intent.into(),
+            to_move: places.iter().filter(|place| place.draining).map(|place| place.replicas).sum(),
+            places,
+            scrub: node.scrub.clone(),
+        }
+    }
+}
+
+impl Node {
+    fn has(&self, disk: DiskId) -> bool {
+        self.disks.iter().any(|state| state.disk == disk)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use godrive_proto::ClusterId;
-
-    const A: NodeId = NodeId(1);
-    const B: NodeId = NodeId(2);
-
-    fn s(seconds: u64) -> Instant {
-        Instant(seconds * 1_000_000_000)
-    }
-
-    fn state(disk: u128, health: DiskHealth) -> DiskState {
-        DiskState { disk: DiskId(disk), total_bytes: 100, free_bytes: 50, chunks: 0, health }
-    }
-
-    fn announce(disks: &[u128]) -> RegisterRequest {
-        RegisterRequest {
-            cluster: ClusterId(1),
-            boot: BootId(7),
-            address: SocketAddr::from(([127, 0, 0, 1], 1)),
-            domain: String::new(),
-            disks: disks.iter().map(|disk| state(*disk, DiskHealth::Healthy)).collect(),
-        }
-    }
-
-    fn pulse(disk: u128, health: DiskHealth) -> HeartbeatRequest {
-        HeartbeatRequest {
-            disks: vec![state(disk, health)],
-            scrubbed_leaves: 0,
-            bad_leaves: 0,
-            errors: 0,
-            stable: vec![],
-        }
-    }
-
-    fn nodes() -> Nodes {
-        Nodes::new(Settings { suspect_after: Duration::from_secs(3), dead_after: Duration::from_secs(10) })
-    }
-
-    #[test]
-    fn silence_makes_suspect_then_dead() {
-        let mut nodes = nodes();
-        nodes.register(s(0), A, &announce(&[1])).unwrap();
-        assert_eq!(nodes.health(s(2), A), Health::Alive);
-        assert_eq!(nodes.health(s(3), A), Health::Suspect);
-        assert_eq!(nodes.health(s(10), A), Health::Dead);
-        nodes.heartbeat(s(11), A, &pulse(1, DiskHealth::Healthy)).unwrap();
-        assert_eq!(nodes.health(s(11), A), Health::Alive);
-        assert_eq!(nodes.health(s(11), B), Health::Dead);
-    }
-
-    #[test]
-    fn a_lost_connection_or_an_unanswered_command_makes_suspect_at_once() {
-        let mut nodes = nodes();
-        nodes.register(s(0), A, &announce(&[1])).unwrap();
-        nodes.disconnected(A);
-        assert_eq!(nodes.health(s(0), A), Health::Suspect);
-        assert_eq!(
-            nodes.heartbeat(s(1), A, &pulse(1, DiskHealth::Healthy)).unwrap_err().code,
-            Code::NotReady
-        );
-        nodes.register(s(1), A, &announce(&[1])).unwrap();
-        assert_eq!(nodes.health(s(1), A), Health::Alive);
-        nodes.suspect(s(1), A);
-        nodes.heartbeat(s(2), A, &pulse(1, DiskHealth::Healthy)).unwrap();
-        assert_eq!(nodes.health(s(2), A), Health::Suspect);
-        nodes.heartbeat(s(5), A, &pulse(1, DiskHealth::Healthy)).unwrap();
-        assert_eq!(nodes.health(s(5), A), Health::Alive);
-    }
-
-    #[test]
-    fn a_disk_has_one_bearer_until_the_bearer_is_dead() {
-        let mut nodes = nodes();
-        nodes.register(s(0), A, &announce(&[1])).unwrap();
-        assert_eq!(nodes.register(s(1), B, &announce(&[1])).unwrap_err().code, Code::Busy);
-        assert!(nodes.register(s(1), B, &announce(&[2, 2])).is_err());
-        nodes.register(s(20), B, &announce(&[1])).unwrap();
-        assert!(nodes.register(s(21), A, &announce(&[1])).is_err());
-    }
-
-    #[test]
-    fn full_disks_have_no_room_and_failed_ones_are_no_candidates() {
-        let mut nodes = nodes();
-        nodes.register(s(0), A, &announce(&[1])).unwrap();
-        nodes.register(s(0), B, &announce(&[2])).unwrap();
-        let mut reserved = Reservations::default();
-        reserved.reserve(godrive_proto::ChunkId(1), 20, vec![DiskId(1)]);
-        let free = |nodes: &Nodes, at| -> Vec<(DiskId, u64)> {
-            nodes.candidates(at, &reserved).iter().map(|c| (c.disk, c.free_bytes)).collect()
-        };
-        assert_eq!(free(&nodes, s(1)), [(DiskId(1), 30), (DiskId(2), 50)]);
-        nodes.heartbeat(s(2), A, &pulse(1, DiskHealth::Full)).unwrap();
-        assert_eq!(free(&nodes, s(2)), [(DiskId(1), 0), (DiskId(2), 50)]);
-        nodes.heartbeat(s(4), A, &pulse(1, DiskHealth::Failed)).unwrap();
-        assert_eq!(nodes.replica_health(s(4), A, DiskId(1)), Health::Dead);
-        assert_eq!(free(&nodes, s(4)), []);
-    }
-
-    #[test]
-    fn after_a_restart_known_nodes_have_the_grace_of_silence() {
-        let mut nodes = nodes();
-        let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        nodes.recovered(s(100), Known { node: A, address, domain: String::new(), disks: vec![DiskId(1)] });
-        assert_eq!(nodes.replica_health(s(101), A, DiskId(1)), Health::Suspect);
-        assert_eq!(nodes.replica_health(s(110), A, DiskId(1)), Health::Dead);
-    }
-}
+#[path = "nodes_tests.rs"]
+mod tests;

@@ -106,7 +106,7 @@ pub fn place(
 }
 
 /// How many leading levels two domains have in common.
-fn shared_levels(one: &str, other: &str) -> usize {
+pub fn shared_levels(one: &str, other: &str) -> usize {
     if one.is_empty() || other.is_empty() {
         return 0;
     }

@@ -160,6 +160,29 @@ pub enum Body {
     TrashDropped {
         inodes: Vec<Ino>,
     },
+    /// What people want of a slave from now on, in place of what they wanted before.
+    NodeIntended {
+        node: NodeId,
+        purpose: Purpose,
+        disks: Vec<DiskId>,
+    },
+    /// A slave that is decommissioned holds nothing any more: it is forgotten, and its ids are not taken again.
+    NodeRetired {
+        node: NodeId,
+    },
+}
+
+/// What a slave is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Purpose {
+    #[default]
+    Serve,
+    /// Nothing new goes there, and what is there moves away.
+    Drain,
+    /// Likewise, and then it is retired.
+    Decommission,
+    /// It is gone for good. Who comes with its id or one of its disks is refused.
+    Retired,
 }
 
 /// The namespace operations of a client. [`crate::core::state::State::check`] tells beforehand what one would change.

@@ -1,14 +1,16 @@
 //! Administration: status, tokens, joining.
 
 use super::hub::Hub;
+use super::repair;
 use super::requests::Context;
-use super::slaves::member_health;
 use crate::core::nodes::Health;
-use crate::core::record::{Body, Reply};
+use crate::core::record::{Body, Purpose, Reply};
+use crate::core::repair::Limits;
 use godrive_proto::admin::*;
+use godrive_proto::cluster::DiskHealth;
 use godrive_proto::net::token::{JoinToken, sha256};
 use godrive_proto::time::{Instant, Timestamp};
-use godrive_proto::{ChunkId, Code, Fault, LogIndex, NodeId, Role};
+use godrive_proto::{ChunkId, Code, DiskId, Fault, LogIndex, NodeId, Role};
 use rand::Rng;
 use std::collections::BTreeMap;
 
@@ -102,8 +104,11 @@ fn same_hash(one: &[u8; 32], other: &[u8; 32]) -> bool {
 #[derive(Default)]
 struct Survey {
     health: ChunkHealth,
-    replicas: BTreeMap<NodeId, u64>,
+    replicas: BTreeMap<(NodeId, DiskId), u64>,
     incomplete: u64,
+    /// Chunks with living replicas where none should be, and those that balance would move.
+    drained: u64,
+    uneven: u64,
 }
 
 pub async fn status(context: &Context, (): ()) -> Result<Status, Fault> {
@@ -120,25 +125,28 @@ pub async fn status(context: &Context, (): ()) -> Result<Status, Fault> {
 }
 
 fn look(hub: &mut Hub, now: Instant, after: ChunkId, survey: &mut Survey) -> Result<Option<ChunkId>, Fault> {
-    let parameters = hub.parameters()?;
+    let limits: Limits = repair::limits(hub)?;
     let page = hub.state.chunks(after, PAGE)?;
     for (chunk, known) in &page {
-        let living =
-            known.members.iter().filter(|m| member_health(hub, now, *chunk, m) == Health::Alive).count();
+        let view = repair::view_of(hub, now, *chunk, known);
+        let living = view.alive();
         let health = &mut survey.health;
         health.total += 1;
         if known.quarantined {
             health.quarantined += 1;
-        } else if living < usize::from(parameters.min_replicas) {
+        } else if living < limits.min_replicas {
             health.unavailable += 1;
-        } else if living < usize::from(parameters.replicas) {
+        } else if living < limits.replicas {
             health.under_replicated += 1;
         } else {
             health.healthy += 1;
         }
-        survey.incomplete += u64::from(living < usize::from(parameters.replicas) && !known.quarantined);
+        survey.incomplete += u64::from(living < limits.replicas && !known.quarantined);
+        let drained = view.members.iter().any(|member| member.draining && member.health == Health::Alive);
+        survey.drained += u64::from(drained && living >= limits.replicas);
+        survey.uneven += u64::from(hub.repairs.levels.narrowing(&view, &limits).is_some());
         for member in &known.members {
-            *survey.replicas.entry(member.node).or_default() += 1;
+            *survey.replicas.entry((member.node, member.disk)).or_default() += 1;
         }
     }
     Ok(if page.len() < PAGE { None } else { page.last().map(|(id, _)| *id) })
@@ -160,22 +168,27 @@ fn assemble(hub: &mut Hub, now: Instant, survey: &Survey, index: LogIndex) -> Re
         }
     };
     let counts = hub.state.counts();
+    let repair = hub.repairs.repair.status(now, survey.incomplete);
     Ok(Status {
         cluster: hub.cluster,
         term: hub.term,
         index,
         parameters: hub.parameters()?,
-        nodes: hub.nodes.status(now, |node| survey.replicas.get(&node).copied().unwrap_or(0)),
+        nodes: hub.nodes.status(now, &survey.replicas),
         sessions: sessions.iter().map(show).collect(),
         chunks: survey.health,
         inodes: counts.inodes,
         orphans: counts.orphans,
-        repair_queued: survey.incomplete.saturating_sub(hub.repairs.active),
-        repair_active: hub.repairs.active,
-        repaired: hub.repairs.repaired,
+        repair_queued: repair.queued,
+        repair_active: repair.active,
+        repaired: repair.done,
         reclaim_queued: counts.deleted,
         warnings: warnings(hub, now, survey)?,
         trash: super::trash::status(hub)?,
+        repair,
+        drain: hub.repairs.drain.status(now, survey.drained),
+        rebalance: hub.repairs.rebalance.status(now, survey.uneven),
+        retired: hub.nodes.intents.with_purpose(Purpose::Retired).collect(),
     })
 }
 
@@ -208,6 +221,7 @@ fn warnings(hub: &Hub, now: Instant, survey: &Survey) -> Result<Vec<String>, Fau
             known.errors, known.bad_leaves
         ));
     }
+    warnings.extend(disk_warnings(hub, now, survey, usize::from(parameters.replicas)));
     if survey.health.quarantined > 0 {
         warnings.push(format!("{} chunks are quarantined: reads of them fail", survey.health.quarantined));
     }
@@ -220,4 +234,29 @@ fn warnings(hub: &Hub, now: Instant, survey: &Survey) -> Result<Vec<String>, Fau
     }
     warnings.extend(hub.config_warnings.iter().cloned());
     Ok(warnings)
+}
+
+/// Disks that failed, and drains that cannot end.
+fn disk_warnings(hub: &Hub, now: Instant, survey: &Survey, replicas: usize) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for (node, known) in hub.nodes.iter() {
+        for state in known.disks.iter().filter(|state| state.health == DiskHealth::Failed) {
+            let left = survey.replicas.get(&(node, state.disk)).copied().unwrap_or(0);
+            warnings.push(format!(
+                "disk {} of slave {node} has failed; {left} of its replicas are still to be made anew on others",
+                state.disk
+            ));
+        }
+    }
+    let serving = |node: &NodeId| {
+        hub.nodes.intents.purpose(*node) == Purpose::Serve && hub.nodes.health(now, *node) != Health::Dead
+    };
+    let left = hub.nodes.iter().map(|(node, _)| node).filter(serving).count();
+    if survey.drained > 0 && left < replicas {
+        warnings.push(format!(
+            "{left} slaves are left for what lies on drained ones, and replicas is {replicas}: it cannot all move until \
+             there is another slave"
+        ));
+    }
+    warnings
 }

@@ -6,7 +6,7 @@
 //! executed by its own task, without a hop to an actor and back, yet one after the other.
 
 use super::journal::Journal;
-use super::repair::Counters;
+use super::repair::Repairs;
 use super::requests::{Attempt, Parked};
 use super::slaves::Slaves;
 use crate::config::Config;
@@ -67,7 +67,7 @@ pub struct Hub {
     pub unfinished: BTreeMap<ChunkId, Instant>,
     /// Facts for people: how often a chunk went back behind what was held.
     pub regressed: u64,
-    pub repairs: Counters,
+    pub repairs: Repairs,
     /// Where the configuration and the log differ.
     pub config_warnings: Vec<String>,
     pub effects: Vec<Effect>,
@@ -120,7 +120,7 @@ impl Hub {
             epochs: BTreeMap::new(),
             unfinished: BTreeMap::new(),
             regressed: 0,
-            repairs: Counters::default(),
+            repairs: Repairs::default(),
             config_warnings: Vec::new(),
             effects: Vec::new(),
             outbox: Vec::new(),

@@ -110,8 +110,11 @@ fn reconcile(
 
 fn compare(hub: &mut Hub, node: NodeId, known: &Chunk, replica: &ReplicaState, findings: &mut Findings) {
     let chunk = replica.chunk;
-    let member = known.members.iter().any(|member| (member.node, member.disk) == (node, replica.disk));
-    if !member {
+    let member = known.members.iter().find(|member| member.node == node);
+    if member.is_some_and(|member| member.disk != replica.disk) {
+        // Its move to another disk of the node was cut off.
+        findings.settle.push(chunk);
+    } else if member.is_none() {
         hub.slaves.leftovers.entry(chunk).or_default().insert((node, replica.disk), replica.epoch);
         hub.slaves.endangered.put(chunk, Worklist::UNKNOWN);
     } else if replica.epoch > known.epoch {

@@ -13,6 +13,7 @@ mod changing;
 mod checkpoint;
 mod epoch;
 mod hub;
+mod intents;
 mod inventory;
 mod journal;
 mod locking;

@@ -6,7 +6,7 @@
 
 use super::hub::{Hub, Link};
 use super::shared::Shared;
-use super::{admin, changing, epoch, inventory, locking, reading, sessions, slaves, trash};
+use super::{admin, changing, epoch, intents, inventory, locking, reading, sessions, slaves, trash};
 use crate::core::leases::WaiterId;
 use crate::core::record::Origin;
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
@@ -250,6 +250,7 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
         a::Join::CODE => answer!(context, incoming, a::Join, admin::join),
         a::MakeToken::CODE => answer!(context, incoming, a::MakeToken, admin::make_token),
         a::GetStatus::CODE => answer!(context, incoming, a::GetStatus, admin::status),
+        a::Intend::CODE => answer!(context, incoming, a::Intend, intents::intend),
         a::Ping::CODE => answer!(context, incoming, a::Ping, admin::ping),
         a::ListTrash::CODE => answer!(context, incoming, a::ListTrash, trash::list),
         a::EmptyTrash::CODE => answer!(context, incoming, a::EmptyTrash, trash::empty),

@@ -190,9 +190,8 @@ impl Slaves {
         for member in before {
             places.insert((member.node, member.disk), Epoch(epoch.0 - 1));
         }
-        for member in after {
-            places.remove(&(member.node, member.disk));
-        }
+        // A slave that moves a replica between its disks removes the old one itself.
+        places.retain(|(node, _), _| after.iter().all(|member| member.node != *node));
         if places.is_empty() {
             self.leftovers.remove(&chunk);
         }

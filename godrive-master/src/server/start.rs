@@ -200,6 +200,9 @@ fn assemble(
         let known = Known { node, address: known.address, domain: known.domain, disks: known.disks };
         nodes.recovered(now, known);
     }
+    for (node, intent) in state.intents()? {
+        nodes.intents.set(node, intent);
+    }
     let sessions = state.sessions()?;
     for (session, _) in &sessions {
         leases.recovering(now, *session);

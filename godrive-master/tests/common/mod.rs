@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 #![allow(clippy::disallowed_methods, reason = "tests on the real machine take its time")]
 
+pub mod chunks;
 pub mod gate;
 pub mod slave;
 

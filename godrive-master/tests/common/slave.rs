@@ -24,6 +24,8 @@ pub struct Store {
     /// Commands are taken and not answered.
     pub silent: Mutex<bool>,
     pub log: Mutex<Vec<String>>,
+    /// As announced and told with each heartbeat.
+    pub disks: Mutex<Vec<DiskState>>,
 }
 
 pub struct Slave {
@@ -43,12 +45,20 @@ pub fn contents(version: u64, digest: u128) -> Contents {
 
 impl Slave {
     pub async fn start(cluster: &Cluster) -> Self {
+        let mut slave = Self::prepare(cluster);
+        slave.connect(cluster).await.unwrap();
+        slave
+    }
+
+    /// One that has not announced itself.
+    pub fn prepare(cluster: &Cluster) -> Self {
         let identity = cluster.issue(Role::Slave);
         let store = Arc::new(Store::default());
         let everyone = EVERYONE.get_or_init(Mutex::default);
         everyone.lock().unwrap().insert(identity.node, store.clone());
         let disk = DiskId(identity.node.0 * 10);
-        let mut slave = Self {
+        *store.disks.lock().unwrap() = vec![disk_state(disk)];
+        Self {
             node: identity.node,
             disk,
             boot: BootId(1),
@@ -57,9 +67,7 @@ impl Slave {
             endpoint: None,
             connection: None,
             tasks: Vec::new(),
-        };
-        slave.connect(cluster).await.unwrap();
-        slave
+        }
     }
 
     pub fn announcement(&self, cluster: &Cluster) -> RegisterRequest {
@@ -68,7 +76,7 @@ impl Slave {
             boot: self.boot,
             address: SocketAddr::from(([127, 0, 0, 1], 9)),
             domain: String::new(),
-            disks: vec![disk_state(self.disk)],
+            disks: self.store.disks.lock().unwrap().clone(),
         }
     }
 
@@ -86,10 +94,11 @@ impl Slave {
         self.call::<Register>(&self.announcement(cluster)).await?;
         let replicas = self.store.replicas.lock().unwrap().values().copied().collect();
         self.call::<Inventory>(&InventoryPage { replicas, last: true }).await?;
-        let (pulse, disk) = (self.connection.clone().unwrap(), self.disk);
+        let (pulse, disk, store) = (self.connection.clone().unwrap(), self.disk, self.store.clone());
         let beating = tokio::spawn(async move {
             loop {
-                let beat = heartbeat(disk, Vec::new());
+                let disks = store.disks.lock().unwrap().clone();
+                let beat = HeartbeatRequest { disks, ..heartbeat(disk, Vec::new()) };
                 let _ = pulse.call::<Heartbeat>(RequestHeader::default(), &beat, &[], super::DEADLINE).await;
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -130,9 +139,10 @@ impl Slave {
 
     /// As if a client's deltas had brought the replica to these contents.
     pub fn hold(&self, layout: &Layout, contents: Contents, stable: bool) {
+        let own = layout.members.iter().find(|member| member.node == self.node);
         let replica = ReplicaState {
             chunk: layout.chunk.id,
-            disk: self.disk,
+            disk: own.map_or(self.disk, |member| member.disk),
             epoch: layout.epoch,
             sealed: Epoch(0),
             contents,
@@ -146,10 +156,11 @@ impl Slave {
 }
 
 pub fn heartbeat(disk: DiskId, stable: Vec<(ChunkId, Epoch, Contents)>) -> HeartbeatRequest {
-    HeartbeatRequest { disks: vec![disk_state(disk)], scrubbed_leaves: 0, bad_leaves: 0, errors: 0, stable }
+    let disks = vec![disk_state(disk)];
+    HeartbeatRequest { disks, scrubbed_leaves: 0, bad_leaves: 0, errors: 0, stable, scrub: Vec::new() }
 }
 
-fn disk_state(disk: DiskId) -> DiskState {
+pub fn disk_state(disk: DiskId) -> DiskState {
     DiskState { disk, total_bytes: 1 << 40, free_bytes: 1 << 39, chunks: 0, health: DiskHealth::Healthy }
 }
 
@@ -238,6 +249,10 @@ fn install(store: &Store, boot: BootId, request: &InstallRequest) -> Result<(), 
 
 fn copy(store: &Store, boot: BootId, request: &CopyRequest) -> Result<Contents, Fault> {
     store.log.lock().unwrap().push(format!("copy {} from {}", request.chunk, request.source.node));
+    let failed = |state: &DiskState| state.disk == request.disk && state.health == DiskHealth::Failed;
+    if store.disks.lock().unwrap().iter().any(failed) {
+        return Err(Fault::new(Code::Disk, "the disk is out of service"));
+    }
     let source = EVERYONE.get().unwrap().lock().unwrap().get(&request.source.node).cloned().unwrap();
     let theirs = source.replicas.lock().unwrap().get(&request.chunk).copied().ok_or(Code::NoChunk)?;
     if request.expect.is_some_and(|expected| expected != theirs.contents) {

@@ -393,6 +393,10 @@ fn disk() -> DiskState {
     DiskState { disk: DiskId(1), total_bytes: 2, free_bytes: 3, chunks: 4, health: DiskHealth::Full }
 }
 
+fn scrub() -> ScrubState {
+    ScrubState { disk: DiskId(1), pass: 2, percent: 3, bad_leaves: 4 }
+}
+
 fn replica() -> ReplicaState {
     ReplicaState {
         chunk: ChunkId(1),
@@ -421,6 +425,7 @@ fn cluster() -> Vec<Sample> {
         bad_leaves: 2,
         errors: 3,
         stable: vec![(ChunkId(4), Epoch(5), contents(6))],
+        scrub: vec![scrub()],
     };
     let install = InstallRequest {
         chunk: ChunkId(1),
@@ -465,7 +470,12 @@ fn admin() -> Vec<Sample> {
         errors: 4,
         bad_leaves: 5,
         scrubbed_leaves: 6,
+        intent: "draining".into(),
+        to_move: 7,
+        places: vec![DiskPlaces { disk: DiskId(8), replicas: 9, draining: true }],
+        scrub: vec![scrub()],
     };
+    let movement = Movement { queued: 1, active: 2, done: 3, bytes: 4, bytes_per_s: 5 };
     let session = SessionStatus {
         session: SessionId(1),
         label: "host:/mnt".into(),
@@ -491,7 +501,13 @@ fn admin() -> Vec<Sample> {
         reclaim_queued: 11,
         warnings: vec!["a sentence".into()],
         trash: TrashStatus { keep_s: 86_400, entries: 3, bytes: 4096, oldest: Some(Timestamp(5)) },
+        repair: movement,
+        drain: Movement { queued: 6, ..movement },
+        rebalance: Movement { queued: 7, ..movement },
+        retired: vec![NodeId(8)],
     };
+    let intend = IntendRequest { node: NodeId(1), disk: Some(DiskId(2)), intention: Intention::Recommission };
+    let intended = Intended { notes: vec!["a note".into()] };
     let join = JoinRequest {
         token_id: 1,
         secret: vec![2; 16],
@@ -508,6 +524,7 @@ fn admin() -> Vec<Sample> {
         ),
         sample::<GetStatus>((), status),
         sample::<Ping>((), ()),
+        sample::<Intend>(intend, intended),
     ]
     .into_iter()
     .flatten()

@@ -23,13 +23,14 @@ pub struct Cursor {
     bytes_per_s: u64,
     at: Option<(Key, u32)>,
     done: Option<Key>,
-    /// Passes finished.
+    /// Passes finished, and replicas done in the one under way.
     pub passes: u64,
+    pub replicas: u64,
 }
 
 impl Cursor {
     pub fn new(bytes_per_s: u64) -> Self {
-        Self { bytes_per_s, at: None, done: None, passes: 0 }
+        Self { bytes_per_s, at: None, done: None, passes: 0, replicas: 0 }
     }
 
     pub fn step(&self) -> Step {
@@ -45,6 +46,7 @@ impl Cursor {
         if key.is_none() {
             self.done = None;
             self.passes += 1;
+            self.replicas = 0;
         }
     }
 
@@ -55,8 +57,14 @@ impl Cursor {
             self.at = (next < leaves).then_some((key, next));
             if self.at.is_none() {
                 self.done = Some(key);
+                self.replicas += 1;
             }
         }
+    }
+
+    /// How much of the pass is done, of a disk with so many replicas. They come and go, so it is not exact.
+    pub fn percent(&self, of: u64) -> u8 {
+        u8::try_from(self.replicas.saturating_mul(100) / of.max(1)).unwrap_or(100).min(100)
     }
 
     /// When the next step may begin after one that read so many leaves.
@@ -87,10 +95,13 @@ mod tests {
                 }
                 Step::Verify { key, first_leaf } => {
                     seen.push((key.chunk.0, first_leaf));
+                    let before = cursor.percent(3);
                     cursor.verified(chunks.iter().find(|(id, _)| *id == key.chunk.0).unwrap().1);
+                    assert!(cursor.percent(3) >= before && cursor.percent(2) <= 100);
                 }
             }
         }
+        assert_eq!((cursor.replicas, cursor.percent(3)), (0, 0), "of the next pass");
         assert_eq!(seen, [(1, 0), (1, 64), (1, 128), (1, 192), (4, 0), (9, 0)]);
         assert_eq!(cursor.step(), Step::Next(None), "and begins again");
     }

@@ -30,23 +30,62 @@ pub async fn seal(shared: &Arc<Shared>, request: SealRequest) -> Result<ReplicaS
 }
 
 pub async fn install(shared: &Arc<Shared>, request: InstallRequest) -> Result<(), Fault> {
-    let store = shared.find_or_place(request.chunk, request.disk)?;
+    let store = install_target(shared, &request)?;
     let InstallRequest { chunk, chunk_bytes, epoch, contents, .. } = request;
     let done = store.install(chunk, chunk_bytes, epoch, contents, shared.clock.wall())?;
     if !store.is_stable(done.position) {
         store.sync().await?;
     }
+    for other in shared.usable().filter(|other| other.id() != store.id()) {
+        moved_away(shared, other, &request)?;
+    }
     Ok(())
+}
+
+/// The disk that was named, if what is to be installed is there or is made by the installation.
+fn install_target<'a>(
+    shared: &'a Arc<Shared>,
+    request: &InstallRequest,
+) -> Result<&'a Arc<DiskStore>, Fault> {
+    if let Some(named) = shared.usable().find(|store| store.id() == request.disk) {
+        let there =
+            named.row(request.chunk)?.is_some_and(|row| !row.partial && row.contents() == request.contents);
+        if there || request.contents.version.0 == 0 {
+            return Ok(named);
+        }
+    }
+    shared.find_or_place(request.chunk, request.disk)
+}
+
+/// The chunk is a member on another disk now. What is left here goes, but for what is newer than that.
+fn moved_away(shared: &Shared, store: &DiskStore, request: &InstallRequest) -> Result<(), Fault> {
+    let chunk = request.chunk;
+    match store.row(chunk)? {
+        Some(row) if row.epoch < request.epoch && row.version <= request.contents.version => {
+            godrive_disk::blocking(store.is_instant(), || {
+                store.delete(&[(chunk, row.epoch)], shared.clock.wall())
+            })
+        }
+        Some(row) if row.epoch < request.epoch => {
+            store.quarantine(chunk, "it is a member on another disk", shared.clock.wall()).map(drop)
+        }
+        _ => Ok(()),
+    }
 }
 
 pub async fn delete(shared: &Arc<Shared>, request: DeleteRequest) -> Result<(), Fault> {
     let mut by_disk: BTreeMap<DiskId, Vec<(ChunkId, Epoch)>> = BTreeMap::new();
     for (chunk, epoch) in request.chunks {
-        let store = match shared.find(chunk)? {
-            Some((store, _)) => store,
-            None => first(shared)?,
-        };
-        by_disk.entry(store.id()).or_default().push((chunk, epoch));
+        let mut holders = Vec::new();
+        for store in shared.usable() {
+            if store.row(chunk)?.is_some() {
+                holders.push(store.id());
+            }
+        }
+        if holders.is_empty() {
+            holders.push(first(shared)?.id());
+        }
+        holders.into_iter().for_each(|disk| by_disk.entry(disk).or_default().push((chunk, epoch)));
     }
     for (disk, chunks) in by_disk {
         let store = shared.place(disk)?;

@@ -37,7 +37,7 @@ pub async fn copy(
     let _copying = Copying::begin(shared, request.chunk)?;
     let _permit =
         shared.copies.acquire().await.map_err(|error| Fault::new(Code::Internal, error.to_string()))?;
-    let store = shared.find_or_place(request.chunk, request.disk)?;
+    let store = shared.copy_target(request.chunk, request.disk)?;
     let source = shared.peers.connection(&request.source, deadline(&header).min(CALL)).await?;
     let mut copy =
         Copy { shared, store, source, request, class: header.class, leaves: Leaves::new(), whole: true };

@@ -185,6 +185,7 @@ async fn heartbeats(shared: &Arc<Shared>, connection: &Connection, every: Durati
             bad_leaves: shared.stores().iter().map(|store| store.bad_leaves()).sum(),
             errors: shared.errors.load(Ordering::Relaxed),
             stable,
+            scrub: shared.scrub.lock().values().copied().collect(),
         };
         if let Err(fault) = call::<Heartbeat>(shared, connection, &request, CALL).await {
             let mut chunks = request.stable.iter().map(|(chunk, _, _)| *chunk);

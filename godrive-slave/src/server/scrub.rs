@@ -4,6 +4,7 @@ use super::shared::Shared;
 use crate::core::scrub::{BATCH_LEAVES, Cursor, Step};
 use crate::store::DiskStore;
 use godrive_proto::Fault;
+use godrive_proto::cluster::ScrubState;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -18,6 +19,7 @@ pub async fn run(shared: Arc<Shared>, store: Arc<DiskStore>) {
     }
     let mut cursor = Cursor::new(rate);
     while store.failure().is_none() {
+        show(&shared, &store, &cursor);
         let began = shared.clock.now();
         let passes = cursor.passes;
         match godrive_disk::blocking(store.is_instant(), || step(&shared, &store, &mut cursor)) {
@@ -36,6 +38,17 @@ pub async fn run(shared: Arc<Shared>, store: Arc<DiskStore>) {
             tokio::time::sleep(PAUSE).await;
         }
     }
+}
+
+/// For the heartbeat.
+fn show(shared: &Shared, store: &DiskStore, cursor: &Cursor) {
+    let state = ScrubState {
+        disk: store.id(),
+        pass: cursor.passes + 1,
+        percent: cursor.percent(store.replicas()),
+        bad_leaves: store.bad_leaves(),
+    };
+    shared.scrub.lock().insert(store.id(), state);
 }
 
 /// One step; how many leaves were read.

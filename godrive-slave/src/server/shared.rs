@@ -5,7 +5,7 @@ use super::peers::Peers;
 use crate::Config;
 use crate::store::table::Row;
 use crate::store::{DiskStore, Options};
-use godrive_proto::cluster::{DiskHealth, DiskState, ReplicaState};
+use godrive_proto::cluster::{DiskHealth, DiskState, ReplicaState, ScrubState};
 use godrive_proto::frame::{Class, ReplyHeader, RequestHeader};
 use godrive_proto::lease::{Problem, Report, ReportRequest};
 use godrive_proto::net::{Connection, Endpoint};
@@ -44,6 +44,8 @@ pub struct Shared {
     pub checkpoint_due: Notify,
     pub errors: AtomicU64,
     pub scrubbed_leaves: AtomicU64,
+    /// How far the scrub is, by disk.
+    pub scrub: Mutex<BTreeMap<DiskId, ScrubState>>,
     rng: Mutex<SmallRng>,
     stores: Vec<Arc<DiskStore>>,
     /// Disks that could not be opened.
@@ -111,6 +113,7 @@ impl Shared {
             checkpoint_due: Notify::new(),
             errors: AtomicU64::new(reasons.len() as u64),
             scrubbed_leaves: AtomicU64::new(0),
+            scrub: Mutex::default(),
             rng: Mutex::new(rng),
             stores,
             dead,
@@ -197,6 +200,14 @@ impl Shared {
         match self.find(chunk)? {
             Some((store, _)) => Ok(store),
             None => self.place(disk),
+        }
+    }
+
+    /// Where a copy is made: on the disk that was asked for, also when another one has the chunk, which then moves.
+    pub fn copy_target(&self, chunk: ChunkId, disk: DiskId) -> Result<&Arc<DiskStore>, Fault> {
+        match self.usable().find(|store| store.id() == disk) {
+            Some(store) => Ok(store),
+            None => self.find_or_place(chunk, disk),
         }
     }
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::core::leaves::LeafSum;
 use crate::core::replica::Key;
 use crate::store::{Adoption, DiskStore};
-use godrive_disk::SimulatedDisk;
+use godrive_disk::{Faults, SimulatedDisk};
 use godrive_proto::data::{Contents, DeltaRequest, Extent, Fill};
 use godrive_proto::limits::LEAF_BYTES;
 use godrive_proto::net::identity::Authority;
@@ -156,4 +156,56 @@ async fn a_partial_copy_is_removed_a_week_after_the_last_that_was_done_for_it() 
     background::expire(&shared, store).unwrap();
     assert_eq!(chunks(store), [1, 2, 3]);
     write(store, 6, 5, 0);
+}
+
+/// The others stay in service: reads, writes, commands and what is told to the master.
+#[tokio::test]
+async fn one_failed_disk_of_several_leaves_the_others_in_service() {
+    use godrive_proto::cluster::{DeleteRequest, DiskHealth, InstallRequest, QuarantineRequest, SealRequest};
+    let disks = [SimulatedDisk::new(1 << 30), SimulatedDisk::new(1 << 30)];
+    let shared = open(&disks);
+    let [bad, good] = shared.stores() else { panic!("two disks") };
+    write(bad, 1, 1, 0);
+    let contents = write(good, 2, 1, 0);
+    write(good, 3, 1, 0);
+    disks[0].set_faults(Faults { writes: true, syncs: true, reads: true });
+    assert_eq!(bad.delta(&delta(1, 1, 1), &LEAF).unwrap_err().code, Code::Disk);
+    let health: Vec<_> = shared.disk_states().iter().map(|state| (state.disk, state.health)).collect();
+    assert_eq!(health, [(bad.id(), DiskHealth::Failed), (good.id(), DiskHealth::Healthy)]);
+    // What was on the failed disk is not there, and not taken for a chunk that never was.
+    assert!(shared.find(ChunkId(1)).unwrap().is_none());
+    assert_eq!(shared.with_chunk(ChunkId(1)).err().unwrap().code, Code::Disk);
+    assert_eq!(shared.place(bad.id()).err().unwrap().code, Code::Disk);
+    let mut listings: Vec<_> = shared.usable().map(master::Listing::new).collect();
+    let listed: Vec<_> =
+        master::next_page(&shared, &mut listings).unwrap().iter().map(|replica| replica.chunk.0).collect();
+    assert_eq!(listed, [2, 3]);
+    // What is on the other one goes on.
+    assert_eq!(shared.with_chunk(ChunkId(2)).unwrap().id(), good.id());
+    let sealed = commands::seal(&shared, SealRequest { chunk: ChunkId(2), epoch: Epoch(2) }).await.unwrap();
+    assert_eq!((sealed.disk, sealed.contents), (good.id(), contents));
+    let fault =
+        commands::seal(&shared, SealRequest { chunk: ChunkId(1), epoch: Epoch(2) }).await.unwrap_err();
+    assert_eq!(fault.code, Code::NoChunk, "the election goes on without it");
+    let install = InstallRequest {
+        chunk: ChunkId(2),
+        chunk_bytes: 1 << 20,
+        disk: good.id(),
+        epoch: Epoch(2),
+        contents,
+    };
+    commands::install(&shared, install).await.unwrap();
+    let next = good.delta(&delta(2, 2, 1), &LEAF).unwrap();
+    assert_eq!(next.contents.version, Version(2));
+    // The lost replica is made anew on the disk that is left.
+    assert_eq!(shared.find_or_place(ChunkId(1), good.id()).unwrap().id(), good.id());
+    commands::delete(&shared, DeleteRequest { chunks: vec![(ChunkId(1), Epoch(2)), (ChunkId(3), Epoch(2))] })
+        .await
+        .unwrap();
+    assert!(shared.find(ChunkId(3)).unwrap().is_none());
+    commands::quarantine(&shared, QuarantineRequest { chunks: vec![ChunkId(2)] }).await.unwrap();
+    assert!(shared.find(ChunkId(2)).unwrap().is_none());
+    let kept =
+        |store: &DiskStore| store.page(None, 9).unwrap().iter().filter(|(key, _)| key.aside != 0).count();
+    assert_eq!(kept(good), 1, "kept aside, not deleted");
 }

@@ -111,9 +111,14 @@ impl DiskStore {
             disk: self.id,
             total_bytes: space.total_bytes.saturating_sub(reserve),
             free_bytes: space.free_bytes.saturating_sub(reserve),
-            chunks: self.index.lock().count,
+            chunks: self.replicas(),
             health,
         }
+    }
+
+    /// Those that are served.
+    pub fn replicas(&self) -> u64 {
+        self.index.lock().count
     }
 
     fn reserve(&self, total_bytes: u64) -> u64 {

@@ -2,6 +2,7 @@
 
 mod down;
 pub mod files;
+mod intend;
 mod mount;
 mod pages;
 mod status;
@@ -11,6 +12,7 @@ mod up;
 
 use crate::cli::Command;
 use anyhow::Result;
+use godrive_proto::admin::Intention;
 
 pub async fn run(command: Command) -> Result<()> {
     match command {
@@ -21,6 +23,10 @@ pub async fn run(command: Command) -> Result<()> {
         Command::Status(line) => status::run(&line).await,
         Command::Token(line) => token::run(&line).await,
         Command::Trash(line) => trash::run(&line).await,
+        Command::Drain(line) => intend::run(&line.target, Intention::Drain, line.wait).await,
+        Command::Undrain(line) => intend::run(&line, Intention::Undrain, false).await,
+        Command::Decommission(line) => intend::run(&line.target, Intention::Decommission, line.wait).await,
+        Command::Recommission(line) => intend::run(&line, Intention::Recommission, false).await,
         Command::Put(line) => files::put(line).await,
         Command::Get(line) => files::get(line).await,
         Command::Ls(line) => files::ls(&line).await,

@@ -9,7 +9,7 @@ use crate::cluster::mounts::{self, State};
 use crate::cluster::process;
 use crate::table::{columns, cut, print, size, time, wrap};
 use anyhow::Result;
-use godrive_proto::admin::Status;
+use godrive_proto::admin::{Movement, Status};
 use godrive_proto::cluster::{DiskHealth, NodeStatus};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -64,8 +64,11 @@ async fn locals(home: &Home) -> Result<Vec<Local>> {
 
 /// The name a node has in this folder, else the start of its id.
 fn name_of(node: &NodeStatus, locals: &[Local]) -> String {
-    let id = node.node.to_string();
-    match locals.iter().find(|local| local.id.as_ref() == Some(&id)) {
+    name_of_id(&node.node.to_string(), locals)
+}
+
+fn name_of_id(id: &str, locals: &[Local]) -> String {
+    match locals.iter().find(|local| local.id.as_deref() == Some(id)) {
         Some(local) => local.name.to_string(),
         None => id[..8].to_owned(),
     }
@@ -132,6 +135,10 @@ fn document(status: &Status, locals: &[Local]) -> Value {
         "repair_queued": status.repair_queued,
         "repair_active": status.repair_active,
         "repaired": status.repaired,
+        "repair": movement_json(&status.repair),
+        "drain": movement_json(&status.drain),
+        "rebalance": movement_json(&status.rebalance),
+        "retired": status.retired.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "reclaim_queued": status.reclaim_queued,
         "trash": {
             "keep_s": status.trash.keep_s, "entries": status.trash.entries, "bytes": status.trash.bytes,
@@ -152,9 +159,15 @@ fn node_json(node: &NodeStatus, locals: &[Local]) -> Value {
         .disks
         .iter()
         .map(|disk| {
+            let place = node.places.iter().find(|place| place.disk == disk.disk);
+            let scrub = node.scrub.iter().find(|scrub| scrub.disk == disk.disk).map(|scrub| {
+                json!({ "pass": scrub.pass, "percent": scrub.percent, "bad_leaves": scrub.bad_leaves })
+            });
             json!({
                 "disk": disk.disk.to_string(), "total_bytes": disk.total_bytes, "free_bytes": disk.free_bytes,
-                "chunks": disk.chunks, "health": health(disk.health),
+                "chunks": disk.chunks, "health": health(disk.health), "scrub": scrub,
+                "replicas": place.map_or(0, |place| place.replicas),
+                "draining": place.is_some_and(|place| place.draining),
             })
         })
         .collect();
@@ -162,7 +175,14 @@ fn node_json(node: &NodeStatus, locals: &[Local]) -> Value {
         "node": node.node.to_string(), "name": name_of(node, locals), "address": node.address.to_string(),
         "domain": node.domain, "state": node.state, "last_heard_ms": node.last_heard_ms, "disks": disks,
         "replicas": node.replicas, "errors": node.errors, "bad_leaves": node.bad_leaves,
-        "scrubbed_leaves": node.scrubbed_leaves,
+        "scrubbed_leaves": node.scrubbed_leaves, "intent": node.intent, "to_move": node.to_move,
+    })
+}
+
+fn movement_json(movement: &Movement) -> Value {
+    json!({
+        "queued": movement.queued, "active": movement.active, "done": movement.done, "bytes": movement.bytes,
+        "bytes_per_s": movement.bytes_per_s,
     })
 }
 
@@ -203,14 +223,30 @@ fn human(status: &Status, locals: &[Local]) -> String {
         size(u64::from(status.parameters.chunk_bytes))
     );
     text += &node_table(status, locals);
+    text += &disk_table(status, locals);
     text += &format!(
         "\nchunks    {} in all: {} healthy, {} under-replicated, {} unavailable, {} quarantined\n",
         chunks.total, chunks.healthy, chunks.under_replicated, chunks.unavailable, chunks.quarantined
     );
-    text += &format!(
-        "repair    {} queued, {} active, {} done since the master started\n",
-        status.repair_queued, status.repair_active, status.repaired
-    );
+    for (what, movement) in
+        [("repair", &status.repair), ("drain", &status.drain), ("rebalance", &status.rebalance)]
+    {
+        text += &format!(
+            "{what:<9} {} queued, {} active, {} done ({}, {}/s)\n",
+            movement.queued,
+            movement.active,
+            movement.done,
+            size(movement.bytes),
+            size(movement.bytes_per_s)
+        );
+    }
+    for node in status.nodes.iter().filter(|node| node.to_move > 0 || !node.intent.is_empty()) {
+        let what = if node.intent.is_empty() { "draining a disk" } else { &node.intent };
+        text += &format!("leaving   {}: {what}, {} replicas to move\n", name_of(node, locals), node.to_move);
+    }
+    for node in &status.retired {
+        text += &format!("retired   {}\n", name_of_id(&node.to_string(), locals));
+    }
     let scrubbed: u64 = status.nodes.iter().map(|node| node.scrubbed_leaves).sum();
     let bad: u64 = status.nodes.iter().map(|node| node.bad_leaves).sum();
     text += &format!("scrub     {} verified, {bad} bad blocks\n", size(scrubbed.saturating_mul(4096)));
@@ -245,7 +281,11 @@ fn node_table(status: &Status, locals: &[Local]) -> String {
         let free: u64 = node.disks.iter().map(|disk| disk.free_bytes).sum();
         rows.push(vec![
             name_of(node, locals),
-            node.state.clone(),
+            match (node.state.as_str(), node.intent.as_str()) {
+                ("alive", "draining") => "draining".into(),
+                ("alive", "decommissioning") => "retiring".into(),
+                (state, _) => state.into(),
+            },
             cut(&node.address.to_string(), 21),
             size(total.saturating_sub(free)),
             size(total),
@@ -254,6 +294,33 @@ fn node_table(status: &Status, locals: &[Local]) -> String {
         ]);
     }
     columns(&rows, &[3, 4, 5, 6])
+}
+
+fn disk_table(status: &Status, locals: &[Local]) -> String {
+    let mut rows = vec![
+        ["DISK", "NODE", "STATE", "USED", "SIZE", "REPLICAS", "SCRUB", "BAD"].map(String::from).to_vec(),
+    ];
+    for node in &status.nodes {
+        for disk in &node.disks {
+            let place = node.places.iter().find(|place| place.disk == disk.disk);
+            let scrub = node.scrub.iter().find(|scrub| scrub.disk == disk.disk);
+            let state = match place {
+                Some(place) if place.draining && disk.health != DiskHealth::Failed => "draining",
+                _ => health(disk.health),
+            };
+            rows.push(vec![
+                disk.disk.to_string()[..8].to_owned(),
+                name_of(node, locals),
+                state.into(),
+                size(disk.total_bytes.saturating_sub(disk.free_bytes)),
+                size(disk.total_bytes),
+                place.map_or(0, |place| place.replicas).to_string(),
+                scrub.map_or("-".into(), |scrub| format!("pass {}, {} %", scrub.pass, scrub.percent)),
+                scrub.map_or("-".into(), |scrub| scrub.bad_leaves.to_string()),
+            ]);
+        }
+    }
+    if rows.len() == 1 { String::new() } else { format!("\n{}", columns(&rows, &[3, 4, 5, 7])) }
 }
 
 fn session_table(status: &Status) -> String {
@@ -285,4 +352,4 @@ fn local_table(locals: &[Local]) -> String {
 
 #[cfg(test)]
 #[path = "status_tests.rs"]
-mod tests;
+pub mod tests;

@@ -1,13 +1,13 @@
 use super::*;
 use godrive_proto::admin::{ChunkHealth, SessionStatus, TrashStatus};
-use godrive_proto::cluster::DiskState;
+use godrive_proto::cluster::{DiskPlaces, DiskState, ScrubState};
 use godrive_proto::lease::ClusterParameters;
 use godrive_proto::time::Timestamp;
 use godrive_proto::{ClusterId, DiskId, LogIndex, NodeId, SessionId, Term};
 
-fn status() -> Status {
-    let disk = DiskState {
-        disk: DiskId(1),
+pub fn status() -> Status {
+    let disk = |number: u128| DiskState {
+        disk: DiskId((0xd15c_0000 + number) << 96),
         total_bytes: 2 << 40,
         free_bytes: 1 << 40,
         chunks: 123_456,
@@ -19,12 +19,17 @@ fn status() -> Status {
         domain: String::new(),
         state: if number == 3 { "suspect" } else { "alive" }.into(),
         last_heard_ms: 5,
-        disks: vec![disk],
+        disks: vec![disk(number)],
         replicas: 1_234_567,
         errors: 12,
         bad_leaves: 1,
         scrubbed_leaves: 1000,
+        intent: if number == 2 { "decommissioning" } else { "" }.into(),
+        to_move: if number == 2 { 1_234_567 } else { 0 },
+        places: vec![DiskPlaces { disk: disk(number).disk, replicas: 1_234_567, draining: number == 2 }],
+        scrub: vec![ScrubState { disk: disk(number).disk, pass: 12, percent: 100, bad_leaves: 123 }],
     };
+    let movement = Movement { queued: 1, active: 1, done: 5, bytes: 300 << 20, bytes_per_s: 12 << 20 };
     let session = SessionStatus {
         session: SessionId(77),
         label: "a-host-with-a-long-name.example.com:/home/somebody/with/a/long/path".into(),
@@ -50,6 +55,10 @@ fn status() -> Status {
         reclaim_queued: 0,
         warnings: vec!["a disk is nearly full".into(), "word ".repeat(40)],
         trash: TrashStatus { keep_s: 86_400, entries: 1_000_000, bytes: 5 << 40, oldest: Some(Timestamp(0)) },
+        repair: movement,
+        drain: Movement { queued: 1_234_567, ..movement },
+        rebalance: Movement::default(),
+        retired: vec![NodeId(9 << 96)],
     }
 }
 
@@ -67,6 +76,16 @@ fn people_read_it_in_80_columns() {
     assert!(text.starts_with("cluster 00000000000000000000000000000abc: repairing\n"), "{text}");
     assert!(text.contains("slave-2") && text.contains("00000001"), "{text}");
     assert!(text.contains("warning: a disk is nearly full"), "{text}");
+    for line in [
+        "repair    1 queued, 1 active, 5 done (300 MiB, 12.0 MiB/s)\n",
+        "drain     1234567 queued, 1 active, 5 done",
+        "leaving   slave-2: decommissioning, 1234567 replicas to move\n",
+        "retired   00000009\n",
+        "d15c0002  slave-2   draining",
+        "pass 12, 100 %",
+    ] {
+        assert!(text.contains(line), "{line} is missing from\n{text}");
+    }
 }
 
 #[test]
@@ -95,6 +114,12 @@ fn programs_find_the_masters_fields_at_the_top() {
     assert_eq!(value["leases"]["exclusive"], 12);
     assert_eq!(value["nodes"][1]["name"], "slave-2");
     assert_eq!(value["nodes"][0]["disks"][0]["health"], "healthy");
+    assert_eq!(value["nodes"][1]["intent"], "decommissioning");
+    assert_eq!(value["nodes"][1]["to_move"], 1_234_567);
+    let disk = &value["nodes"][1]["disks"][0];
+    assert_eq!((&disk["draining"], &disk["scrub"]["percent"]), (&true.into(), &100.into()));
+    assert_eq!(value["drain"]["bytes_per_s"], 12 << 20);
+    assert_eq!(value["retired"][0], NodeId(9 << 96).to_string());
     assert_eq!(value["local"][0]["pid"], 4711);
     assert_eq!(value["cluster"], "00000000000000000000000000000abc");
 }

@@ -4,12 +4,13 @@ use super::mount::start_mount;
 use crate::admin::Admin;
 use crate::cli;
 use crate::cluster::create::Maker;
-use crate::cluster::layout::{Cluster, Home, Kind};
+use crate::cluster::layout::{Cluster, Home, Kind, NodeName};
 use crate::cluster::mounts;
 use crate::cluster::plan::{self, Existing, Plan, Step, Wanted};
 use crate::cluster::process::{self, Started};
 use crate::remote::{Remote, explained};
 use anyhow::{Context, Result, bail};
+use godrive_proto::admin::Status;
 use std::time::{Duration, Instant};
 
 /// A master that replays a long log needs a while.
@@ -72,7 +73,7 @@ async fn perform(home: &Home, plan: &Plan, maker: &mut Maker) -> Result<()> {
             Step::CreateCluster(parameters) => cluster = Some(maker.cluster(home, *parameters)?),
             Step::CreateNode(name) => maker.node(home, &made(&cluster)?, *name)?,
             Step::CreateMount(number, path) => {
-                let name = crate::cluster::layout::NodeName { kind: Kind::Mount, number: *number };
+                let name = NodeName { kind: Kind::Mount, number: *number };
                 maker.mount(home, &made(&cluster)?, name, path)?;
             }
             Step::Start(name) if name.kind == Kind::Mount => start_mount(home, *name).await?,
@@ -137,8 +138,16 @@ async fn await_slaves(home: &Home, count: u32, started: &mut [Started]) -> Resul
             node.check()?;
         }
         let status = admin.status().await?;
+        let retired = retired(home, &status)?;
         let alive = status.nodes.iter().filter(|node| node.state == "alive").count();
-        if alive >= count as usize {
+        if alive + retired.len() >= count as usize {
+            for name in retired {
+                eprintln!(
+                    "note: {name} was decommissioned and is refused: stop it and remove {}, or take it back with \
+                     `godrive recommission {name}`",
+                    home.node(name).display()
+                );
+            }
             admin.close().await;
             return Ok(status.inodes);
         }
@@ -152,6 +161,18 @@ async fn await_slaves(home: &Home, count: u32, started: &mut [Started]) -> Resul
         }
         tokio::time::sleep(process::TICK).await;
     }
+}
+
+/// Slaves of this folder that were decommissioned.
+fn retired(home: &Home, status: &Status) -> Result<Vec<NodeName>> {
+    let mut retired = Vec::new();
+    for name in home.nodes()?.into_iter().filter(|name| name.kind == Kind::Slave) {
+        let identity = crate::admin::load_identity(&home.node(name).join("identity.pem"))?;
+        if status.retired.contains(&identity.node) {
+            retired.push(name);
+        }
+    }
+    Ok(retired)
 }
 
 fn summary(home: &Home, plan: &Plan) -> Result<()> {

@@ -81,6 +81,8 @@ fn execute(transaction: &mut Transaction<'_>, body: &Body, origin: Origin) -> Do
         Body::NodeRegistered { node, address, domain, disks, boot } => {
             transaction.register_node(*node, *address, domain, disks, *boot).map(done)
         }
+        Body::NodeIntended { node, purpose, disks } => transaction.intend(*node, *purpose, disks).map(done),
+        Body::NodeRetired { node } => transaction.retire(*node).map(done),
         Body::TokenMade { role, secret_hash, expires, uses } => {
             transaction.make_token(*role, *secret_hash, *expires, *uses).map(Reply::Token)
         }

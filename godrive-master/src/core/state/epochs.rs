@@ -3,6 +3,7 @@
 use super::keys;
 use super::transaction::{Result, Transaction, refuse};
 use super::values::{Chunk, Deleted};
+use crate::core::record::Purpose;
 use godrive_proto::data::{Contents, Member};
 use godrive_proto::limits::MAX_MEMBERS;
 use godrive_proto::{ChunkId, Code, Epoch};
@@ -39,6 +40,11 @@ impl Transaction<'_> {
                 Code::Invalid,
                 format!("epoch {epoch} of chunk {id} has {} members", members.len()),
             );
+        }
+        for member in members {
+            if self.intent(member.node)?.purpose == Purpose::Retired {
+                return refuse(Code::Invalid, format!("node {} was decommissioned", member.node));
+            }
         }
         if let Some(deleted) = self.value::<Deleted>(&keys::deleted(id))? {
             return self.install_deleted(id, deleted, epoch, members);

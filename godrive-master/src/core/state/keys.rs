@@ -23,6 +23,7 @@ const SESSION: u8 = 0x30;
 const KEPT: u8 = 0x31;
 const NODE: u8 = 0x40;
 const TOKEN: u8 = 0x41;
+const INTENT: u8 = 0x42;
 
 /// The one key of [`super::values::Meta`].
 pub const META: [u8; 1] = [0x01];
@@ -114,6 +115,10 @@ pub fn node(id: NodeId) -> Key {
 
 pub fn token(id: u64) -> Key {
     key(TOKEN, &[&id.to_be_bytes()])
+}
+
+pub fn intent(id: NodeId) -> Key {
+    key(INTENT, &[&id.0.to_be_bytes()])
 }
 
 /// From the first to behind the last key that begins with `prefix`.
@@ -212,6 +217,10 @@ pub fn kept_of(session: SessionId) -> Range {
 
 pub fn nodes() -> Range {
     prefix(key(NODE, &[]))
+}
+
+pub fn intents() -> Range {
+    prefix(key(INTENT, &[]))
 }
 
 /// The number in the last eight bytes of a key.

@@ -4,7 +4,7 @@ use super::State;
 use super::keys::{self, Range};
 use super::transaction::{Result as Found, Transaction, refuse};
 use super::values::{
-    Chunk, Deleted, Dentry, Entry, Inode, Node, Session, Slot, Token, Trash, Trashed, Value,
+    Chunk, Deleted, Dentry, Entry, Inode, Intent, Node, Session, Slot, Token, Trash, Trashed, Value,
 };
 use crate::core::kv::Key;
 use crate::core::record::Answer;
@@ -225,6 +225,10 @@ impl State {
 
     pub fn nodes(&self) -> Result<Vec<(NodeId, Node)>, Fault> {
         self.page(keys::nodes(), usize::MAX, keys::node_number)
+    }
+
+    pub fn intents(&self) -> Result<Vec<(NodeId, Intent)>, Fault> {
+        self.page(keys::intents(), usize::MAX, keys::node_number)
     }
 
     pub fn token(&self, id: u64) -> Result<Option<Token>, Fault> {

@@ -2,7 +2,8 @@
 
 use super::keys;
 use super::transaction::{Result, Transaction, refuse};
-use super::values::{Cluster, Inode, Node, Token};
+use super::values::{Cluster, Inode, Intent, Node, Token};
+use crate::core::record::Purpose;
 use godrive_proto::lease::ClusterParameters;
 use godrive_proto::limits::{MAX_CHUNK_BYTES, MAX_MEMBERS, MIN_CHUNK_BYTES};
 use godrive_proto::meta::Kind;
@@ -94,10 +95,41 @@ impl Transaction<'_> {
         disks: &[DiskId],
         boot: BootId,
     ) -> Result<()> {
+        if self.intent(id)?.purpose == Purpose::Retired {
+            return refuse(Code::Forbidden, format!("node {id} was decommissioned"));
+        }
         let before = self.value::<Node>(&keys::node(id))?.filter(|node| node.boot == boot);
         let booted_at = before.map_or(self.index, |node| node.booted_at);
         let node = Node { address, domain: domain.to_owned(), disks: disks.to_vec(), boot, booted_at };
         self.put(keys::node(id), &node)
+    }
+
+    pub fn intent(&self, id: NodeId) -> Result<Intent> {
+        Ok(self.value(&keys::intent(id))?.unwrap_or_default())
+    }
+
+    pub fn intend(&mut self, id: NodeId, purpose: Purpose, disks: &[DiskId]) -> Result<()> {
+        let intent = Intent { purpose, disks: disks.to_vec() };
+        if intent == Intent::default() {
+            self.delete(keys::intent(id));
+            return Ok(());
+        }
+        self.put(keys::intent(id), &intent)
+    }
+
+    /// Never with a replica left there, of a deleted chunk either.
+    pub fn retire(&mut self, id: NodeId) -> Result<()> {
+        let Some(node) = self.value::<Node>(&keys::node(id))? else {
+            return refuse(Code::NotFound, format!("node {id} is not known"));
+        };
+        if self.intent(id)?.purpose != Purpose::Decommission {
+            return refuse(Code::Invalid, format!("node {id} is not being decommissioned"));
+        }
+        if !self.scan(&keys::replicas_of(id), 1)?.is_empty() {
+            return refuse(Code::Busy, format!("node {id} still has replicas"));
+        }
+        self.delete(keys::node(id));
+        self.put(keys::intent(id), &Intent { purpose: Purpose::Retired, disks: node.disks })
     }
 
     pub fn make_token(

@@ -3,6 +3,7 @@
 //! A type that changes shape gets a new version and learns to read its predecessor; see docs/MASTER-STORE.md.
 
 use crate::core::kv::StoreError;
+use crate::core::record::Purpose;
 use bytes::Bytes;
 use godrive_proto::data::{ChunkRef, Contents, LayoutTag, Member};
 use godrive_proto::lease::ClusterParameters;
@@ -42,7 +43,7 @@ pub trait Value: Serialize + DeserializeOwned {
 macro_rules! values {
     ($($name:ident)+) => { $(impl Value for $name { const NAME: &'static str = stringify!($name); })+ };
 }
-values! { Meta Inode Dentry Entry Trash Trashed Slot Chunk Deleted Session Node Token }
+values! { Meta Inode Dentry Entry Trash Trashed Slot Chunk Deleted Session Node Token Intent }
 
 impl Value for crate::core::record::Answer {
     const NAME: &'static str = "Answer";
@@ -262,4 +263,12 @@ pub struct Token {
     pub secret_hash: [u8; 32],
     pub expires: Timestamp,
     pub uses_left: u32,
+}
+
+/// What people want of a slave.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    pub purpose: Purpose,
+    /// Disks that are drained by themselves; once it is retired, all that it had.
+    pub disks: Vec<DiskId>,
 }

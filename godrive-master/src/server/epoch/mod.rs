@@ -26,8 +26,10 @@ pub enum Cause {
     Unsettled,
     /// A client or slave met a problem.
     Reported(Problem),
-    /// A replica was copied to this disk and becomes a member.
+    /// A replica was copied to this disk and becomes a member, perhaps in place of the one on another disk of its node.
     Join(Candidate),
+    /// This member leaves, if as many as there should be are left without it.
+    Leave(NodeId),
 }
 
 /// A change that failed is tried again after this, or when a slave comes back; so many at one time.

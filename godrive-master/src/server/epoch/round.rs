@@ -29,6 +29,7 @@ struct Round {
     epoch: Epoch,
     known: Chunk,
     min_replicas: usize,
+    replicas: usize,
     seal_deadline: Duration,
     /// A member that has no voice, because it was found corrupt. It counts as silent: where the others have less than
     /// was held, it may be the only one that has the rest.
@@ -81,6 +82,7 @@ pub async fn one_round(shared: &Arc<Shared>, chunk: ChunkId, cause: &Cause) -> R
     let mut made = Made { contents, ..gather(&answers, &winners) };
     level(shared, &round, &answers, &winners, &mut made).await;
     enlarge(shared, &round, cause, &mut made).await;
+    release(&round, cause, &mut made);
     if made.members.len() < round.min_replicas {
         let detail = format!(
             "chunk {chunk} has {} reachable correct replicas and needs {} (min_replicas): start the missing slaves",
@@ -105,7 +107,8 @@ fn begin(hub: &mut Hub, now: Instant, chunk: ChunkId, cause: &Cause) -> Result<(
     };
     let link = |member: &Member| hub.slaves.links.get(&member.node).map(|link| link.connection.clone());
     let links: Vec<_> = known.members.iter().map(|member| (*member, link(member))).collect();
-    let min_replicas = usize::from(hub.parameters()?.min_replicas);
+    let parameters = hub.parameters()?;
+    let min_replicas = usize::from(parameters.min_replicas);
     let voiced = |member: &Member| Some(member.node) != corrupt;
     let reachable: Vec<NodeId> =
         links.iter().filter(|(m, link)| link.is_some() && voiced(m)).map(|(m, _)| m.node).collect();
@@ -131,7 +134,8 @@ fn begin(hub: &mut Hub, now: Instant, chunk: ChunkId, cause: &Cause) -> Result<(
     let (answer, durable) = hub.decide(Body::EpochPending { chunk, epoch })?;
     answer?;
     let seal_deadline = Duration::from_millis(hub.config.nodes.seal_deadline_ms.into());
-    Ok((Round { chunk, epoch, known, min_replicas, seal_deadline, corrupt, links }, durable))
+    let replicas = usize::from(parameters.replicas);
+    Ok((Round { chunk, epoch, known, min_replicas, replicas, seal_deadline, corrupt, links }, durable))
 }
 
 /// Asks all members at once; those that do not answer are named.
@@ -265,16 +269,19 @@ async fn enlarge(shared: &Arc<Shared>, round: &Round, cause: &Cause, made: &mut 
         }));
     }
     for candidate in joiners {
-        if made.members.iter().any(|member| member.node == candidate.node) {
+        // A member moves to another disk of its node.
+        let moves = made.members.iter().position(|member| member.node == candidate.node);
+        if moves.is_some_and(|at| made.members[at].disk == candidate.disk) {
             continue;
         }
         let found = shared.with(|hub, _| {
             let link = hub.slaves.links.get(&candidate.node).map(|link| link.connection.clone());
             Some((hub.member(&candidate)?, link?))
         });
-        let (Some((member, connection)), Some(source)) = (found, made.members.first().copied()) else {
-            continue;
-        };
+        // From another member, if there is one.
+        let mut sources = made.members.iter();
+        let source = sources.clone().find(|member| member.node != candidate.node).or(sources.next()).copied();
+        let (Some((member, connection)), Some(source)) = (found, source) else { continue };
         // A chunk that was never written is created by its installation.
         if made.contents.version.0 > 0 {
             let request = copy(round, member, source, made.contents, false);
@@ -288,8 +295,24 @@ async fn enlarge(shared: &Arc<Shared>, round: &Round, cause: &Cause, made: &mut 
                 }
             }
         }
-        made.members.push(member);
-        made.connections.push(connection);
+        match moves {
+            Some(at) => made.members[at] = member,
+            None => {
+                made.members.push(member);
+                made.connections.push(connection);
+            }
+        }
+    }
+}
+
+/// Lets the member go that is to leave. It was asked like the others, so that what only it has is not lost.
+fn release(round: &Round, cause: &Cause, made: &mut Made) {
+    let Cause::Leave(node) = cause else { return };
+    if made.members.len() > round.replicas
+        && let Some(at) = made.members.iter().position(|member| member.node == *node)
+    {
+        made.members.remove(at);
+        made.connections.remove(at);
     }
 }
 

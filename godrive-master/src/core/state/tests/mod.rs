@@ -3,6 +3,7 @@
 mod chunks;
 mod invariants;
 mod model;
+mod nodes;
 mod random;
 mod replay;
 mod sessions;

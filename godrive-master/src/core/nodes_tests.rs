@@ -1,0 +1,128 @@
+use super::*;
+use crate::core::state::values::Intent;
+use godrive_proto::ClusterId;
+
+const A: NodeId = NodeId(1);
+const B: NodeId = NodeId(2);
+
+fn s(seconds: u64) -> Instant {
+    Instant(seconds * 1_000_000_000)
+}
+
+fn state(disk: u128, health: DiskHealth) -> DiskState {
+    DiskState { disk: DiskId(disk), total_bytes: 100, free_bytes: 50, chunks: 0, health }
+}
+
+fn announce(disks: &[u128]) -> RegisterRequest {
+    RegisterRequest {
+        cluster: ClusterId(1),
+        boot: BootId(7),
+        address: SocketAddr::from(([127, 0, 0, 1], 1)),
+        domain: String::new(),
+        disks: disks.iter().map(|disk| state(*disk, DiskHealth::Healthy)).collect(),
+    }
+}
+
+fn pulse(disk: u128, health: DiskHealth) -> HeartbeatRequest {
+    HeartbeatRequest {
+        disks: vec![state(disk, health)],
+        scrubbed_leaves: 0,
+        bad_leaves: 0,
+        errors: 0,
+        stable: vec![],
+        scrub: vec![ScrubState { disk: DiskId(disk), pass: 1, percent: 50, bad_leaves: 0 }],
+    }
+}
+
+fn nodes() -> Nodes {
+    Nodes::new(Settings { suspect_after: Duration::from_secs(3), dead_after: Duration::from_secs(10) })
+}
+
+#[test]
+fn silence_makes_suspect_then_dead() {
+    let mut nodes = nodes();
+    nodes.register(s(0), A, &announce(&[1])).unwrap();
+    assert_eq!(nodes.health(s(2), A), Health::Alive);
+    assert_eq!(nodes.health(s(3), A), Health::Suspect);
+    assert_eq!(nodes.health(s(10), A), Health::Dead);
+    nodes.heartbeat(s(11), A, &pulse(1, DiskHealth::Healthy)).unwrap();
+    assert_eq!(nodes.health(s(11), A), Health::Alive);
+    assert_eq!(nodes.health(s(11), B), Health::Dead);
+}
+
+#[test]
+fn a_lost_connection_or_an_unanswered_command_makes_suspect_at_once() {
+    let mut nodes = nodes();
+    nodes.register(s(0), A, &announce(&[1])).unwrap();
+    nodes.disconnected(A);
+    assert_eq!(nodes.health(s(0), A), Health::Suspect);
+    assert_eq!(nodes.heartbeat(s(1), A, &pulse(1, DiskHealth::Healthy)).unwrap_err().code, Code::NotReady);
+    nodes.register(s(1), A, &announce(&[1])).unwrap();
+    assert_eq!(nodes.health(s(1), A), Health::Alive);
+    nodes.suspect(s(1), A);
+    nodes.heartbeat(s(2), A, &pulse(1, DiskHealth::Healthy)).unwrap();
+    assert_eq!(nodes.health(s(2), A), Health::Suspect);
+    nodes.heartbeat(s(5), A, &pulse(1, DiskHealth::Healthy)).unwrap();
+    assert_eq!(nodes.health(s(5), A), Health::Alive);
+}
+
+#[test]
+fn a_disk_has_one_bearer_until_the_bearer_is_dead() {
+    let mut nodes = nodes();
+    nodes.register(s(0), A, &announce(&[1])).unwrap();
+    assert_eq!(nodes.register(s(1), B, &announce(&[1])).unwrap_err().code, Code::Busy);
+    assert!(nodes.register(s(1), B, &announce(&[2, 2])).is_err());
+    nodes.register(s(20), B, &announce(&[1])).unwrap();
+    assert!(nodes.register(s(21), A, &announce(&[1])).is_err());
+}
+
+#[test]
+fn full_disks_have_no_room_and_failed_ones_are_no_candidates() {
+    let mut nodes = nodes();
+    nodes.register(s(0), A, &announce(&[1])).unwrap();
+    nodes.register(s(0), B, &announce(&[2])).unwrap();
+    let mut reserved = Reservations::default();
+    reserved.reserve(godrive_proto::ChunkId(1), 20, vec![DiskId(1)]);
+    let free = |nodes: &Nodes, at| -> Vec<(DiskId, u64)> {
+        nodes.candidates(at, &reserved).iter().map(|c| (c.disk, c.free_bytes)).collect()
+    };
+    assert_eq!(free(&nodes, s(1)), [(DiskId(1), 30), (DiskId(2), 50)]);
+    nodes.heartbeat(s(2), A, &pulse(1, DiskHealth::Full)).unwrap();
+    assert_eq!(free(&nodes, s(2)), [(DiskId(1), 0), (DiskId(2), 50)]);
+    nodes.heartbeat(s(4), A, &pulse(1, DiskHealth::Failed)).unwrap();
+    assert_eq!(nodes.replica_health(s(4), A, DiskId(1)), Health::Dead);
+    assert_eq!(free(&nodes, s(4)), []);
+}
+
+#[test]
+fn drained_disks_are_no_candidates_and_their_replicas_live() {
+    let mut nodes = nodes();
+    nodes.register(s(0), A, &announce(&[1, 2])).unwrap();
+    nodes.register(s(0), B, &announce(&[3])).unwrap();
+    let free = |nodes: &Nodes| -> Vec<DiskId> {
+        nodes.candidates(s(1), &Reservations::default()).iter().map(|c| c.disk).collect()
+    };
+    nodes.intents.set(A, Intent { purpose: Purpose::Serve, disks: vec![DiskId(2)] });
+    assert_eq!((free(&nodes), nodes.troubled_disks(A)), (vec![DiskId(1), DiskId(3)], vec![DiskId(2)]));
+    nodes.intents.set(A, Intent { purpose: Purpose::Decommission, disks: vec![] });
+    assert_eq!((free(&nodes), nodes.troubled_disks(A)), (vec![DiskId(3)], vec![DiskId(1), DiskId(2)]));
+    assert_eq!(nodes.replica_health(s(1), A, DiskId(2)), Health::Alive);
+    assert_eq!([nodes.is_given_up(s(1), A), nodes.is_given_up(s(10), A)], [false, true]);
+    let replicas = BTreeMap::from([((A, DiskId(1)), 4), ((A, DiskId(9)), 2), ((B, DiskId(3)), 6)]);
+    let status = nodes.status(s(1), &replicas);
+    assert_eq!((status[0].intent.as_str(), status[0].replicas, status[0].to_move), ("decommissioning", 6, 6));
+    assert_eq!((status[1].intent.as_str(), status[1].replicas, status[1].to_move), ("", 6, 0));
+    nodes.forget(A);
+    nodes.intents.set(A, Intent { purpose: Purpose::Retired, disks: vec![DiskId(1), DiskId(2)] });
+    assert_eq!(nodes.register(s(2), A, &announce(&[7])).unwrap_err().code, Code::Forbidden);
+    assert_eq!(nodes.register(s(2), B, &announce(&[3, 1])).unwrap_err().code, Code::Forbidden);
+}
+
+#[test]
+fn after_a_restart_known_nodes_have_the_grace_of_silence() {
+    let mut nodes = nodes();
+    let address = SocketAddr::from(([127, 0, 0, 1], 1));
+    nodes.recovered(s(100), Known { node: A, address, domain: String::new(), disks: vec![DiskId(1)] });
+    assert_eq!(nodes.replica_health(s(101), A, DiskId(1)), Health::Suspect);
+    assert_eq!(nodes.replica_health(s(110), A, DiskId(1)), Health::Dead);
+}
