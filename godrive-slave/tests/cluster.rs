@@ -1,5 +1,8 @@
 //! Slaves over real QUIC on loopback, with a hand-written client and master.
 
+#[path = "cluster/guards.rs"]
+mod guards;
+
 use bytes::Bytes;
 use godrive_disk::{Disk, SimulatedDisk};
 use godrive_proto::cluster::*;
