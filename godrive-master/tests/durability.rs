@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Answer, Client, Cluster, create, name, quick};
-use godrive_disk::SimulatedDisk;
+use godrive_disk::{Disk, SimulatedDisk};
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::lease::{Ended, Own, OwnRequest, Resume, ResumeRequest};
 use godrive_proto::meta::*;

@@ -260,7 +260,10 @@ impl Replay<'_> {
             let record = match read_header(file, segment, block, blocks)? {
                 Ok(record) if record.sequence == *next => record,
                 Err(RecordError::Format(format)) => {
-                    return Err(refuse(format!("{} has records of format {format}", log::path(segment))));
+                    return Err(anew(format!(
+                        "{} has records of format {format}: a later program wrote them, or they are damaged",
+                        log::path(segment)
+                    )));
                 }
                 _ => return self.end(file, segment, block, blocks, *next).map(Some),
             };

@@ -12,7 +12,7 @@ struct Small {
 
 /// Some records in a checkpoint, some behind it in the log, from which those of the checkpoint are cut.
 fn small() -> Small {
-    let history = history(40);
+    let history = history(33);
     let expected = expected(&history).pop().unwrap();
     let disk = Arc::new(SimulatedDisk::new(1 << 30));
     let Recovered { mut state, mut log, .. } = reopen(&disk).unwrap();
