@@ -184,6 +184,19 @@ async fn members_with_other_contents_of_one_version_are_found_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_fsync_without_data_makes_stable_what_all_members_have() {
+    let cluster = Cluster::start(2).await;
+    let leaf = [1; LEAF];
+    let applied = cluster.delta(&[0, 1], &delta(1, 0, 0, &leaf), &leaf).await.unwrap();
+    assert!(!applied.stable);
+    let chain = vec![cluster.members[1]];
+    let sync = SyncRequest { chunk: ChunkId(1), epoch: Epoch(1), version: Version(1), chain };
+    let slave = cluster.to(0).await;
+    let synced = slave.call::<Sync>(RequestHeader::default(), &sync, &[], DEADLINE).await.unwrap().body;
+    assert_eq!((synced.contents, synced.stable), (applied.contents, true));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_a_successor_answers_counts() {
     let cluster = Cluster::start(1).await;
     let (member, endpoint) = cluster.played(50);

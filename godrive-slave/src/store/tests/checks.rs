@@ -94,3 +94,21 @@ fn an_index_that_is_not_of_this_log_is_refused() {
     let error = DiskStore::open(Arc::new(own), options(), DiskId(9), NOW).err().unwrap().to_string();
     assert!(error.contains("do not belong together"), "{error}");
 }
+
+/// Of what was written to a new segment and never synced, any pages may be left: its header is.
+#[test]
+fn a_new_segment_opens_whatever_is_left_of_its_first_records() {
+    for seed in 0..80 {
+        let disk = SimulatedDisk::new(1 << 30);
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let store = open(&disk);
+        for base in 0..3 {
+            let (request, payload) = one_leaf(1, base, base as u8);
+            apply(&store, &request, &payload).unwrap();
+        }
+        drop(store);
+        disk.crash(&mut rng);
+        let opened = DiskStore::open(Arc::new(disk), options(), DiskId(9), NOW);
+        opened.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    }
+}
