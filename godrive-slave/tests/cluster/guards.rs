@@ -42,7 +42,13 @@ impl Cluster {
 
     fn install(&self, chunk: u64, epoch: u64, contents: Contents) -> InstallRequest {
         let disk = self.members[0].disk;
-        InstallRequest { chunk: ChunkId(chunk), chunk_bytes: CHUNK_BYTES, disk, epoch: Epoch(epoch), contents }
+        InstallRequest {
+            chunk: ChunkId(chunk),
+            chunk_bytes: CHUNK_BYTES,
+            disk,
+            epoch: Epoch(epoch),
+            contents,
+        }
     }
 
     /// A member, or the source of a copy, that a test plays.
@@ -103,14 +109,14 @@ async fn what_a_command_answered_survives_a_loss_of_power() {
         let late = cluster.delta(&[0], &chunk_delta(sealed, 1, 1, &leaf), &leaf).await;
         assert_eq!(code(late), Code::WrongEpoch, "{context}: the seal");
 
-        let none = Contents {
-            version: Version(0),
-            digest: sums::empty_digest(ChunkId(empty), CHUNK_BYTES),
-        };
+        let none = Contents { version: Version(0), digest: sums::empty_digest(ChunkId(empty), CHUNK_BYTES) };
         let install = cluster.install(empty, 2, none);
         cluster.master.command::<Install>(to(&cluster), 1, &install).await.unwrap();
         cluster.lose_power(0, round).await;
-        cluster.read_chunk(0, empty, 2, 0).await.unwrap_or_else(|fault| panic!("{context}: installed, {fault}"));
+        cluster
+            .read_chunk(0, empty, 2, 0)
+            .await
+            .unwrap_or_else(|fault| panic!("{context}: installed, {fault}"));
 
         let delete = DeleteRequest { chunks: vec![(ChunkId(deleted), Epoch(1))] };
         cluster.master.command::<Delete>(to(&cluster), 1, &delete).await.unwrap();

@@ -47,7 +47,9 @@ impl Small {
         let disk = Arc::new(SimulatedDisk::new(1 << 30));
         disk.create_directory("log").unwrap();
         let (_, logs) = self.files.split_last().unwrap();
-        for (path, bytes) in logs.iter().map(|(path, bytes)| (path.as_str(), &bytes[..])).chain([("state.redb", store)]) {
+        for (path, bytes) in
+            logs.iter().map(|(path, bytes)| (path.as_str(), &bytes[..])).chain([("state.redb", store)])
+        {
             disk.open(path, true).unwrap().write_at(&[bytes], 0).unwrap();
         }
         let started = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

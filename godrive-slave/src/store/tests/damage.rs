@@ -94,7 +94,8 @@ impl Small {
 
 /// The last record: its header, and the leaf behind it.
 fn last_record(store: &DiskStore) -> std::ops::Range<u64> {
-    let Location { block, .. } = store.find(Key::live(ChunkId(4))).unwrap().unwrap().read().leaves.leaf(0).unwrap().1;
+    let Location { block, .. } =
+        store.find(Key::live(ChunkId(4))).unwrap().unwrap().read().leaves.leaf(0).unwrap().1;
     (u64::from(block) - 1) * LEAF as u64..(u64::from(block) + 1) * LEAF as u64
 }
 
