@@ -42,6 +42,25 @@ impl redb::StorageBackend for FileBackend {
     }
 }
 
+/// Opens a database, or makes one in an empty file. By itself redb trusts what it reads unless it was not closed: here the
+/// checksums of all pages are compared first, so that nothing which the disk has changed is taken for what was written.
+/// That reads the whole file.
+pub fn open_verified(
+    backend: impl redb::StorageBackend,
+    cache_bytes: usize,
+) -> Result<redb::Database, redb::Error> {
+    let open = || {
+        let mut database =
+            redb::Database::builder().set_cache_size(cache_bytes).create_with_backend(backend)?;
+        // False: what is free was counted anew. The last commit is whole, or this is an error.
+        let _counted_right = database.check_integrity()?;
+        Ok(database)
+    };
+    // Damage may lead redb out of its bounds before it is noticed.
+    let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(open));
+    opened.unwrap_or_else(|_| Err(redb::Error::Corrupted("its pages lead nowhere".into())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,7 @@
 //! loses at a crash what was never synced. All calls block; callers choose the thread (see [`blocking`]).
 //!
 //! Beside them the two helpers that both daemons need: [`GroupSync`], which turns many waiters into few
-//! fdatasyncs, and [`FileBackend`], which puts redb on a file of such a disk.
+//! fdatasyncs, and [`FileBackend`], which puts redb on a file of such a disk, with [`open_verified`] in front of it.
 
 use std::io;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ mod group;
 mod real;
 mod simulated;
 
-pub use backend::FileBackend;
+pub use backend::{FileBackend, open_verified};
 pub use group::{GroupSync, SyncFailed, blocking};
 pub use real::RealDisk;
 pub use simulated::{Counters, Faults, SimulatedDisk};

@@ -257,6 +257,20 @@ mod tests {
         assert!(disk.space().unwrap().free_bytes > 0);
     }
 
+    /// Files that cannot be synced say so: each call reaches the system.
+    #[test]
+    fn a_sync_asks_the_system() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = RealDisk::open(root.path()).unwrap();
+        let pipe = CString::new(root.path().join("pipe").as_os_str().as_bytes()).unwrap();
+        // SAFETY: the path is a valid string for the length of the call.
+        assert_eq!(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }, 0);
+        let error = disk.open("pipe", false).unwrap().sync().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+        let proc = RealDisk::open_existing("/proc/self/fdinfo").unwrap();
+        assert_eq!(proc.sync_directory("").unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    }
+
     #[test]
     fn a_second_opener_and_an_escape_are_refused() {
         let root = tempfile::tempdir().unwrap();

@@ -533,3 +533,33 @@ async fn a_retried_create_gets_its_layout_again() {
     let request = LayoutsRequest { inodes: vec![other, own, Ino(u64::MAX)], range };
     assert_eq!(client.call::<GetLayouts>(&request).await.unwrap(), [(own, layout)]);
 }
+
+/// What a member was told and the master forgot with its power would be another epoch the next time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_epoch_is_on_stable_storage_before_its_members_hear_of_it() {
+    const A_WHILE: Duration = Duration::from_millis(300);
+    let cluster = Cluster::start(quick(2)).await;
+    let slaves = slaves(&cluster, 2).await;
+    let client = cluster.client("a").await;
+    let (_, layout) = written(&client, &slaves, "f").await;
+    client.call::<Barrier>(&()).await.unwrap();
+    let heard = |word: &str| {
+        slaves.iter().any(|slave| slave.store.log.lock().unwrap().iter().any(|entry| entry.starts_with(word)))
+    };
+    // No sync of the log ends from the first seal on.
+    let gate = cluster.gate.clone();
+    *slaves[0].store.on_seal.lock().unwrap() = Some(Box::new(move || gate.set_closed(true)));
+    cluster.gate.set_closed(true);
+    let watch = async {
+        tokio::time::sleep(A_WHILE).await;
+        assert!(!heard("seal"), "sealed for an epoch that may be lost");
+        cluster.gate.set_closed(false);
+        eventually("the members are sealed", async || heard("seal").then_some(())).await;
+        tokio::time::sleep(A_WHILE).await;
+        assert!(!heard("install"), "installed an epoch that may be lost");
+        *slaves[0].store.on_seal.lock().unwrap() = None;
+        cluster.gate.set_closed(false);
+    };
+    let (reported, ()) = tokio::join!(report(&client, &layout, Problem::Diverged), watch);
+    assert!(reported.unwrap().epoch > layout.epoch && heard("install"));
+}

@@ -3,12 +3,15 @@
 
 mod common;
 
-use common::{Answer, Cluster, create, name, quick};
+use common::{Answer, Client, Cluster, create, name, quick};
+use godrive_disk::{Disk, SimulatedDisk};
 use godrive_proto::frame::RequestHeader;
-use godrive_proto::lease::{Ended, Own, OwnRequest};
+use godrive_proto::lease::{Ended, Own, OwnRequest, Resume, ResumeRequest};
 use godrive_proto::meta::*;
 use godrive_proto::time::Timestamp;
-use godrive_proto::{Code, Operation, ROOT};
+use godrive_proto::{Code, Operation, ROOT, Term};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
 
 /// An answer that must wait for the log does not come within this time.
 const A_WHILE_MS: u32 = 300;
@@ -138,4 +141,86 @@ async fn a_restarted_master_tells_where_the_log_of_the_term_before_ended() {
     one.reconnect(&cluster).await;
     assert_eq!(one.call::<Ended>(&term).await.unwrap(), None, "another term lies between");
     assert!(one.call::<Ended>(&term.next()).await.unwrap().is_some_and(|later| later > last));
+}
+
+/// On a disk of which a loss of power leaves only what was synced.
+fn on_a_simulated_disk() -> (Cluster, SimulatedDisk) {
+    let disk = SimulatedDisk::new(1 << 30);
+    let mut cluster = Cluster::new(quick(1));
+    cluster.simulated = Some(disk.clone());
+    (cluster, disk)
+}
+
+/// The power fails so many changes of the disk after the master was told to stop. True: it had stopped before.
+async fn lose_power(cluster: &mut Cluster, disk: &SimulatedDisk, changes: u64) -> bool {
+    disk.stop_after(changes);
+    let stopped = cluster.try_stop().await.is_ok();
+    disk.crash(&mut SmallRng::seed_from_u64(changes));
+    stopped
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_term_that_served_is_never_served_again() {
+    let (mut cluster, disk) = on_a_simulated_disk();
+    let mut last = Term(0);
+    for seed in 0..12 {
+        cluster.boot().await.unwrap();
+        let term = cluster.status().await.term;
+        assert!(term > last, "seed {seed}: {term} after {last}");
+        last = term;
+        // Not one more change: what is there was there when it served.
+        disk.stop_after(0);
+        cluster.try_stop().await.unwrap_err();
+        disk.crash(&mut SmallRng::seed_from_u64(seed));
+    }
+}
+
+/// The same client again, which holds nothing.
+async fn resume(client: &mut Client, cluster: &Cluster) {
+    client.reconnect(cluster).await;
+    client.call::<Resume>(&ResumeRequest { exclusive: vec![], open: vec![], last: true }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_stop_that_is_cut_off_anywhere_loses_nothing_that_was_synced() {
+    let (mut cluster, disk) = on_a_simulated_disk();
+    cluster.boot().await.unwrap();
+    let mut client = cluster.client("a").await;
+    for changes in 0..40 {
+        client.make_directory(&format!("synced{changes}")).await.unwrap();
+        client.call::<Barrier>(&()).await.unwrap();
+        let synced = cluster.status().await.inodes;
+        // Answered and not yet on stable storage: the checkpoint of the stop must not be ahead of it.
+        client.make_directory(&format!("answered{changes}")).await.unwrap();
+        lose_power(&mut cluster, &disk, changes).await;
+        cluster.boot().await.unwrap_or_else(|error| panic!("after {changes} changes: {error:#}"));
+        let found = cluster.status().await.inodes;
+        assert!(found >= synced, "after {changes} changes: {found} inodes of {synced}");
+        resume(&mut client, &cluster).await;
+    }
+}
+
+/// The log has two segments, of which the checkpoint of the stop makes the first superfluous.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_log_is_cut_behind_a_checkpoint_wherever_that_is_cut_off() {
+    let (mut cluster, disk) = on_a_simulated_disk();
+    cluster.boot().await.unwrap();
+    let client = cluster.client("a").await;
+    let ino = client.create("f").await.unwrap().entry.attr.ino;
+    let segments = || disk.list("log").unwrap().len();
+    let (name, value, mode) = (b"user.large".to_vec(), vec![7; 65_536], SetXattrMode::Set);
+    let request = SetXattrRequest { ino, name, value, mode };
+    while segments() == 1 {
+        client.mutate::<SetXattr>(&request).await.unwrap();
+    }
+    client.call::<Barrier>(&()).await.unwrap();
+    let mut cut_off = 0;
+    while !lose_power(&mut cluster, &disk, cut_off).await {
+        cut_off += 1;
+        cluster.boot().await.unwrap_or_else(|error| panic!("after {cut_off} changes: {error:#}"));
+        assert_eq!(cluster.status().await.inodes, 2, "after {cut_off} changes");
+    }
+    assert!(cut_off > 5 && segments() == 1, "{cut_off}, {} segments", segments());
+    cluster.boot().await.unwrap();
+    assert_eq!(cluster.status().await.inodes, 2);
 }

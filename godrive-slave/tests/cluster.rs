@@ -1,5 +1,8 @@
 //! Slaves over real QUIC on loopback, with a hand-written client and master.
 
+#[path = "cluster/guards.rs"]
+mod guards;
+
 use bytes::Bytes;
 use godrive_disk::{Disk, SimulatedDisk};
 use godrive_proto::cluster::*;
@@ -34,6 +37,7 @@ struct Cluster {
     slaves: Vec<Option<Slave>>,
     disks: Vec<SimulatedDisk>,
     members: Vec<Member>,
+    scrub_bytes_per_s: u64,
 }
 
 /// A master that registers slaves, keeps what they say, and can send commands.
@@ -137,7 +141,9 @@ impl Cluster {
         let client = endpoint(&authority.issue(Role::Client, NodeId(500), NOW_S).unwrap());
         let master = FakeMaster::start(&authority.issue(Role::Master, NodeId(100), NOW_S).unwrap());
         let disks = (0..count).map(|_| SimulatedDisk::new(1 << 30)).collect();
-        let mut cluster = Self { authority, client, master, slaves: Vec::new(), disks, members: Vec::new() };
+        let (slaves, members) = (Vec::new(), Vec::new());
+        let mut cluster =
+            Self { authority, client, master, slaves, disks, members, scrub_bytes_per_s: 1 << 30 };
         for at in 0..count {
             cluster.slaves.push(None);
             cluster.start_slave(at).await;
@@ -151,7 +157,7 @@ impl Cluster {
             listen: local(),
             master: self.master.endpoint.local_address(),
             reserve_bytes: Some(0),
-            scrub_bytes_per_s: 1 << 30,
+            scrub_bytes_per_s: self.scrub_bytes_per_s,
             ..Config::default()
         };
         let world = World {

@@ -1,3 +1,5 @@
+mod damage;
+
 use super::*;
 use crate::core::record::Body;
 use godrive_disk::{Faults, SimulatedDisk};

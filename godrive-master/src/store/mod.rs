@@ -84,7 +84,7 @@ impl Store {
 }
 
 fn open_database(backend: impl StorageBackend, options: StoreOptions) -> Result<Database, redb::Error> {
-    let database = Database::builder().set_cache_size(options.page_bytes).create_with_backend(backend)?;
+    let database = godrive_disk::open_verified(backend, options.page_bytes)?;
     let mut transaction = database.begin_write()?;
     transaction.set_quick_repair(true);
     transaction.open_table(TABLE)?;

@@ -38,7 +38,7 @@ pub struct Recovered {
 
 #[derive(Debug, thiserror::Error)]
 pub enum RecoveryError {
-    #[error(transparent)]
+    #[error("{STORE}: {0}. Put back the whole directory from one backup, unless the disk can be mended")]
     Store(#[from] StoreError),
     #[error(transparent)]
     Log(#[from] LogError),

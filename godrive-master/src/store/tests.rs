@@ -1,3 +1,5 @@
+mod damage;
+
 use super::*;
 use crate::core::kv::MemoryKv;
 use crate::core::record::{Body, Mutation, Origin, Record, Reply};

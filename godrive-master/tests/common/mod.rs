@@ -7,6 +7,7 @@ pub mod gate;
 pub mod slave;
 
 use gate::{Gate, GatedDisk};
+use godrive_disk::{Disk, SimulatedDisk};
 use godrive_master::{Config, Master, World, config};
 use godrive_proto::admin::{GetStatus, Status};
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
@@ -63,6 +64,8 @@ pub struct Cluster {
     pub address: SocketAddr,
     /// Closed, no sync of the master ends.
     pub gate: Arc<Gate>,
+    /// In place of the directory.
+    pub simulated: Option<SimulatedDisk>,
     next_node: AtomicU64,
 }
 
@@ -75,11 +78,18 @@ impl Drop for Cluster {
 
 impl Cluster {
     pub async fn start(config: Config) -> Self {
+        let mut cluster = Self::new(config);
+        cluster.boot().await.unwrap();
+        cluster
+    }
+
+    /// Its master is not started yet.
+    pub fn new(config: Config) -> Self {
         // The machine's time and process id make clusters differ; nothing here depends on which.
         let id = ClusterId(u128::from(std::process::id()) << 64 | now_s() as u128);
         let authority = Arc::new(Authority::create(id, now_s()).unwrap());
         let identity = authority.issue(Role::Master, NodeId(1), now_s()).unwrap();
-        let mut cluster = Self {
+        Self {
             authority,
             id,
             config,
@@ -88,10 +98,9 @@ impl Cluster {
             master: None,
             address: SocketAddr::from(LOOPBACK),
             gate: Arc::default(),
+            simulated: None,
             next_node: AtomicU64::new(100),
-        };
-        cluster.boot().await.unwrap();
-        cluster
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -119,8 +128,12 @@ impl Cluster {
     }
 
     fn world(&self) -> World {
+        let disk: Arc<dyn Disk> = match &self.simulated {
+            Some(disk) => Arc::new(disk.clone()),
+            None => Arc::new(GatedDisk::open(self.directory.path(), self.gate.clone())),
+        };
         World {
-            disk: Arc::new(GatedDisk::open(self.directory.path(), self.gate.clone())),
+            disk,
             sockets: Arc::new(MachineSockets),
             clock: Arc::new(MachineClock),
             seed: 7,
@@ -131,7 +144,11 @@ impl Cluster {
     }
 
     pub async fn stop(&mut self) {
-        self.master.take().unwrap().stop().await.unwrap();
+        self.try_stop().await.unwrap();
+    }
+
+    pub async fn try_stop(&mut self) -> anyhow::Result<()> {
+        self.master.take().unwrap().stop().await
     }
 
     pub async fn restart(&mut self) {

@@ -26,6 +26,8 @@ pub struct Store {
     pub log: Mutex<Vec<String>>,
     /// As announced and told with each heartbeat.
     pub disks: Mutex<Vec<DiskState>>,
+    /// Before a seal is answered.
+    pub on_seal: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 pub struct Slave {
@@ -217,6 +219,9 @@ async fn answer(store: Arc<Store>, disk: DiskId, boot: BootId, incoming: Incomin
 
 fn seal(store: &Store, request: SealRequest) -> Option<ReplicaState> {
     store.log.lock().unwrap().push(format!("seal {} {}", request.chunk, request.epoch));
+    if let Some(act) = &*store.on_seal.lock().unwrap() {
+        act();
+    }
     let mut replicas = store.replicas.lock().unwrap();
     let replica = replicas.get_mut(&request.chunk)?;
     replica.sealed = request.epoch;

@@ -24,6 +24,16 @@ fn refuse(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
+/// Refuses what the disk has lost: the cluster has it elsewhere.
+fn anew(text: String) -> io::Error {
+    refuse(format!("{text}. Empty the directory to let the cluster make its replicas anew"))
+}
+
+/// What cannot be read is an error of the disk; what reads as nonsense is damage.
+fn of_index(error: io::Error) -> io::Error {
+    if error.raw_os_error().is_some() { error } else { anew(error.to_string()) }
+}
+
 /// What the replay found where it ended.
 struct Tail {
     /// Of the next record.
@@ -46,15 +56,12 @@ impl DiskStore {
             }
         };
         if !disk.exists(table::FILE)? {
-            return Err(refuse(format!(
-                "{} is missing: what the segments hold cannot be known. Empty the directory to let the cluster make its replicas anew",
-                table::FILE
-            )));
+            return Err(anew(format!("{} is missing: what the segments hold cannot be known", table::FILE)));
         }
-        let table = Table::open(&*disk, false)?;
-        let checkpoint =
-            table.checkpoint()?.ok_or_else(|| refuse(format!("{} has no checkpoint", table::FILE)))?;
-        let mut live = table.segments()?;
+        let table = Table::open(&*disk, false).map_err(of_index)?;
+        let checkpoint = table.checkpoint().map_err(of_index)?;
+        let checkpoint = checkpoint.ok_or_else(|| anew(format!("{} has no checkpoint", table::FILE)))?;
+        let mut live = table.segments().map_err(of_index)?;
         let segments = segments(&*disk)?;
         live.entry(checkpoint.segment).or_insert(0);
         let index = Index::new(live, table.count()?, options.index_bytes);
@@ -143,7 +150,7 @@ impl DiskStore {
         let mut replica = replica.write();
         self.settle(&mut replica, record, place);
         if replica.life == Life::Live && replica.leaves.digest() != record.digest {
-            return Err(refuse(format!(
+            return Err(anew(format!(
                 "record {} leaves chunk {} with another digest than it says: index and log do not belong together",
                 record.sequence, record.chunk
             )));
@@ -223,12 +230,11 @@ impl Replay<'_> {
                         tail.unmade = Some(segment);
                         break;
                     }
-                    None => return Err(refuse(format!("the header of {} is damaged", log::path(segment)))),
+                    None => return Err(anew(format!("the header of {} is damaged", log::path(segment)))),
                     Some(sequence) if sequence != tail.sequence => {
                         let (path, end) = (log::path(segment), tail.sequence);
-                        return Err(refuse(format!(
-                            "{path} begins with record {sequence}, but the log before it ends below {end}: records are damaged or lost. \
-                             Empty the directory to let the cluster make its replicas anew"
+                        return Err(anew(format!(
+                            "{path} begins with record {sequence}, but the log before it ends below {end}: records are damaged or lost"
                         )));
                     }
                     Some(_) => {}
@@ -254,7 +260,10 @@ impl Replay<'_> {
             let record = match read_header(file, segment, block, blocks)? {
                 Ok(record) if record.sequence == *next => record,
                 Err(RecordError::Format(format)) => {
-                    return Err(refuse(format!("{} has records of format {format}", log::path(segment))));
+                    return Err(anew(format!(
+                        "{} has records of format {format}: a later program wrote them, or they are damaged",
+                        log::path(segment)
+                    )));
                 }
                 _ => return self.end(file, segment, block, blocks, *next).map(Some),
             };
@@ -305,10 +314,8 @@ impl Replay<'_> {
 }
 
 fn damaged(segment: u32, block: u32) -> io::Error {
-    refuse(format!(
-        "{}, block {block}: a record that was on stable storage is damaged. Empty the directory to let the cluster make its replicas anew",
-        log::path(segment)
-    ))
+    let path = log::path(segment);
+    anew(format!("{path}, block {block}: a record that was on stable storage is damaged"))
 }
 
 fn read_header(

@@ -145,12 +145,10 @@ fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> io::Result<T> 
 }
 
 impl Table {
-    /// Opens or, with `create`, makes the file.
+    /// Opens or, with `create`, makes the file; all of it has the checksums that it should have.
     pub fn open(disk: &dyn Disk, create: bool) -> io::Result<Self> {
         let backend = FileBackend::new(disk.open(FILE, create)?);
-        let db =
-            Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend).map_err(to_io)?;
-        Ok(Self { db })
+        Ok(Self { db: godrive_disk::open_verified(backend, CACHE_BYTES).map_err(to_io)? })
     }
 
     pub fn commit(&self, changes: &Changes) -> io::Result<()> {

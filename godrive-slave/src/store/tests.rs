@@ -1,5 +1,7 @@
 //! The store against a plain model, with restarts, crashes, rot and full disks.
 
+mod checks;
+mod damage;
 mod syncs;
 
 use super::fsck;

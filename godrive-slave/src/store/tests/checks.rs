@@ -1,0 +1,114 @@
+//! Versions, epochs and digests that the store compares, one by one.
+
+use super::*;
+use godrive_proto::data::FetchRequest;
+
+#[test]
+fn what_has_moved_on_is_not_read_under_its_old_version_or_epoch() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    for base in 0..2 {
+        let (request, payload) = one_leaf(1, base, base as u8);
+        apply(&store, &request, &payload).unwrap();
+    }
+    let read = |epoch, version| {
+        let (chunk, epoch, version) = (ChunkId(1), Epoch(epoch), Version(version));
+        let request = ReadRequest { chunk, epoch, version, first_leaf: 0, leaves: 1 };
+        store.read(&request).map(drop).map_err(|fault| fault.code)
+    };
+    let fetch = |version| {
+        let request = FetchRequest { chunk: ChunkId(1), version: Version(version), leaves: vec![0] };
+        store.fetch(&request).map(drop).map_err(|fault| fault.code)
+    };
+    assert_eq!((read(1, 2), fetch(2)), (Ok(()), Ok(())));
+    for version in [1, 3] {
+        assert_eq!(read(1, version), Err(Code::WrongVersion));
+        assert_eq!(fetch(version), Err(Code::WrongVersion), "the source of a copy");
+    }
+    for epoch in [0, 2] {
+        assert_eq!(read(epoch, 2), Err(Code::WrongEpoch));
+    }
+    store.seal(ChunkId(1), Epoch(2), NOW).unwrap();
+    assert_eq!(read(1, 2), Err(Code::WrongEpoch));
+}
+
+#[test]
+fn a_copy_of_an_epoch_that_is_over_changes_nothing() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    let (request, payload) = one_leaf(1, 0, 7);
+    let before = apply(&store, &request, &payload).unwrap();
+    let position = store.seal(ChunkId(1), Epoch(5), NOW).unwrap().position;
+    let late = |epoch| Adoption { epoch: Epoch(epoch), ..adoption(1, 4, 8, position) };
+    assert_eq!(store.adopt(&late(4)).unwrap_err().code, Code::WrongEpoch);
+    assert_eq!(store.row(ChunkId(1)).unwrap().unwrap().contents(), before.contents);
+    store.adopt(&late(5)).unwrap();
+}
+
+#[test]
+fn what_is_not_here_is_installed_only_empty() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    let contents = Contents { version: Version(3), digest: Default::default() };
+    let installed = store.install(ChunkId(1), CHUNK_BYTES, Epoch(2), contents, NOW);
+    assert_eq!(installed.unwrap_err().code, Code::NoChunk);
+    assert_eq!(store.row(ChunkId(1)).unwrap(), None);
+}
+
+#[test]
+fn what_was_seen_of_the_master_outlives_a_restart() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    store.remember(Term(7), LogIndex(900));
+    store.remember(Term(6), LogIndex(800));
+    store.checkpoint(NOW).unwrap();
+    drop(store);
+    disk.crash(&mut SmallRng::seed_from_u64(1));
+    assert_eq!(open(&disk).remembered(), (Term(7), LogIndex(900)));
+}
+
+/// A copy of index.redb is put back that belongs to another disk's log.
+#[test]
+fn an_index_that_is_not_of_this_log_is_refused() {
+    let written = |byte| {
+        let disk = SimulatedDisk::new(1 << 30);
+        let store = open(&disk);
+        let (request, payload) = one_leaf(1, 0, byte);
+        apply(&store, &request, &payload).unwrap();
+        store.checkpoint(NOW).unwrap();
+        (disk, store)
+    };
+    let ((own, store), (other, _)) = (written(7), written(8));
+    let second = delta_of(1, 1, 1, vec![Extent { offset: 8192, len: 1, fill: Fill::Bytes }], &[1]);
+    apply(&store, &second, &[1]).unwrap();
+    store.log.sync_now().unwrap();
+    drop(store);
+    own.kill();
+    other.kill();
+    let theirs = other.open(table::FILE, false).unwrap();
+    let mut bytes = vec![0; theirs.len().unwrap() as usize];
+    theirs.read_at(&mut bytes, 0).unwrap();
+    let file = own.open(table::FILE, false).unwrap();
+    file.set_len(0).unwrap();
+    file.write_at(&[&bytes], 0).unwrap();
+    let error = DiskStore::open(Arc::new(own), options(), DiskId(9), NOW).err().unwrap().to_string();
+    assert!(error.contains("do not belong together"), "{error}");
+}
+
+/// Of what was written to a new segment and never synced, any pages may be left: its header is.
+#[test]
+fn a_new_segment_opens_whatever_is_left_of_its_first_records() {
+    for seed in 0..80 {
+        let disk = SimulatedDisk::new(1 << 30);
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let store = open(&disk);
+        for base in 0..3 {
+            let (request, payload) = one_leaf(1, base, base as u8);
+            apply(&store, &request, &payload).unwrap();
+        }
+        drop(store);
+        disk.crash(&mut rng);
+        let opened = DiskStore::open(Arc::new(disk), options(), DiskId(9), NOW);
+        opened.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    }
+}
