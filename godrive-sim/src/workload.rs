@@ -38,6 +38,8 @@ pub struct Workload {
     pub until: Duration,
     /// The longest pause between two operations.
     pub pause: Duration,
+    /// All replicas of a chunk may be bad at the end: reads of it may fail, and changes.
+    pub may_be_unreadable: bool,
 }
 
 /// One client at work.
@@ -73,7 +75,8 @@ impl Worker {
 
     /// Works until the time is over, then closes and verifies everything.
     pub async fn run(mut self) {
-        while turmoil::sim_elapsed().unwrap_or_default() < self.load.until {
+        while !self.shared.is_over(self.load.until) {
+            self.awake().await;
             self.step().await;
             let pause = self.rng.random_range(0..=self.load.pause.as_micros() as u64);
             tokio::time::sleep(Duration::from_micros(pause)).await;
@@ -84,11 +87,16 @@ impl Worker {
         let unflushed = self.fs.stop().await.err().map_or_else(Vec::new, |unflushed| unflushed.0);
         let unflushed: Vec<_> =
             unflushed.into_iter().filter(|(ino, _)| !self.given_up.contains(ino)).collect();
-        if !unflushed.is_empty() {
+        if !unflushed.is_empty() && !self.load.may_be_unreadable {
             self.shared.problem(format!("client {} could not flush at its end: {unflushed:?}", self.id));
         }
         self.shared.doing(self.id, "nothing any more");
         self.shared.with(|notes| notes.finished.insert(self.id, true));
+    }
+
+    /// Nobody asks for anything while the machine sleeps.
+    async fn awake(&self) {
+        self.shared.awake(self.id).await;
     }
 
     async fn step(&mut self) {
@@ -131,6 +139,7 @@ impl Worker {
     }
 
     async fn handle(&mut self) -> Outcome<Handle> {
+        self.awake().await;
         if let Some(handle) = self.handle {
             return Ok(handle);
         }
@@ -140,6 +149,7 @@ impl Worker {
     }
 
     async fn open_or_create(&self, name: &[u8]) -> Outcome<(Ino, Handle)> {
+        self.awake().await;
         self.shared.doing(self.id, format!("open or create {}", String::from_utf8_lossy(name)));
         let caller = Caller::default();
         let opened = self.fs.create(ROOT, name, 0o644, O_RDWR, caller).await;
@@ -216,6 +226,7 @@ impl Worker {
         if let Err(error) = self.prepare(temporary.as_bytes(), stamp).await {
             return self.shared.error("prepare a file to publish", &error);
         }
+        self.awake().await;
         self.shared.doing(self.id, "rename");
         self.shared.with(|notes| notes.oracle.write_begins(place, stamp));
         let name = published(self.id);
@@ -241,6 +252,7 @@ impl Worker {
     }
 
     async fn sync_directory(&self, ino: Ino) -> Outcome<()> {
+        self.awake().await;
         let handle = self.fs.opendir(ino)?.handle;
         let synced = self.fs.fsyncdir(handle).await;
         self.fs.releasedir(handle);
@@ -265,6 +277,7 @@ impl Worker {
     /// Some changes of the own folder, one after the other.
     async fn change_folder(&mut self) {
         for _ in 0..self.rng.random_range(1..=BURST) {
+            self.awake().await;
             let disturbances = self.shared.with(|notes| notes.oracle.disturbances);
             let undisturbed = self.folder.take().filter(|own| own.known.disturbances == disturbances);
             let mut own = match undisturbed {
@@ -366,6 +379,7 @@ impl Worker {
 
     /// One page, which is one moment's, holds all of it.
     async fn list(&self, folder: Ino) -> Outcome<Vec<Vec<u8>>> {
+        self.awake().await;
         let handle = self.fs.opendir(folder)?.handle;
         let most = 4 * folder::FILES as usize;
         let listed = match self.fs.try_readdir(handle, 0, most, true) {
@@ -391,6 +405,7 @@ impl Worker {
     }
 
     async fn read_published(&self, other: u16) -> Outcome<Option<Found>> {
+        self.awake().await;
         self.shared.doing(self.id, format!("look up the file that client {other} published"));
         let ino: Ino = match &self.fs.lookup(ROOT, published(other).as_bytes()).await?.value {
             Looked::Missing(_) => return Ok(Some(Found::Nothing)),
@@ -401,6 +416,7 @@ impl Worker {
             Err(error) if [ENOENT, ESTALE].contains(&error.errno) => return Ok(None),
             Err(error) => return Err(error),
         };
+        self.awake().await;
         self.shared.doing(self.id, format!("read the file that client {other} published"));
         let bytes = self.read_bytes(handle, 0, PUBLISHED_BYTES).await;
         self.fs.release(handle);
@@ -417,6 +433,9 @@ impl Worker {
                     break;
                 }
                 self.give_up().await;
+            }
+            if self.load.may_be_unreadable {
+                continue;
             }
             if let Some(error) = last {
                 self.shared
