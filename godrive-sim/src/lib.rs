@@ -11,6 +11,7 @@ pub mod clock;
 pub mod cluster;
 pub mod crypto;
 pub mod damage;
+mod drive;
 pub mod events;
 pub mod folder;
 pub mod histories;

@@ -50,6 +50,8 @@ pub struct Notes {
     pub seen: BTreeMap<u16, Seen>,
     /// By so much later than planned everything happens, because the cluster had to settle first.
     pub delayed: Duration,
+    /// The cluster is to settle: clients do little meanwhile.
+    pub settling: bool,
 }
 
 /// Clones are the same notes.

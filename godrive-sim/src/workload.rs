@@ -23,6 +23,8 @@ const PUBLISHED: u32 = 100;
 const FOLDERS: u32 = 1000;
 /// The most changes of a folder in a row.
 const BURST: usize = 6;
+/// Between two operations, while the cluster is to settle.
+const WHILE_SETTLING: Duration = Duration::from_millis(150);
 const SHARED_NAME: &[u8] = b"shared";
 /// Not a multiple of a leaf, so that deltas are partial.
 const BLOCK_BYTES: usize = 3000;
@@ -80,6 +82,9 @@ impl Worker {
             self.step().await;
             let pause = self.rng.random_range(0..=self.load.pause.as_micros() as u64);
             tokio::time::sleep(Duration::from_micros(pause)).await;
+            if self.shared.with(|notes| notes.settling) {
+                tokio::time::sleep(WHILE_SETTLING).await;
+            }
         }
         self.close().await;
         self.verify().await;
@@ -425,9 +430,10 @@ impl Worker {
 
     /// At the end, with everything healed, every block must be readable and right, within a few tries.
     async fn verify(&mut self) {
+        let tries = if self.load.may_be_unreadable { 1 } else { 5 };
         for place in 0..self.load.places {
             let mut last = None;
-            for _ in 0..5 {
+            for _ in 0..tries {
                 last = self.read(place).await.err();
                 if last.is_none() {
                     break;

@@ -127,6 +127,8 @@ impl Nodes {
         if let Some((_, state)) = twice {
             return Err(Fault::new(Code::Malformed, format!("disk {} is announced twice", state.disk)));
         }
+        // Disks that it had before may go to another node.
+        self.bearers.retain(|_, bearer| *bearer != id);
         for state in &request.disks {
             self.bearers.insert(state.disk, id);
         }
@@ -335,6 +337,9 @@ mod tests {
         assert!(nodes.register(s(1), B, &announce(&[2, 2])).is_err());
         nodes.register(s(20), B, &announce(&[1])).unwrap();
         assert!(nodes.register(s(21), A, &announce(&[1])).is_err());
+        // It was a copy and is taken away.
+        nodes.register(s(22), B, &announce(&[2])).unwrap();
+        nodes.register(s(23), A, &announce(&[1])).unwrap();
     }
 
     #[test]

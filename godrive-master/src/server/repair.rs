@@ -20,6 +20,8 @@ use tokio::sync::mpsc::UnboundedSender;
 
 /// How often the slow scan goes on, and by how many chunks.
 const PAUSE: Duration = Duration::from_millis(500);
+/// A repair that failed is not tried again before.
+const AFTER_A_FAILURE: Duration = Duration::from_secs(1);
 const SCAN: usize = 200;
 /// Chunks that one plan considers.
 const TURN: usize = 1_000;
@@ -35,6 +37,8 @@ const DELETE_DEADLINE: Duration = Duration::from_secs(30);
 struct Progress {
     /// Chunks being copied, and the nodes that takes part.
     joins: BTreeMap<ChunkId, [NodeId; 2]>,
+    /// Chunks whose last repair failed, and when they may be tried again.
+    failed: BTreeMap<ChunkId, Instant>,
     deleting: BTreeSet<NodeId>,
     /// Members of deleted chunks that have confirmed.
     confirmed: BTreeMap<ChunkId, BTreeSet<NodeId>>,
@@ -118,6 +122,7 @@ fn turn(hub: &mut Hub, now: Instant, progress: &mut Progress) -> Result<Vec<Step
         scan(hub, now, progress, &limits)?;
     }
     sweep(hub, now, progress)?;
+    progress.failed.retain(|_, again| now < *again);
     let mut view = View { candidates: hub.nodes.candidates(now, &hub.reserved), ..View::default() };
     view.copies = progress.joins.len();
     for node in progress.joins.values().flatten() {
@@ -162,7 +167,8 @@ fn look(hub: &Hub, now: Instant, progress: &Progress, chunk: ChunkId, known: &Ch
             || known.quarantined
             || known.unsettled
             || hub.epochs.contains_key(&chunk)
-            || progress.joins.contains_key(&chunk),
+            || progress.joins.contains_key(&chunk)
+            || progress.failed.contains_key(&chunk),
     }
 }
 
@@ -343,7 +349,10 @@ fn settle(shared: &Arc<Shared>, progress: &mut Progress, ended: Ended) {
     match ended {
         Ended::Join(chunk, repaired) => {
             progress.joins.remove(&chunk);
-            shared.with(|hub, _| {
+            shared.with(|hub, now| {
+                if !repaired {
+                    progress.failed.insert(chunk, now.after(AFTER_A_FAILURE));
+                }
                 hub.repairs.active = progress.joins.len() as u64;
                 hub.repairs.repaired += u64::from(repaired);
                 hub.slaves.endangered.put(chunk, Worklist::UNKNOWN);

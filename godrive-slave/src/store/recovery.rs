@@ -51,7 +51,8 @@ impl DiskStore {
                 table::FILE
             )));
         }
-        let table = Table::open(&*disk, false)?;
+        let mut table = Table::open(&*disk, false)?;
+        table.check()?;
         let checkpoint =
             table.checkpoint()?.ok_or_else(|| refuse(format!("{} has no checkpoint", table::FILE)))?;
         let mut live = table.segments()?;

@@ -125,6 +125,15 @@ fn to_io(error: impl Into<redb::Error>) -> io::Error {
     }
 }
 
+/// redb breaks off where it meets a page that it cannot have written.
+pub(super) fn caught<T>(act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let broke_off = |_| {
+        let text = format!("{FILE}: a page holds what was never written to it");
+        Err(io::Error::new(io::ErrorKind::InvalidData, text))
+    };
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).unwrap_or_else(broke_off)
+}
+
 fn damaged(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{FILE}: {what} does not decode"))
 }
@@ -148,12 +157,28 @@ impl Table {
     /// Opens or, with `create`, makes the file.
     pub fn open(disk: &dyn Disk, create: bool) -> io::Result<Self> {
         let backend = FileBackend::new(disk.open(FILE, create)?);
-        let db =
-            Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend).map_err(to_io)?;
-        Ok(Self { db })
+        caught(|| {
+            let db = Database::builder()
+                .set_cache_size(CACHE_BYTES)
+                .create_with_backend(backend)
+                .map_err(to_io)?;
+            Ok(Self { db })
+        })
+    }
+
+    /// Reads all of it: what has rotted would show itself later as replicas that are missing.
+    pub fn check(&mut self) -> io::Result<()> {
+        if !caught(|| self.db.check_integrity().map_err(to_io))? {
+            tracing::warn!("the index was not closed whole and has been repaired");
+        }
+        Ok(())
     }
 
     pub fn commit(&self, changes: &Changes) -> io::Result<()> {
+        caught(|| self.write(changes))
+    }
+
+    fn write(&self, changes: &Changes) -> io::Result<()> {
         let mut write = self.db.begin_write().map_err(to_io)?;
         write.set_durability(Durability::Immediate).map_err(io::Error::other)?;
         write.set_quick_repair(true);
