@@ -54,7 +54,7 @@ pub struct Worker {
     sequence: u64,
     handle: Option<Handle>,
     folder: Option<OwnFolder>,
-    /// Files that were given up after an error.
+    /// Files and folders that were given up after an error or a disturbance.
     given_up: BTreeSet<Ino>,
 }
 
@@ -284,10 +284,13 @@ impl Worker {
         for _ in 0..self.rng.random_range(1..=BURST) {
             self.awake().await;
             let disturbances = self.shared.with(|notes| notes.oracle.disturbances);
-            let undisturbed = self.folder.take().filter(|own| own.known.disturbances == disturbances);
-            let mut own = match undisturbed {
-                Some(own) => own,
-                None => match self.make_folder(disturbances).await {
+            let own = self.folder.take();
+            // What was removed there ahead of the master may be undone: nobody asks again, so it is told at the end.
+            let disturbed = own.as_ref().filter(|own| own.known.disturbances != disturbances);
+            self.given_up.extend(disturbed.map(|own| own.known.ino));
+            let mut own = match own {
+                Some(own) if own.known.disturbances == disturbances => own,
+                _ => match self.make_folder(disturbances).await {
                     Ok(own) => own,
                     Err(error) => return self.shared.error("make a folder", &error),
                 },
@@ -302,6 +305,7 @@ impl Worker {
             self.shared.doing(self.id, format!("{change:?} in folder {file}"));
             self.shared.with(|notes| notes.oracle.write_begins((file, 0), stamp));
             if let Err(error) = self.change(own.known.ino, change).await {
+                self.given_up.insert(own.known.ino);
                 self.shared.with(|notes| notes.oracle.failed(self.id, file));
                 return self.shared.error("change a folder", &error);
             }
@@ -319,6 +323,7 @@ impl Worker {
                         .shared
                         .with(|notes| notes.oracle.safe(self.id, file, sequence + 1, Safety::Stable)),
                     Err(error) => {
+                        self.given_up.insert(own.known.ino);
                         self.shared.with(|notes| notes.oracle.failed(self.id, file));
                         return self.shared.error("fsync of a folder", &error);
                     }

@@ -26,12 +26,12 @@ impl SimulatedDisk {
 
     /// Holds what the other one holds, and nothing else. Handles from before fail.
     pub fn set_back(&self, image: &Self) {
+        let Some(copy) = Arc::into_inner(image.copy().state).map(parking_lot::Mutex::into_inner) else {
+            return;
+        };
         let mut state = self.state.lock();
-        let incarnation = state.incarnation + 1;
-        let copy = Arc::into_inner(image.copy().state).map(parking_lot::Mutex::into_inner);
-        if let Some(copy) = copy {
-            *state = State { incarnation, capacity: state.capacity, sync_takes: state.sync_takes, ..copy };
-        }
+        let State { capacity, sync_takes, incarnation, .. } = *state;
+        *state = State { capacity, sync_takes, incarnation: incarnation + 1, ..copy };
     }
 
     /// One file is as on the other disk, or is not there. False if it is on neither.
@@ -66,7 +66,8 @@ impl SimulatedDisk {
 
     /// An empty disk in its place. Handles from before fail.
     pub fn replace(&self) {
-        self.set_back(&Self::new(self.state.lock().capacity));
+        let capacity = self.state.lock().capacity;
+        self.set_back(&Self::new(capacity));
     }
 
     /// Files with their lengths, by name.
