@@ -17,7 +17,7 @@ pub(super) const ALL: &[Scenario] =
 
 type Schedule = Vec<(Duration, Event)>;
 
-/// Five to eight rounds. A round is one fault of slaves or of the master, or one of everybody's power, and beside it, as chance
+/// Four to six rounds. A round is one fault of slaves or of the master, or one of everybody's power, and beside it, as chance
 /// has it, bad weather, a fault of a client and clocks that are set. It ends with everything healed and the
 /// cluster settled: every chunk has all its replicas again, equal and verified.
 ///
@@ -41,7 +41,7 @@ fn mixed(dice: &mut SmallRng) -> Plan {
     for slave in (1..=4).map(Node::Slave).chain([Node::Master]) {
         schedule.push((at, Event::Remember(slave)));
     }
-    for _ in 0..dice.random_range(5..=8) {
+    for _ in 0..dice.random_range(4..=6) {
         at += Duration::from_millis(dice.random_range(500..4000));
         let mut round = round(dice, at);
         round.sort_by_key(|(at, _)| *at);
@@ -54,7 +54,11 @@ fn mixed(dice: &mut SmallRng) -> Plan {
             schedule.push((at, Event::Remember(remembered)));
         }
     }
-    plan(at + s(20), schedule, at_last(at + s(20), 20))
+    let mut plan = plan(at + s(20), schedule, at_last(at + s(20), 20));
+    // The faults matter here, not the load.
+    plan.workload.pause = Duration::from_millis(50);
+    plan.at_least = 500;
+    plan
 }
 
 fn round(dice: &mut SmallRng, at: Duration) -> Schedule {
