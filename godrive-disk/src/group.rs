@@ -30,6 +30,8 @@ impl From<SyncFailed> for io::Error {
 pub struct GroupSync {
     sync: Box<dyn Fn() -> io::Result<()> + Send + Sync>,
     instant: bool,
+    /// See [`crate::Disk::sync_takes`].
+    takes: Box<dyn Fn() -> Duration + Send + Sync>,
     state: Mutex<State>,
     finished: Notify,
 }
@@ -46,7 +48,13 @@ struct State {
 impl GroupSync {
     /// `sync` makes stable whatever was written before it began. `instant` is [`crate::Disk::is_instant`].
     pub fn new(sync: impl Fn() -> io::Result<()> + Send + Sync + 'static, instant: bool) -> Self {
-        Self { sync: Box::new(sync), instant, state: Mutex::default(), finished: Notify::new() }
+        let takes = Box::new(|| Duration::ZERO);
+        Self { sync: Box::new(sync), instant, takes, state: Mutex::default(), finished: Notify::new() }
+    }
+
+    /// As slow as [`crate::Disk::sync_takes`] says.
+    pub fn taking(self, takes: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self { takes: Box::new(takes), ..self }
     }
 
     /// Group commit of one file.
@@ -109,6 +117,10 @@ impl GroupSync {
             tokio::task::yield_now().await;
         }
         self.state.lock().started += 1;
+        let takes = (self.takes)();
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
+        }
         let begun = Instant::now();
         match blocking(in_place, || (self.sync)()) {
             Ok(()) => {

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 mod backend;
 mod group;
@@ -15,7 +16,7 @@ mod simulated;
 pub use backend::{FileBackend, open_verified};
 pub use group::{GroupSync, SyncFailed, blocking};
 pub use real::RealDisk;
-pub use simulated::{Counters, Faults, SimulatedDisk};
+pub use simulated::{Block, Counters, Faults, SimulatedDisk};
 
 /// A directory tree of its own on one disk. Paths are relative, `/`-separated, of plain names; the empty path
 /// is the root.
@@ -35,6 +36,10 @@ pub trait Disk: Send + Sync + 'static {
     fn space(&self) -> io::Result<Space>;
     /// True for the simulated disk: calls return at once, so nothing need be moved off the executor.
     fn is_instant(&self) -> bool;
+    /// How long a sync takes on a simulated disk whose calls return at once: whoever syncs waits for so long first.
+    fn sync_takes(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

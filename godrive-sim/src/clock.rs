@@ -15,14 +15,18 @@ pub struct SimulatedClock {
     /// Parts per million by which this clock is fast.
     drift_ppm: i64,
     /// How far its wall clock is off.
-    wall_offset_ns: i64,
+    wall_offset_ns: AtomicI64,
     /// When its machine fell asleep, or [`AWAKE`].
     asleep_since_ns: AtomicI64,
 }
 
 impl SimulatedClock {
     pub fn new(drift_ppm: i64, wall_offset_ns: i64) -> Self {
-        Self { drift_ppm, wall_offset_ns, asleep_since_ns: AtomicI64::new(AWAKE) }
+        Self {
+            drift_ppm,
+            wall_offset_ns: AtomicI64::new(wall_offset_ns),
+            asleep_since_ns: AtomicI64::new(AWAKE),
+        }
     }
 
     /// Its machine sleeps: nobody there is to see that time goes on, until [`Self::wake`], when the clock jumps ahead.
@@ -32,6 +36,11 @@ impl SimulatedClock {
 
     pub fn wake(&self) {
         self.asleep_since_ns.store(AWAKE, Ordering::Relaxed);
+    }
+
+    /// Somebody sets the wall clock, forwards or back.
+    pub fn step(&self, ns: i64) {
+        self.wall_offset_ns.fetch_add(ns, Ordering::Relaxed);
     }
 
     fn elapsed_ns(&self) -> i64 {
@@ -53,6 +62,6 @@ impl Clock for SimulatedClock {
     }
 
     fn wall(&self) -> Timestamp {
-        Timestamp(EPOCH_S * 1_000_000_000 + self.elapsed_ns() + self.wall_offset_ns)
+        Timestamp(EPOCH_S * 1_000_000_000 + self.elapsed_ns() + self.wall_offset_ns.load(Ordering::Relaxed))
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::clock::{EPOCH_S, SimulatedClock};
 use crate::crypto;
+use crate::damage::{Damaged, Undamaged};
 use crate::events::Event;
 use crate::histories::Checked;
 use crate::lying::LyingDisk;
@@ -10,15 +11,16 @@ use crate::oracle::Tally;
 use crate::shared::Shared;
 use crate::sharing::{self, Sharing};
 use crate::trace::{Digest, Trace};
+use crate::weather::Network;
 use crate::workload::{Worker, Workload};
-use godrive_client::Client;
+use godrive_client::{Client, Fs};
 use godrive_disk::{Disk, SimulatedDisk};
 use godrive_proto::net::identity::{Authority, Identity};
 use godrive_proto::net::simulated::SimulatedSockets;
 use godrive_proto::{ClusterId, NodeId, Role};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
@@ -29,8 +31,6 @@ use turmoil::Sim;
 const MASTER_PORT: u16 = 7400;
 const SLAVE_PORT: u16 = 7401;
 pub(crate) const DISK_BYTES: u64 = 1 << 30;
-/// After the workload's end: closing and verifying everything must be done within this.
-const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A host of the simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +50,15 @@ impl fmt::Display for Node {
     }
 }
 
+/// The number by which the cluster knows it: the same in every run.
+pub(crate) fn node_id(node: Node) -> NodeId {
+    NodeId(match node {
+        Node::Master => 1,
+        Node::Slave(number) => 100 + u128::from(number),
+        Node::Client(number) => 200 + u128::from(number),
+    })
+}
+
 /// A run to be made.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -64,6 +73,24 @@ pub struct Plan {
     pub schedule: Vec<(Duration, Event)>,
     /// Each client must have at least so many operations acknowledged in each of these spans.
     pub progress: Vec<Progress>,
+    /// So many operations of all clients must be acknowledged, or the run has shown nothing.
+    pub at_least: usize,
+}
+
+impl Plan {
+    /// Four slaves, three replicas, nothing goes wrong.
+    pub fn new(workload: Workload) -> Self {
+        Self {
+            slaves: 4,
+            replicas: 3,
+            workload,
+            sharing: None,
+            lying_disks: false,
+            schedule: Vec::new(),
+            progress: Vec::new(),
+            at_least: 200,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -84,18 +111,31 @@ pub struct Outcome {
     pub acknowledged: usize,
     pub virtual_time: Duration,
     pub errors: BTreeMap<String, u64>,
+    /// What went wrong, by its kind, and how often.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// The end was looked at and was as it should be.
+    pub audited: bool,
     /// Empty if the contract was kept.
     pub failures: Vec<String>,
 }
 
 pub(crate) struct Parts {
     pub plan: Plan,
-    trace: Trace,
+    pub trace: Trace,
+    pub network: Network,
     pub shared: Shared,
     authority: Arc<Authority>,
+    pub cluster: ClusterId,
     pub disks: BTreeMap<Node, SimulatedDisk>,
     pub clocks: BTreeMap<Node, Arc<SimulatedClock>>,
     pub dice: SmallRng,
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Nodes that may find their disks damaged and not start.
+    pub may_refuse: BTreeSet<Node>,
+    pub remembered: BTreeMap<Node, SimulatedDisk>,
+    pub damaged: Vec<Damaged>,
+    pub undamaged: Option<Undamaged>,
+    pub audited: bool,
 }
 
 /// Runs the plan under the seed.
@@ -103,7 +143,8 @@ pub fn run(plan: &Plan, seed: u64) -> Outcome {
     crypto::seed(seed);
     let mut dice = SmallRng::seed_from_u64(seed);
     // The seed reaches the CA too; a seeded authority cannot fail but by a defect of ours.
-    let authority = Authority::create_seeded(ClusterId(u128::from(seed) + 1), EPOCH_S, [7; 32]);
+    let cluster = ClusterId(u128::from(seed) + 1);
+    let authority = Authority::create_seeded(cluster, EPOCH_S, [7; 32]);
     let authority = Arc::new(authority.unwrap_or_else(|fault| panic!("no authority: {fault}")));
     let disks = (1..=plan.slaves).map(Node::Slave).chain([Node::Master]);
     let disks = disks.map(|node| (node, SimulatedDisk::new(DISK_BYTES))).collect();
@@ -115,12 +156,27 @@ pub fn run(plan: &Plan, seed: u64) -> Outcome {
         .udp_capacity(1 << 16)
         .build();
     let trace = Trace::default();
-    let (shared, clocks) = (Shared::default(), BTreeMap::new());
-    let mut parts = Parts { plan: plan.clone(), trace, shared, authority, disks, clocks, dice };
+    let mut parts = Parts {
+        plan: plan.clone(),
+        network: Network::new(trace.clone(), dice.random()),
+        trace,
+        shared: Shared::default(),
+        authority,
+        cluster,
+        disks,
+        clocks: BTreeMap::new(),
+        dice,
+        faults: BTreeMap::new(),
+        may_refuse: BTreeSet::new(),
+        remembered: BTreeMap::new(),
+        damaged: Vec::new(),
+        undamaged: None,
+        audited: false,
+    };
     parts.add_master(&mut sim);
     (1..=plan.slaves).for_each(|number| parts.add_slave(&mut sim, number));
     (0..plan.workload.clients).for_each(|number| parts.add_client(&mut sim, number));
-    let ended = parts.drive(&mut sim);
+    let ended = parts.drive(&mut sim).and_then(|()| parts.look_at_the_end(&mut sim));
     parts.outcome(&sim, ended)
 }
 
@@ -131,15 +187,6 @@ impl Parts {
         [Node::Master].into_iter().chain(slaves).chain(clients).collect()
     }
 
-    /// An id that is the same in every run; different from others'.
-    fn id(node: Node) -> u128 {
-        match node {
-            Node::Master => 1,
-            Node::Slave(number) => 100 + u128::from(number),
-            Node::Client(number) => 200 + u128::from(number),
-        }
-    }
-
     fn identity(&self, node: Node) -> Identity {
         let role = match node {
             Node::Master => Role::Master,
@@ -147,13 +194,13 @@ impl Parts {
             Node::Client(_) => Role::Client,
         };
         let mut key = [9; 32];
-        key[..16].copy_from_slice(&Self::id(node).to_le_bytes());
-        let identity = self.authority.issue_seeded(role, NodeId(Self::id(node)), EPOCH_S, key);
+        key[..16].copy_from_slice(&node_id(node).0.to_le_bytes());
+        let identity = self.authority.issue_seeded(role, node_id(node), EPOCH_S, key);
         identity.unwrap_or_else(|fault| panic!("no identity: {fault}"))
     }
 
     fn sockets(&self) -> Arc<SimulatedSockets> {
-        Arc::new(SimulatedSockets::watched(Arc::new(self.trace.clone())))
+        Arc::new(SimulatedSockets::watched(Arc::new(self.network.clone())))
     }
 
     /// Up to half a per cent fast or slow: two clocks stay within the one per cent that leases allow for.
@@ -173,9 +220,12 @@ impl Parts {
             listen: any(MASTER_PORT),
             chunk_bytes: godrive_proto::limits::MIN_CHUNK_BYTES,
             replicas: self.plan.replicas,
+            // Short, so that what is removed goes through it and out again.
+            trash: godrive_master::config::Trash { keep_s: 8, min_age_s: 0, max_entries: 1_000 },
             ..godrive_master::Config::default()
         };
         let mut seeds = SmallRng::seed_from_u64(self.dice.random());
+        let shared = self.shared.clone();
         let starts = move || {
             let seed = seeds.random();
             let world = godrive_master::World {
@@ -187,8 +237,8 @@ impl Parts {
                 authority: Some(authority.clone()),
                 transport_seed: Some(transport_seed(seed)),
             };
-            let run = godrive_master::run(config.clone(), world, pending());
-            async move { run.await.map_err(|error| format!("the master ended: {error:#}").into()) }
+            let (run, shared) = (godrive_master::run(config.clone(), world, pending()), shared.clone());
+            async move { ended(run.await, Node::Master, &shared).await }
         };
         sim.host(Node::Master.to_string(), counted(starts));
     }
@@ -198,6 +248,7 @@ impl Parts {
         let (identity, sockets, clock) = (self.identity(node), self.sockets(), self.clock(node));
         let (disk, lying) = (self.disks[&node].clone(), self.plan.lying_disks);
         let own = sim.lookup(node.to_string());
+        let shared = self.shared.clone();
         let config = godrive_slave::Config {
             listen: any(SLAVE_PORT),
             advertise: Some(SocketAddr::new(own, SLAVE_PORT)),
@@ -218,23 +269,44 @@ impl Parts {
                 identity: identity.clone(),
                 transport_seed: Some(transport_seed(seed)),
             };
-            let run = godrive_slave::run(config.clone(), world, pending());
-            async move { run.await.map_err(|error| format!("slave {number} ended: {error:#}").into()) }
+            let (run, shared) = (godrive_slave::run(config.clone(), world, pending()), shared.clone());
+            async move { ended(run.await, node, &shared).await }
         };
         sim.host(node.to_string(), counted(starts));
     }
 
     fn add_client(&mut self, sim: &mut Sim<'_>, number: u16) {
+        let (load, sharing) = (self.plan.workload, self.plan.sharing);
+        let removals = sharing.map_or(0, |sharing| sharing.removals_in_a_row);
+        self.add_mount(sim, number, removals, move |fs, shared, seed| async move {
+            match sharing {
+                None => Worker::new(number, fs, shared, load, seed).run().await,
+                Some(sharing) => sharing::Client { id: number, fs, shared, load, sharing }.run(seed).await,
+            }
+        });
+    }
+
+    /// A client, and what is done there.
+    pub fn add_mount<F>(
+        &mut self,
+        sim: &mut Sim<'_>,
+        number: u16,
+        removals_in_a_row: u32,
+        works: impl Fn(Arc<Fs>, Shared, u64) -> F + Clone + 'static,
+    ) where
+        F: Future<Output = ()> + 'static,
+    {
         let node = Node::Client(number);
         let (identity, sockets, clock) = (self.identity(node), self.sockets(), self.clock(node));
-        let (shared, load, sharing) = (self.shared.clone(), self.plan.workload, self.plan.sharing);
+        let shared = self.shared.clone();
         let mut driver = godrive_client::driver::Config::new(
             SocketAddr::new(sim.lookup("master"), MASTER_PORT),
             node.to_string(),
         );
-        driver.deadline = Duration::from_secs(15);
+        // Where nothing can be read for good, waiting for it tells nothing.
+        driver.deadline = Duration::from_secs(if self.plan.workload.may_be_unreadable { 1 } else { 15 });
         let mut config = godrive_client::Config::new(driver);
-        config.removals_in_a_row = sharing.map_or(0, |sharing| sharing.removals_in_a_row);
+        config.removals_in_a_row = removals_in_a_row;
         let mut seeds = SmallRng::seed_from_u64(self.dice.random());
         let starts = move || {
             let world = godrive_client::World {
@@ -243,72 +315,24 @@ impl Parts {
                 identity: identity.clone(),
                 seed: seeds.random(),
             };
-            let (config, shared, seed) = (config.clone(), shared.clone(), seeds.random());
+            let (config, shared, seed, works) =
+                (config.clone(), shared.clone(), seeds.random(), works.clone());
             async move {
                 let fs = mount(number, config, world, &shared).await;
-                match sharing {
-                    None => Worker::new(number, fs, shared, load, seed).run().await,
-                    Some(sharing) => {
-                        sharing::Client { id: number, fs, shared, load, sharing }.run(seed).await
-                    }
-                }
+                works(fs, shared, seed).await;
                 pending().await
             }
         };
         sim.host(node.to_string(), counted(starts));
     }
+}
 
-    /// Steps until every client has finished, doing what the schedule says on the way.
-    fn drive(&mut self, sim: &mut Sim<'_>) -> Result<(), String> {
-        let schedule = std::mem::take(&mut self.plan.schedule);
-        let mut schedule = schedule.into_iter().peekable();
-        loop {
-            while let Some((_, event)) = schedule.next_if(|(at, _)| *at <= sim.elapsed()) {
-                tracing::info!(at = ?sim.elapsed(), ?event, "event");
-                self.happen(sim, &event);
-            }
-            sim.step().map_err(|error| error.to_string())?;
-            let clients = usize::from(self.plan.workload.clients);
-            if self.shared.with(|notes| notes.finished.len()) == clients {
-                return Ok(());
-            }
-            if sim.elapsed() > self.plan.workload.until + PATIENCE {
-                let doing = self.shared.with(|notes| notes.doing.clone());
-                return Err(format!("not finished {PATIENCE:?} after the workload's end: {doing:?}"));
-            }
-        }
-    }
-
-    fn outcome(self, sim: &Sim<'_>, ended: Result<(), String>) -> Outcome {
-        self.shared.with(|notes| {
-            let mut failures = notes.oracle.verdict();
-            let (checked, mut wrong) = notes.histories.verdict();
-            failures.append(&mut wrong);
-            failures.append(&mut notes.problems);
-            failures.extend(ended.err());
-            for span in &self.plan.progress {
-                let within = |(client, at): &&(u16, Duration)| {
-                    *client == span.client && (span.from..span.to).contains(at)
-                };
-                let operations = notes.acknowledged.iter().filter(within).count();
-                if operations < span.operations {
-                    failures.push(format!(
-                        "too little progress: {operations} operations of client {} between {:?} and {:?}, not {}",
-                        span.client, span.from, span.to, span.operations
-                    ));
-                }
-            }
-            Outcome {
-                trace: self.trace.digest(),
-                tally: notes.oracle.tally,
-                checked,
-                acknowledged: notes.acknowledged.len(),
-                virtual_time: sim.elapsed(),
-                errors: std::mem::take(&mut notes.errors),
-                failures,
-            }
-        })
-    }
+/// A daemon that ends says why, and is not started again by itself.
+async fn ended(result: anyhow::Result<()>, node: Node, shared: &Shared) -> turmoil::Result {
+    let why = result.err().map_or("it stopped".to_owned(), |error| format!("{error:#}"));
+    tracing::warn!(%node, why, "does not start");
+    shared.with(|notes| notes.refused.insert(node, why));
+    pending().await
 }
 
 async fn mount(

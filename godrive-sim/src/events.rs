@@ -1,9 +1,10 @@
 //! What happens to a simulated cluster, and how it is done.
 
 use crate::cluster::{DISK_BYTES, Node, Parts};
-use godrive_disk::{Disk, SimulatedDisk};
-use rand::Rng;
-use rand::rngs::SmallRng;
+use crate::damage::Damage;
+use crate::weather::Weather;
+use godrive_disk::{Disk, Faults, SimulatedDisk};
+use std::time::Duration;
 use turmoil::Sim;
 
 /// What happens to the cluster.
@@ -17,34 +18,101 @@ pub enum Event {
     /// Between the node and everybody.
     Cut(Node),
     Heal(Node),
+    /// Between each of the first and each of the second; whoever is in neither group sees both.
+    Split(Vec<Node>, Vec<Node>),
+    Unite(Vec<Node>, Vec<Node>),
     /// The machines lose power at one moment: unsynced writes are lost, torn or kept as chance has it.
     PowerLoss(Vec<Node>),
     /// The processes are killed; what they wrote is there.
     Kill(Vec<Node>),
     Start(Vec<Node>),
-    /// Datagrams are lost at this rate, in thousandths.
+    /// Datagrams are lost at this rate, in thousandths, and with them those that follow on their link.
     Lose(u16),
+    /// Each datagram by itself is lost, doubled or altered.
+    Weather(Weather),
+    /// Datagrams take up to so many milliseconds, and overtake each other.
+    Delay(u64),
     /// What is sent from or to the node arrives only when it is let go.
     Hold(Node),
     LetGo(Node),
-    /// The client's machine falls asleep: its clock stands, nobody there asks for anything, its network is held.
-    Sleep(u16),
+    /// The machine falls asleep: its clock stands, its network is held, and nobody at a client asks for anything.
+    Sleep(Node),
     /// The clock jumps to the present and programs go on; the network is there when the node is let go.
-    Wake(u16),
-    /// So many bits flip on the slave's disk.
+    Wake(Node),
+    /// Somebody sets the node's wall clock so many milliseconds ahead or back.
+    Step(Node, i64),
+    /// So many bits flip anywhere on the slave's disk.
     Rot(Node, u16),
     /// The slaves' disks have room for so much more and nothing beyond.
     Fill(u64),
     /// They have room again.
     Empty,
+    /// Calls to the slave's disk fail.
+    Fail(Node, Faults),
+    /// Each sync of the slave's disk takes so many milliseconds.
+    Slow(Node, u64),
+    /// From now on the disk can be set back to this moment.
+    Remember(Node),
+    Damage(Node, Damage),
+    /// Blocks that were damaged and not written since are right again: the fault was in the cable.
+    Undamage,
+    /// An empty disk in the node's place, which keeps its name and its key. Its process must be down.
+    Replace(Node),
+    /// The second's disk becomes a copy of the first's. Its process must be down.
+    Clone(Node, Node),
+    /// Somebody looks after a node that does not start: gives a slave an empty disk, and puts back the master's directory.
+    Mend(Node),
+    /// What follows waits until every chunk has all its replicas, see [`crate::audit::Audit::incomplete`].
+    Settle,
+}
+
+impl Event {
+    /// Its kind, if it is a fault and not the end of one.
+    pub fn fault(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Part(..) | Self::Cut(_) => "cut off",
+            Self::PartOneWay(..) => "cut off one way",
+            Self::Split(..) => "split in two",
+            Self::PowerLoss(_) => "power lost",
+            Self::Kill(_) => "killed",
+            Self::Lose(1..) => "datagrams lost",
+            Self::Weather(weather) if *weather != Weather::default() => "datagrams lost, doubled, altered",
+            Self::Delay(ms) if *ms > Self::USUAL_DELAY => "datagrams late",
+            Self::Hold(_) => "held",
+            Self::Sleep(_) => "asleep",
+            Self::Step(..) => "clock set",
+            Self::Rot(..) => "rot",
+            Self::Fill(_) => "disks full",
+            Self::Fail(_, faults) if *faults != Faults::default() => "disk errors",
+            Self::Slow(_, 1..) => "disk slow",
+            Self::Damage(_, damage) => damage.name(),
+            Self::Replace(_) => "disk replaced",
+            Self::Clone(..) => "disk cloned",
+            _ => return None,
+        })
+    }
+
+    pub const USUAL_DELAY: u64 = 2;
 }
 
 impl Parts {
     pub(crate) fn happen(&mut self, sim: &mut Sim<'_>, event: &Event) {
+        if let Some(kind) = event.fault() {
+            *self.faults.entry(kind).or_default() += 1;
+        }
         match event {
-            Event::Part(one, other) => sim.partition(one.to_string(), other.to_string()),
-            Event::PartOneWay(from, to) => sim.partition_oneway(from.to_string(), to.to_string()),
-            Event::Join(one, other) => sim.repair(one.to_string(), other.to_string()),
+            Event::Part(one, other) => {
+                sim.partition(one.to_string(), other.to_string());
+                self.tell_parted(*one, *other, true);
+            }
+            Event::PartOneWay(from, to) => {
+                sim.partition_oneway(from.to_string(), to.to_string());
+                self.tell_parted(*from, *to, true);
+            }
+            Event::Join(one, other) => {
+                sim.repair(one.to_string(), other.to_string());
+                self.tell_parted(*one, *other, false);
+            }
             Event::Cut(node) => {
                 for other in self.others(*node) {
                     sim.partition(node.to_string(), other.to_string());
@@ -57,56 +125,43 @@ impl Parts {
                 }
                 self.tell_cut(*node, false);
             }
-            Event::PowerLoss(nodes) => {
-                for node in nodes {
-                    sim.crash(node.to_string());
-                    if let Some(disk) = self.disks.get(node) {
-                        disk.crash(&mut self.dice);
-                    }
-                    self.tell_dead(*node);
-                }
-                // Held means that every member has it: it takes the power of all slaves, or of the master that
-                // knows the length, to lose what was not synced.
-                let slaves = nodes.iter().filter(|node| matches!(node, Node::Slave(_))).count();
-                if slaves == usize::from(self.plan.slaves) || nodes.contains(&Node::Master) {
-                    self.shared.with(|notes| notes.oracle.power_fails());
-                }
+            Event::Split(ones, others) => {
+                self.pairs(ones, others, |one, other| sim.partition(one, other));
+                self.without_master(ones, others).iter().for_each(|node| self.tell_cut(*node, true));
             }
-            Event::Kill(nodes) => {
-                for node in nodes {
-                    sim.crash(node.to_string());
-                    if let Some(disk) = self.disks.get(node) {
-                        disk.kill();
-                    }
-                    self.tell_dead(*node);
-                }
+            Event::Unite(ones, others) => {
+                self.pairs(ones, others, |one, other| sim.repair(one, other));
+                self.without_master(ones, others).iter().for_each(|node| self.tell_cut(*node, false));
             }
-            Event::Start(nodes) => {
-                for node in nodes {
-                    sim.bounce(node.to_string());
-                    self.tell_cut(*node, false);
-                }
-            }
-            Event::Hold(node) => {
-                self.others(*node).iter().for_each(|other| sim.hold(node.to_string(), other.to_string()));
-                self.tell_cut(*node, true);
-            }
+            Event::PowerLoss(nodes) => self.lose_power(sim, nodes),
+            Event::Kill(nodes) => nodes.iter().for_each(|node| self.kill(sim, *node)),
+            Event::Start(nodes) => nodes.iter().for_each(|node| self.start(sim, *node)),
+            Event::Hold(node) => self.hold(sim, *node),
             Event::LetGo(node) => {
                 self.others(*node).iter().for_each(|other| sim.release(node.to_string(), other.to_string()));
                 self.tell_cut(*node, false);
             }
-            Event::Sleep(client) => {
-                self.happen(sim, &Event::Hold(Node::Client(*client)));
-                self.shared.with(|notes| notes.asleep.insert(*client));
-                self.clocks[&Node::Client(*client)].sleep(sim.elapsed());
+            Event::Sleep(node) => {
+                self.hold(sim, *node);
+                if let Node::Client(client) = node {
+                    self.shared.with(|notes| notes.asleep.insert(*client));
+                }
+                self.clocks[node].sleep(sim.elapsed());
             }
-            Event::Wake(client) => {
-                self.clocks[&Node::Client(*client)].wake();
-                self.shared.with(|notes| notes.asleep.remove(client));
+            Event::Wake(node) => {
+                self.clocks[node].wake();
+                if let Node::Client(client) = node {
+                    self.shared.with(|notes| notes.asleep.remove(client));
+                }
             }
+            Event::Step(node, ms) => self.clocks[node].step(ms * 1_000_000),
+            Event::Lose(thousandths) => sim.set_fail_rate(f64::from(*thousandths) / 1000.0),
+            Event::Weather(weather) => self.network.set(*weather),
+            Event::Delay(ms) => sim.set_max_message_latency(Duration::from_millis(*ms)),
             Event::Rot(node, flips) => {
                 if let Some(disk) = self.disks.get(node) {
-                    rot(disk, *flips, &mut self.dice);
+                    crate::damage::flip_anywhere(disk, *flips, &mut self.dice);
+                    self.may_refuse.insert(*node);
                 }
             }
             Event::Fill(spare_bytes) => {
@@ -116,8 +171,71 @@ impl Parts {
                 }
             }
             Event::Empty => self.slave_disks().for_each(|disk| disk.set_capacity(DISK_BYTES)),
-            Event::Lose(thousandths) => sim.set_fail_rate(f64::from(*thousandths) / 1000.0),
+            Event::Fail(node, faults) => {
+                self.may_refuse.insert(*node);
+                self.disks[node].set_faults(*faults);
+            }
+            Event::Slow(node, ms) => self.disks[node].set_sync_takes(Duration::from_millis(*ms)),
+            Event::Remember(node) => {
+                self.remembered.insert(*node, self.disks[node].copy());
+            }
+            Event::Damage(node, damage) => self.damage(*node, *damage),
+            Event::Undamage => self.undamage(),
+            Event::Replace(node) => self.disks[node].replace(),
+            Event::Clone(from, to) => {
+                self.disks[to].set_back(&self.disks[from]);
+                self.may_refuse.insert(*to);
+            }
+            Event::Mend(node) => self.mend(sim, *node),
+            // The drive waits.
+            Event::Settle => {}
         }
+    }
+
+    pub(crate) fn kill(&self, sim: &mut Sim<'_>, node: Node) {
+        sim.crash(node.to_string());
+        if let Some(disk) = self.disks.get(&node) {
+            disk.kill();
+        }
+        self.tell_dead(node);
+    }
+
+    pub(crate) fn start(&self, sim: &mut Sim<'_>, node: Node) {
+        self.shared.with(|notes| notes.refused.remove(&node));
+        sim.bounce(node.to_string());
+        self.tell_cut(node, false);
+    }
+
+    fn lose_power(&mut self, sim: &mut Sim<'_>, nodes: &[Node]) {
+        for node in nodes {
+            sim.crash(node.to_string());
+            if let Some(disk) = self.disks.get(node) {
+                disk.crash(&mut self.dice);
+            }
+            self.tell_dead(*node);
+        }
+        // Held means that every member has it: it takes the power of all slaves, or of the master that
+        // knows the length, to lose what was not synced.
+        let slaves = nodes.iter().filter(|node| matches!(node, Node::Slave(_))).count();
+        if slaves == usize::from(self.plan.slaves) || nodes.contains(&Node::Master) {
+            self.shared.with(|notes| notes.oracle.power_fails());
+        }
+    }
+
+    fn hold(&self, sim: &Sim<'_>, node: Node) {
+        self.others(node).iter().for_each(|other| sim.hold(node.to_string(), other.to_string()));
+        self.tell_cut(node, true);
+    }
+
+    fn pairs(&self, ones: &[Node], others: &[Node], act: impl Fn(String, String)) {
+        for one in ones {
+            others.iter().for_each(|other| act(one.to_string(), other.to_string()));
+        }
+    }
+
+    /// Those that cannot renew their leases.
+    fn without_master<'a>(&self, ones: &'a [Node], others: &'a [Node]) -> &'a [Node] {
+        if ones.contains(&Node::Master) { others } else { ones }
     }
 
     fn slave_disks(&self) -> impl Iterator<Item = &SimulatedDisk> {
@@ -133,6 +251,16 @@ impl Parts {
         }
     }
 
+    /// A client without the master cannot renew its lease.
+    fn tell_parted(&self, one: Node, other: Node, parted: bool) {
+        match (one, other) {
+            (Node::Master, client @ Node::Client(_)) | (client @ Node::Client(_), Node::Master) => {
+                self.tell_cut(client, parted);
+            }
+            _ => {}
+        }
+    }
+
     fn tell_cut(&self, node: Node, cut: bool) {
         if let Node::Client(number) = node {
             self.shared.with(|notes| notes.oracle.cut(number, cut));
@@ -141,27 +269,5 @@ impl Parts {
 
     fn others(&self, node: Node) -> Vec<Node> {
         self.nodes().into_iter().filter(|other| *other != node).collect()
-    }
-}
-
-fn rot(disk: &SimulatedDisk, flips: u16, dice: &mut SmallRng) {
-    let mut files = Vec::new();
-    let mut directories = vec![String::new()];
-    while let Some(directory) = directories.pop() {
-        for name in disk.list(&directory).unwrap_or_default() {
-            let path = if directory.is_empty() { name } else { format!("{directory}/{name}") };
-            match disk.open(&path, false).and_then(|file| file.len()) {
-                Ok(0) => {}
-                Ok(len) => files.push((path, len)),
-                Err(_) => directories.push(path),
-            }
-        }
-    }
-    for _ in 0..flips {
-        if files.is_empty() {
-            return;
-        }
-        let (path, len) = &files[dice.random_range(0..files.len())];
-        disk.flip(path, dice.random_range(0..*len));
     }
 }

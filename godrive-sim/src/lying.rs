@@ -42,6 +42,10 @@ impl Disk for LyingDisk {
     fn is_instant(&self) -> bool {
         self.0.is_instant()
     }
+
+    fn sync_takes(&self) -> std::time::Duration {
+        self.0.sync_takes()
+    }
 }
 
 struct LyingFile(Arc<dyn DiskFile>);

@@ -1,6 +1,7 @@
 //! Runs scenarios of the simulation: `godrive-sim --scenario crash-all --seed 7`.
 
 use clap::Parser;
+use godrive_sim::summary::Summary;
 use godrive_sim::{cluster, scenarios};
 use std::process::ExitCode;
 
@@ -46,16 +47,18 @@ fn main() -> anyhow::Result<ExitCode> {
             vec![scenarios::named(name).ok_or_else(|| anyhow::anyhow!("no scenario {name}; see --list"))?]
         }
     };
-    let mut failed = false;
+    let mut summary = Summary::default();
     for seed in arguments.seed..arguments.seed + arguments.runs {
         for scenario in &chosen {
             let outcome = cluster::run(&scenario.plan(seed), seed);
+            summary.add(&outcome);
             println!(
-                "{} seed {seed}: {} in {:?}; {}; trace {:016x} of {} datagrams",
+                "{} seed {seed}: {} in {:?}; {}; {} faults; trace {:016x} of {} datagrams",
                 scenario.name,
                 if outcome.failures.is_empty() { "kept the contract" } else { "FAILED" },
                 outcome.virtual_time,
                 done(&outcome),
+                outcome.faults.values().sum::<u64>(),
                 outcome.trace.hash,
                 outcome.trace.datagrams,
             );
@@ -66,12 +69,12 @@ fn main() -> anyhow::Result<ExitCode> {
                 println!("  ! {failure}");
             }
             if !outcome.failures.is_empty() {
-                failed = true;
                 println!("  again: godrive-sim --scenario {} --seed {seed} --log info", scenario.name);
             }
         }
     }
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    println!("{summary}");
+    Ok(if summary.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// What was judged: by the oracle, or as histories.

@@ -1,6 +1,9 @@
 //! What is tried. A scenario is a plan that the seed varies.
 
+mod disks;
 mod linear;
+mod mixed;
+mod network;
 
 use crate::cluster::{Node, Plan, Progress};
 use crate::events::Event;
@@ -54,14 +57,18 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario { name: "rot", about: "bits flip on one slave's disk", plan: rot },
     Scenario { name: "full", about: "the slaves' disks fill up and are emptied", plan: full },
-    Scenario { name: "chaos", about: "all of it, as chance has it", plan: chaos },
 ];
 
 /// Those in which three clients share objects whose histories must be linearizable ([`crate::sharing`]).
 pub const LINEAR: &[Scenario] = linear::ALL;
 
+/// What is wrong with disks, with the network and with clocks; and everything mixed.
+pub const DISKS: &[Scenario] = disks::ALL;
+pub const NETWORK: &[Scenario] = network::ALL;
+pub const MIXED: &[Scenario] = mixed::ALL;
+
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
-    ALL.iter().chain(LINEAR)
+    [ALL, DISKS, NETWORK, MIXED, LINEAR].into_iter().flatten()
 }
 
 pub fn named(name: &str) -> Option<&'static Scenario> {
@@ -72,14 +79,40 @@ fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
+fn any_slave(dice: &mut SmallRng) -> Node {
+    Node::Slave(dice.random_range(1..=4))
+}
+
+/// Two different ones.
+fn two_slaves(dice: &mut SmallRng) -> [Node; 2] {
+    let one = dice.random_range(0..4);
+    let other = (one + dice.random_range(1..4)) % 4;
+    [Node::Slave(one + 1), Node::Slave(other + 1)]
+}
+
+fn any_client(dice: &mut SmallRng) -> Node {
+    Node::Client(dice.random_range(0..2))
+}
+
 /// Up to two seconds later, so that seeds meet different moments.
 fn about(dice: &mut SmallRng, seconds: u64) -> Duration {
     Duration::from_millis(seconds * 1000 + dice.random_range(0..2000))
 }
 
 fn plan(until: Duration, schedule: Vec<(Duration, Event)>, progress: Vec<Progress>) -> Plan {
-    let workload = Workload { clients: 2, places: 40, until, pause: Duration::from_millis(20) };
-    Plan { slaves: 4, replicas: 3, workload, sharing: None, lying_disks: false, schedule, progress }
+    let workload = Workload {
+        clients: 2,
+        places: 40,
+        until,
+        pause: Duration::from_millis(20),
+        may_be_unreadable: false,
+    };
+    Plan { schedule, progress, ..Plan::new(workload) }
+}
+
+/// Both clients get on again in the end.
+fn at_last(until: Duration, operations: usize) -> Vec<Progress> {
+    both(until - s(8), until, operations)
 }
 
 fn both(from: Duration, to: Duration, operations: usize) -> Vec<Progress> {
@@ -173,9 +206,14 @@ fn late(dice: &mut SmallRng) -> Plan {
     plan(s(60), schedule, both(s(52), s(60), 30))
 }
 
+/// Also in the index, which no scrub reads: in the end people check the disk.
 fn rot(dice: &mut SmallRng) -> Plan {
     let slave = Node::Slave(dice.random_range(1..=4));
-    let schedule = (5..25).step_by(2).map(|at| (about(dice, at), Event::Rot(slave, 30))).collect();
+    let rots = (5..25).step_by(2).map(|at| (about(dice, at), Event::Rot(slave, 30)));
+    let mut schedule: Vec<_> = rots.collect();
+    schedule.push((s(30), Event::Kill(vec![slave])));
+    schedule.push((s(31), Event::Start(vec![slave])));
+    schedule.push((s(33), Event::Mend(slave)));
     plan(s(40), schedule, both(s(5), s(40), 100))
 }
 
@@ -183,31 +221,4 @@ fn full(dice: &mut SmallRng) -> Plan {
     let spare_bytes = dice.random_range(0..300_000);
     let schedule = vec![(about(dice, 6), Event::Fill(spare_bytes)), (about(dice, 25), Event::Empty)];
     plan(s(45), schedule, both(s(35), s(45), 30))
-}
-
-/// One thing after the other, each healed before the next of its kind, so that at no moment more is lost than the
-/// contract bears: one slave at a time loses its power, and the next one only when everything was synced again.
-fn chaos(dice: &mut SmallRng) -> Plan {
-    let mut schedule = vec![];
-    let mut at = s(4);
-    while at < s(80) {
-        let lasts = Duration::from_millis(dice.random_range(100..9000));
-        let slave = Node::Slave(dice.random_range(1..=4));
-        let client = Node::Client(dice.random_range(0..2));
-        let (begin, end) = match dice.random_range(0..10) {
-            0 => (Event::Cut(slave), Event::Heal(slave)),
-            1 => (Event::Cut(client), Event::Heal(client)),
-            2 => (Event::Cut(Node::Master), Event::Heal(Node::Master)),
-            3 => (Event::Kill(vec![slave]), Event::Start(vec![slave])),
-            4 => (Event::Kill(vec![client]), Event::Start(vec![client])),
-            5 => (Event::Kill(vec![Node::Master]), Event::Start(vec![Node::Master])),
-            6 => (Event::PowerLoss(vec![slave]), Event::Start(vec![slave])),
-            7 => (Event::PowerLoss(vec![Node::Master]), Event::Start(vec![Node::Master])),
-            8 => (Event::Hold(slave), Event::LetGo(slave)),
-            _ => (Event::Part(client, slave), Event::Join(client, slave)),
-        };
-        schedule.extend([(at, begin), (at + lasts, end)]);
-        at += lasts + Duration::from_millis(dice.random_range(500..8000));
-    }
-    plan(at + s(20), schedule, both(at + s(12), at + s(20), 5))
 }

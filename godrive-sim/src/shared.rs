@@ -1,7 +1,9 @@
 //! What the run and its hosts have in common: the oracle, and what everyone is doing.
 
+use crate::cluster::Node;
 use crate::histories::Histories;
 use crate::oracle::Oracle;
+use crate::walker::Seen;
 use godrive_proto::Ino;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +44,14 @@ pub struct Notes {
     pub problems: Vec<String>,
     /// Errors that clients met, for the report: message and how often.
     pub errors: BTreeMap<String, u64>,
+    /// Nodes whose process ended at its start, and what it said.
+    pub refused: BTreeMap<Node, String>,
+    /// What those that came only to look have seen.
+    pub seen: BTreeMap<u16, Seen>,
+    /// By so much later than planned everything happens, because the cluster had to settle first.
+    pub delayed: Duration,
+    /// The cluster is to settle: clients do little meanwhile.
+    pub settling: bool,
 }
 
 /// Clones are the same notes.
@@ -62,6 +72,19 @@ impl Shared {
         let before = self.with(|notes| notes.doing.insert((client, worker), (at, what.into())));
         if let Some((since, what)) = before.filter(|(since, _)| at - *since > SLOW) {
             tracing::info!(client, worker, took = ?(at - since), "slow: {what}");
+        }
+    }
+
+    /// Whether the workload's time is over.
+    pub fn is_over(&self, until: Duration) -> bool {
+        let delayed = self.with(|notes| notes.delayed);
+        turmoil::sim_elapsed().unwrap_or_default() >= until + delayed
+    }
+
+    /// Returns when the client's machine does not sleep.
+    pub async fn awake(&self, client: u16) {
+        while self.with(|notes| notes.asleep.contains(&client)) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 

@@ -1,6 +1,6 @@
 //! What went over the simulated network, as one number: equal seeds must give equal traces.
 
-use godrive_proto::net::simulated::Watcher;
+use godrive_proto::net::simulated::{Passage, Watcher};
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ impl Trace {
 }
 
 impl Watcher for Trace {
-    fn sent(&self, from: SocketAddr, to: SocketAddr, contents: &[u8]) {
+    fn sent(&self, from: SocketAddr, to: SocketAddr, contents: &[u8]) -> Passage {
         let at = turmoil::sim_elapsed().unwrap_or_default().as_nanos();
         let mut state = self.state.lock();
         state.hash.update(&at.to_le_bytes());
@@ -43,5 +43,6 @@ impl Watcher for Trace {
         state.hash.update(contents);
         state.datagrams += 1;
         state.bytes += contents.len() as u64;
+        Passage::Whole
     }
 }

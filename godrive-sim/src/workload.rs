@@ -23,6 +23,8 @@ const PUBLISHED: u32 = 100;
 const FOLDERS: u32 = 1000;
 /// The most changes of a folder in a row.
 const BURST: usize = 6;
+/// Between two operations, while the cluster is to settle.
+const WHILE_SETTLING: Duration = Duration::from_millis(150);
 const SHARED_NAME: &[u8] = b"shared";
 /// Not a multiple of a leaf, so that deltas are partial.
 const BLOCK_BYTES: usize = 3000;
@@ -38,6 +40,8 @@ pub struct Workload {
     pub until: Duration,
     /// The longest pause between two operations.
     pub pause: Duration,
+    /// All replicas of a chunk may be bad at the end: reads of it may fail, and changes.
+    pub may_be_unreadable: bool,
 }
 
 /// One client at work.
@@ -50,7 +54,7 @@ pub struct Worker {
     sequence: u64,
     handle: Option<Handle>,
     folder: Option<OwnFolder>,
-    /// Files that were given up after an error.
+    /// Files and folders that were given up after an error or a disturbance.
     given_up: BTreeSet<Ino>,
 }
 
@@ -73,10 +77,14 @@ impl Worker {
 
     /// Works until the time is over, then closes and verifies everything.
     pub async fn run(mut self) {
-        while turmoil::sim_elapsed().unwrap_or_default() < self.load.until {
+        while !self.shared.is_over(self.load.until) {
+            self.awake().await;
             self.step().await;
             let pause = self.rng.random_range(0..=self.load.pause.as_micros() as u64);
             tokio::time::sleep(Duration::from_micros(pause)).await;
+            if self.shared.with(|notes| notes.settling) {
+                tokio::time::sleep(WHILE_SETTLING).await;
+            }
         }
         self.close().await;
         self.verify().await;
@@ -84,11 +92,16 @@ impl Worker {
         let unflushed = self.fs.stop().await.err().map_or_else(Vec::new, |unflushed| unflushed.0);
         let unflushed: Vec<_> =
             unflushed.into_iter().filter(|(ino, _)| !self.given_up.contains(ino)).collect();
-        if !unflushed.is_empty() {
+        if !unflushed.is_empty() && !self.load.may_be_unreadable {
             self.shared.problem(format!("client {} could not flush at its end: {unflushed:?}", self.id));
         }
         self.shared.doing(self.id, "nothing any more");
         self.shared.with(|notes| notes.finished.insert(self.id, true));
+    }
+
+    /// Nobody asks for anything while the machine sleeps.
+    async fn awake(&self) {
+        self.shared.awake(self.id).await;
     }
 
     async fn step(&mut self) {
@@ -131,6 +144,7 @@ impl Worker {
     }
 
     async fn handle(&mut self) -> Outcome<Handle> {
+        self.awake().await;
         if let Some(handle) = self.handle {
             return Ok(handle);
         }
@@ -140,6 +154,7 @@ impl Worker {
     }
 
     async fn open_or_create(&self, name: &[u8]) -> Outcome<(Ino, Handle)> {
+        self.awake().await;
         self.shared.doing(self.id, format!("open or create {}", String::from_utf8_lossy(name)));
         let caller = Caller::default();
         let opened = self.fs.create(ROOT, name, 0o644, O_RDWR, caller).await;
@@ -216,6 +231,7 @@ impl Worker {
         if let Err(error) = self.prepare(temporary.as_bytes(), stamp).await {
             return self.shared.error("prepare a file to publish", &error);
         }
+        self.awake().await;
         self.shared.doing(self.id, "rename");
         self.shared.with(|notes| notes.oracle.write_begins(place, stamp));
         let name = published(self.id);
@@ -241,6 +257,7 @@ impl Worker {
     }
 
     async fn sync_directory(&self, ino: Ino) -> Outcome<()> {
+        self.awake().await;
         let handle = self.fs.opendir(ino)?.handle;
         let synced = self.fs.fsyncdir(handle).await;
         self.fs.releasedir(handle);
@@ -265,11 +282,15 @@ impl Worker {
     /// Some changes of the own folder, one after the other.
     async fn change_folder(&mut self) {
         for _ in 0..self.rng.random_range(1..=BURST) {
+            self.awake().await;
             let disturbances = self.shared.with(|notes| notes.oracle.disturbances);
-            let undisturbed = self.folder.take().filter(|own| own.known.disturbances == disturbances);
-            let mut own = match undisturbed {
-                Some(own) => own,
-                None => match self.make_folder(disturbances).await {
+            let own = self.folder.take();
+            // What was removed there ahead of the master may be undone: nobody asks again, so it is told at the end.
+            let disturbed = own.as_ref().filter(|own| own.known.disturbances != disturbances);
+            self.given_up.extend(disturbed.map(|own| own.known.ino));
+            let mut own = match own {
+                Some(own) if own.known.disturbances == disturbances => own,
+                _ => match self.make_folder(disturbances).await {
                     Ok(own) => own,
                     Err(error) => return self.shared.error("make a folder", &error),
                 },
@@ -284,6 +305,7 @@ impl Worker {
             self.shared.doing(self.id, format!("{change:?} in folder {file}"));
             self.shared.with(|notes| notes.oracle.write_begins((file, 0), stamp));
             if let Err(error) = self.change(own.known.ino, change).await {
+                self.given_up.insert(own.known.ino);
                 self.shared.with(|notes| notes.oracle.failed(self.id, file));
                 return self.shared.error("change a folder", &error);
             }
@@ -301,6 +323,7 @@ impl Worker {
                         .shared
                         .with(|notes| notes.oracle.safe(self.id, file, sequence + 1, Safety::Stable)),
                     Err(error) => {
+                        self.given_up.insert(own.known.ino);
                         self.shared.with(|notes| notes.oracle.failed(self.id, file));
                         return self.shared.error("fsync of a folder", &error);
                     }
@@ -366,6 +389,7 @@ impl Worker {
 
     /// One page, which is one moment's, holds all of it.
     async fn list(&self, folder: Ino) -> Outcome<Vec<Vec<u8>>> {
+        self.awake().await;
         let handle = self.fs.opendir(folder)?.handle;
         let most = 4 * folder::FILES as usize;
         let listed = match self.fs.try_readdir(handle, 0, most, true) {
@@ -391,6 +415,7 @@ impl Worker {
     }
 
     async fn read_published(&self, other: u16) -> Outcome<Option<Found>> {
+        self.awake().await;
         self.shared.doing(self.id, format!("look up the file that client {other} published"));
         let ino: Ino = match &self.fs.lookup(ROOT, published(other).as_bytes()).await?.value {
             Looked::Missing(_) => return Ok(Some(Found::Nothing)),
@@ -401,6 +426,7 @@ impl Worker {
             Err(error) if [ENOENT, ESTALE].contains(&error.errno) => return Ok(None),
             Err(error) => return Err(error),
         };
+        self.awake().await;
         self.shared.doing(self.id, format!("read the file that client {other} published"));
         let bytes = self.read_bytes(handle, 0, PUBLISHED_BYTES).await;
         self.fs.release(handle);
@@ -409,14 +435,18 @@ impl Worker {
 
     /// At the end, with everything healed, every block must be readable and right, within a few tries.
     async fn verify(&mut self) {
+        let tries = if self.load.may_be_unreadable { 1 } else { 5 };
         for place in 0..self.load.places {
             let mut last = None;
-            for _ in 0..5 {
+            for _ in 0..tries {
                 last = self.read(place).await.err();
                 if last.is_none() {
                     break;
                 }
                 self.give_up().await;
+            }
+            if self.load.may_be_unreadable {
+                continue;
             }
             if let Some(error) = last {
                 self.shared

@@ -37,6 +37,33 @@ impl Image {
         self.live.len() as u64
     }
 
+    /// What programs see, all of it stable.
+    pub fn settled(&self) -> Self {
+        let Self { len, live, .. } = self;
+        Self {
+            len: *len,
+            live: live.clone(),
+            durable_len: *len,
+            durable: live.clone(),
+            dirty: BTreeSet::new(),
+        }
+    }
+
+    pub fn has_page(&self, page: u64) -> bool {
+        self.live.contains_key(&page)
+    }
+
+    /// The page holds this, on the medium and in what is read.
+    pub fn put(&mut self, page: u64, bytes: &[u8]) {
+        let mut whole = [0; PAGE as usize];
+        let len = bytes.len().min(whole.len());
+        whole[..len].copy_from_slice(&bytes[..len]);
+        let whole = Arc::new(whole);
+        self.live.insert(page, whole.clone());
+        self.durable.insert(page, whole);
+        self.dirty.remove(&page);
+    }
+
     /// How many pages a write would add.
     pub fn added_pages(&self, offset: u64, len: u64) -> u64 {
         if len == 0 {

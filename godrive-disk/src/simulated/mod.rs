@@ -5,7 +5,10 @@
 //! Faults are set from outside, while a daemon runs on a clone of the value: capacity, errors of each kind,
 //! flipped bits, and a stop after so many changes (the crash that comes in the middle of something).
 
+mod damage;
 mod image;
+
+pub use damage::Block;
 
 use crate::{Disk, DiskFile, Space, check_directory, check_path, check_rename, parent};
 use image::{Image, PAGE};
@@ -15,6 +18,7 @@ use rand::rngs::SmallRng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Clones are the same disk.
 #[derive(Clone)]
@@ -52,6 +56,7 @@ struct State {
     durable: Names,
     /// Names changed since their directory was synced, in order, so that a crash keeps a prefix per directory.
     pending: Vec<(String, BTreeMap<String, Option<Entry>>)>,
+    sync_takes: Duration,
 }
 
 type Names = BTreeMap<String, Entry>;
@@ -72,19 +77,7 @@ fn eio() -> io::Error {
 
 impl SimulatedDisk {
     pub fn new(capacity_bytes: u64) -> Self {
-        let state = State {
-            capacity: capacity_bytes,
-            faults: Faults::default(),
-            stop_after: None,
-            incarnation: 0,
-            counters: Counters::default(),
-            files: BTreeMap::new(),
-            next_file: 0,
-            live: Names::new(),
-            durable: Names::new(),
-            pending: Vec::new(),
-        };
-        Self { state: Arc::new(Mutex::new(state)) }
+        Self { state: Arc::new(Mutex::new(State::new(capacity_bytes))) }
     }
 
     /// Power loss and restart: see the module. Also ends a [`Self::stop_after`].
@@ -130,13 +123,14 @@ impl SimulatedDisk {
         self.state.lock().capacity = capacity_bytes;
     }
 
+    /// From now on a sync takes so long: see [`Disk::sync_takes`].
+    pub fn set_sync_takes(&self, long: Duration) {
+        self.state.lock().sync_takes = long;
+    }
+
     /// Bit rot: flips a bit of the byte, on the medium and in what is read. False if there is no such file.
     pub fn flip(&self, path: &str, offset: u64) -> bool {
-        let mut state = self.state.lock();
-        let Some(Entry::File(file)) = state.live.get(path).copied() else { return false };
-        let Some(image) = state.files.get_mut(&file) else { return false };
-        image.flip(offset);
-        true
+        self.with_file(path, |image| image.flip(offset)).is_some()
     }
 
     pub fn counters(&self) -> Counters {
@@ -161,6 +155,22 @@ fn files_of(names: &Names) -> impl Iterator<Item = u64> {
 }
 
 impl State {
+    fn new(capacity: u64) -> Self {
+        Self {
+            capacity,
+            faults: Faults::default(),
+            stop_after: None,
+            incarnation: 0,
+            counters: Counters::default(),
+            files: BTreeMap::new(),
+            next_file: 0,
+            live: Names::new(),
+            durable: Names::new(),
+            pending: Vec::new(),
+            sync_takes: Duration::ZERO,
+        }
+    }
+
     fn used(&self) -> u64 {
         let named = files_of(&self.live).filter_map(|file| self.files.get(&file));
         named.map(Image::live_pages).sum::<u64>() * PAGE
@@ -324,6 +334,10 @@ impl Disk for SimulatedDisk {
 
     fn is_instant(&self) -> bool {
         true
+    }
+
+    fn sync_takes(&self) -> Duration {
+        self.state.lock().sync_takes
     }
 }
 

@@ -112,3 +112,40 @@ fn zeros_are_written_wholly_or_not_at_all() {
     assert!(crate::write_zeros(&*file, 10_100, 100_000).is_err());
     assert_eq!(file.len().unwrap(), 10_100);
 }
+
+#[test]
+fn damage_is_on_the_medium_and_in_what_is_read() {
+    let disk = SimulatedDisk::new(1 << 20);
+    let file = disk.open("a", true).unwrap();
+    file.write_at(&[&[1; 4096], &[2; 4096]], 0).unwrap();
+    let before = disk.copy();
+    assert!(disk.exchange(("a", 0), ("a", 1)));
+    let first = |disk: &SimulatedDisk| disk.block(("a", 0)).map(|bytes| bytes[0]);
+    assert_eq!(first(&disk), Some(2));
+    assert!(disk.misplace(("a", 1), ("a", 0)) && !disk.misplace(("a", 7), ("a", 0)));
+    assert_eq!(first(&disk), Some(1));
+    disk.sync_directory("").unwrap();
+    disk.crash(&mut SmallRng::seed_from_u64(1));
+    assert_eq!(first(&disk), Some(1), "it was on the medium at once");
+    assert!(disk.cut("a", 4000));
+    assert_eq!(disk.files(), [("a".to_owned(), 4000)]);
+    disk.open("b", true).unwrap();
+    assert!(disk.set_back_file("a", &before) && disk.set_back_file("b", &before));
+    assert_eq!(disk.files(), [("a".to_owned(), 8192)]);
+    disk.replace();
+    assert_eq!(disk.files(), []);
+    disk.set_back(&before);
+    assert_eq!(first(&disk), Some(1));
+    assert!(file.read_at(&mut [0; 1], 0).is_err(), "handles from before fail");
+}
+
+#[tokio::test]
+async fn a_slow_disk_keeps_those_waiting_who_sync() {
+    let disk = SimulatedDisk::new(1 << 20);
+    disk.set_sync_takes(std::time::Duration::from_millis(30));
+    let (file, slow) = (disk.open("a", true).unwrap(), disk.clone());
+    let group = crate::GroupSync::over(file, true).taking(move || slow.sync_takes());
+    let began = tokio::time::Instant::now();
+    group.sync().await.unwrap();
+    assert!(began.elapsed() >= std::time::Duration::from_millis(30));
+}

@@ -135,6 +135,8 @@ impl Nodes {
         if let Some((_, state)) = twice {
             return Err(Fault::new(Code::Malformed, format!("disk {} is announced twice", state.disk)));
         }
+        // Disks that it had before may go to another node.
+        self.bearers.retain(|_, bearer| *bearer != id);
         for state in &request.disks {
             self.bearers.insert(state.disk, id);
         }

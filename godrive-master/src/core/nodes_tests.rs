@@ -74,6 +74,9 @@ fn a_disk_has_one_bearer_until_the_bearer_is_dead() {
     assert!(nodes.register(s(1), B, &announce(&[2, 2])).is_err());
     nodes.register(s(20), B, &announce(&[1])).unwrap();
     assert!(nodes.register(s(21), A, &announce(&[1])).is_err());
+    // It was a copy and is taken away.
+    nodes.register(s(22), B, &announce(&[2])).unwrap();
+    nodes.register(s(23), A, &announce(&[1])).unwrap();
 }
 
 #[test]

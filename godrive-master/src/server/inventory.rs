@@ -83,8 +83,12 @@ fn reconcile(
         present.insert(replica.chunk);
         match hub.state.chunk(replica.chunk)? {
             Some(known) => compare(hub, node, &known, replica, findings),
-            // Deleted ones are reclaimed through their queue.
-            None if hub.state.deleted_chunk(replica.chunk)?.is_some() => hub.slaves.reclaim = true,
+            // Deleted ones are reclaimed through their queue, also from those that had left before.
+            None if hub.state.deleted_chunk(replica.chunk)?.is_some() => {
+                let places = hub.slaves.leftovers.entry(replica.chunk).or_default();
+                places.insert((node, replica.disk), replica.epoch);
+                hub.slaves.reclaim = true;
+            }
             None => findings.unknown.push(replica.chunk),
         }
     }

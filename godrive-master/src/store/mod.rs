@@ -24,6 +24,7 @@ use bytes::Bytes;
 use cache::Cache;
 use parking_lot::Mutex;
 use redb::{Database, ReadOnlyTable, ReadableDatabase, StorageBackend, TableDefinition};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// One table for all: its keys begin with a tag of their own. A new layout gets a new name here.
@@ -64,10 +65,17 @@ fn failed(what: &'static str) -> impl Fn(redb::Error) -> StoreError {
     }
 }
 
+/// redb breaks off where it meets a page that it cannot have written.
+fn caught<T>(what: &'static str, act: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, StoreError> {
+    let broke_off = |_| StoreError::Damaged(format!("{what}: a page holds what was never written to it"));
+    catch_unwind(AssertUnwindSafe(act)).map_err(broke_off)?.map_err(failed(what))
+}
+
 impl Store {
+    /// Reads all of it once: what has rotted would show itself later as names that are missing, or as other ones.
     pub fn open(backend: impl StorageBackend, options: StoreOptions) -> Result<Self, StoreError> {
-        let database = open_database(backend, options).map_err(failed("opening"))?;
-        let table = open_table(&database).map_err(failed("opening"))?;
+        let database = caught("opening", || open_database(backend, options))?;
+        let table = caught("opening", || open_table(&database))?;
         Ok(Self {
             database: Arc::new(database),
             table,
@@ -106,8 +114,10 @@ impl Kv for Store {
         if let Some(value) = self.clean.lock().get(key) {
             return Ok(value);
         }
-        let found = self.table.get(key).map_err(|error| failed("reading")(error.into()))?;
-        let value = found.map(|guard| Bytes::copy_from_slice(guard.value()));
+        let value = caught("reading", || {
+            let found = self.table.get(key)?;
+            Ok(found.map(|guard| Bytes::copy_from_slice(guard.value())))
+        })?;
         self.clean.lock().put(key, value.clone());
         Ok(value)
     }
@@ -116,10 +126,13 @@ impl Kv for Store {
         if from >= to {
             return Ok(());
         }
-        let below = self.table.range::<&[u8]>(from..to).map_err(|error| failed("reading")(error.into()))?;
-        let below = below.map(|pair| {
-            let (key, value) = pair.map_err(|error| failed("reading")(error.into()))?;
-            Ok((key.value().to_vec(), Bytes::copy_from_slice(value.value())))
+        let mut below = caught("reading", || Ok(self.table.range::<&[u8]>(from..to)?))?;
+        let below = std::iter::from_fn(|| {
+            let next = caught("reading", || {
+                let Some((key, value)) = below.next().transpose()? else { return Ok(None) };
+                Ok(Some((key.value().to_vec(), Bytes::copy_from_slice(value.value()))))
+            });
+            next.transpose()
         });
         overlay::merge(self.overlays(), from, to, below, visit)
     }
@@ -155,7 +168,7 @@ impl Kv for Store {
 
     fn end_checkpoint(&mut self) -> Result<(), StoreError> {
         if self.flushing.take().is_some() {
-            self.table = open_table(&self.database).map_err(failed("reading"))?;
+            self.table = caught("reading", || open_table(&self.database))?;
         }
         Ok(())
     }
@@ -169,7 +182,7 @@ struct Flush {
 
 impl Checkpoint for Flush {
     fn run(&self) -> Result<(), StoreError> {
-        self.write().map_err(failed("writing a checkpoint"))
+        caught("writing a checkpoint", || self.write())
     }
 }
 

@@ -292,3 +292,34 @@ fn cost_of_a_create() {
         (start.elapsed() - applied).as_secs_f64() * 1e6 / count as f64,
     );
 }
+
+/// A bit that flips anywhere in the file is found when it is opened, or changes nothing.
+#[test]
+fn rot_is_found_at_the_opening() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let open = |disk: &SimulatedDisk| {
+        Store::open(godrive_disk::FileBackend::new(disk.open("state.redb", true).unwrap()), small())
+    };
+    let mut store = open(&disk).unwrap();
+    for round in 0..3u8 {
+        let pair = |at: u16| ([round, (at >> 8) as u8, at as u8].to_vec(), Some(vec![at as u8; 40].into()));
+        store.write((0..1500).map(pair).collect()).unwrap();
+        store.begin_checkpoint().unwrap().run().unwrap();
+        store.end_checkpoint().unwrap();
+    }
+    let whole = dump(&store);
+    assert_eq!(whole.map.len(), 4500);
+    drop(store);
+    let (mut refused, mut rng) = (0, SmallRng::seed_from_u64(1));
+    let (path, len) = disk.files().pop().unwrap();
+    for seed in 0..150 {
+        println!("seed {seed}");
+        let rotten = disk.copy();
+        rotten.flip(&path, rng.random_range(0..len));
+        match open(&rotten) {
+            Ok(store) => assert_eq!(dump(&store), whole),
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(refused > 20, "only {refused} of 150 flips were found");
+}

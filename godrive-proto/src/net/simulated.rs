@@ -12,9 +12,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use tokio::sync::watch;
 
-/// Sees every datagram that a simulated socket sends: (from, to, bytes).
+/// Sees every datagram that a simulated socket sends: (from, to, bytes), and says what becomes of it.
 pub trait Watcher: Send + Sync + 'static {
-    fn sent(&self, from: SocketAddr, to: SocketAddr, contents: &[u8]);
+    fn sent(&self, from: SocketAddr, to: SocketAddr, contents: &[u8]) -> Passage;
+}
+
+/// What the network does to a datagram, beside what turmoil does to those that it gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Passage {
+    Whole,
+    Twice,
+    /// Other bytes arrive.
+    Altered(Vec<u8>),
+    Lost,
 }
 
 /// UDP sockets of the turmoil host that binds them. Must be used inside a turmoil simulation.
@@ -112,10 +122,17 @@ impl AsyncUdpSocket for SimulatedSocket {
     }
 
     fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
-        if let Some(watcher) = &self.watcher {
-            watcher.sent(self.inner.local_addr()?, transmit.destination, transmit.contents);
+        let passage = match &self.watcher {
+            Some(watcher) => watcher.sent(self.inner.local_addr()?, transmit.destination, transmit.contents),
+            None => Passage::Whole,
+        };
+        let send = |bytes: &[u8]| self.inner.try_send_to(bytes, transmit.destination).map(drop);
+        match passage {
+            Passage::Whole => send(transmit.contents),
+            Passage::Twice => send(transmit.contents).and_then(|()| send(transmit.contents)),
+            Passage::Altered(bytes) => send(&bytes),
+            Passage::Lost => Ok(()),
         }
-        self.inner.try_send_to(transmit.contents, transmit.destination).map(drop)
     }
 
     fn poll_recv(

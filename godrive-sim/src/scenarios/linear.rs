@@ -52,9 +52,14 @@ fn plan(
     schedule: Vec<(Duration, Event)>,
     progress: Vec<Progress>,
 ) -> Plan {
-    let workload = Workload { clients: CLIENTS, places: 0, until, pause: Duration::from_millis(100) };
-    let (slaves, replicas) = (4, 3);
-    Plan { slaves, replicas, workload, sharing: Some(sharing), lying_disks: false, schedule, progress }
+    let workload = Workload {
+        clients: CLIENTS,
+        places: 0,
+        until,
+        pause: Duration::from_millis(100),
+        may_be_unreadable: false,
+    };
+    Plan { sharing: Some(sharing), schedule, progress, at_least: 2_000, ..Plan::new(workload) }
 }
 
 fn sharing(care: Care, removals_in_a_row: u32) -> Sharing {
@@ -185,8 +190,8 @@ fn pauses(dice: &mut SmallRng) -> Plan {
 
 fn sleep(dice: &mut SmallRng) -> Plan {
     one_by_one(dice, Care::Synced, 5, |dice| {
-        let client = dice.random_range(0..CLIENTS);
-        (Event::Sleep(client), vec![Event::Wake(client), Event::LetGo(Node::Client(client))])
+        let client = Node::Client(dice.random_range(0..CLIENTS));
+        (Event::Sleep(client), vec![Event::Wake(client), Event::LetGo(client)])
     })
 }
 
@@ -211,13 +216,13 @@ fn power(dice: &mut SmallRng) -> Plan {
 
 fn chaos(dice: &mut SmallRng) -> Plan {
     one_by_one(dice, Care::Proven, 8, |dice| {
-        let (node, client) = (any_node(dice), dice.random_range(0..CLIENTS));
+        let (node, client) = (any_node(dice), Node::Client(dice.random_range(0..CLIENTS)));
         let everything = || [Node::Master].into_iter().chain((1..=4).map(Node::Slave)).collect::<Vec<_>>();
         match dice.random_range(0..8) {
             0 | 1 => (Event::Cut(node), vec![Event::Heal(node)]),
             2 => (Event::Hold(node), vec![Event::LetGo(node)]),
             3 | 4 => (Event::Kill(vec![node]), vec![Event::Start(vec![node])]),
-            5 => (Event::Sleep(client), vec![Event::Wake(client), Event::LetGo(Node::Client(client))]),
+            5 => (Event::Sleep(client), vec![Event::Wake(client), Event::LetGo(client)]),
             6 => (Event::Lose(50), vec![Event::Lose(0)]),
             _ => (Event::PowerLoss(everything()), vec![Event::Start(everything())]),
         }

@@ -134,7 +134,7 @@ impl Worker {
     async fn run<T: Shareable>(mut self) {
         let mut held: Option<T> = None;
         let mut in_doubt = false;
-        while turmoil::sim_elapsed().unwrap_or_default() < self.client.load.until {
+        while !self.client.shared.is_over(self.client.load.until) {
             self.awake().await;
             if self.turn(&mut held, &mut in_doubt).await.is_err() {
                 in_doubt = true;
@@ -225,9 +225,7 @@ impl Worker {
     }
 
     async fn awake(&self) {
-        while self.client.shared.with(|notes| notes.asleep.contains(&self.client.id)) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        self.client.shared.awake(self.client.id).await;
     }
 
     fn doing(&self, what: impl Into<String>) {

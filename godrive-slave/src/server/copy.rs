@@ -118,6 +118,9 @@ impl Copy<'_> {
             }
         }
         let done = self.adopt(&target, changed, based_on, keep_aside)?;
+        if self.whole {
+            self.shared.healed(chunk);
+        }
         if !self.store.is_stable(done.position) {
             self.store.sync().await?;
         }

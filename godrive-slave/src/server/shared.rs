@@ -262,6 +262,11 @@ impl Shared {
         self.errors.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The replica was made anew: what is found bad from now on is news.
+    pub fn healed(&self, chunk: ChunkId) {
+        self.reported.lock().remove(&chunk);
+    }
+
     /// Tells the master that the own replica is bad, once in a while.
     pub fn report_corrupt(self: &Arc<Self>, chunk: ChunkId, epoch: Epoch, detail: String) {
         let now = self.clock.now();

@@ -131,8 +131,9 @@ impl Log {
             synced: AtomicU64::new(next_sequence - 1),
             failed: Mutex::default(),
         });
-        let syncing = shared.clone();
-        Ok(Self { shared, group: GroupSync::new(move || syncing.sync(), instant) })
+        let (syncing, slow) = (shared.clone(), shared.clone());
+        let group = GroupSync::new(move || syncing.sync(), instant).taking(move || slow.disk.sync_takes());
+        Ok(Self { shared, group })
     }
 
     /// Writes one record and its leaves; fills in sequence and place. After an error nothing was appended.

@@ -184,7 +184,7 @@ impl DiskStore {
     fn with_table<T>(&self, act: impl FnOnce(&Table) -> io::Result<T>) -> Result<T, Fault> {
         let table = self.table.read();
         let result = match &*table {
-            Some(table) => act(table),
+            Some(table) => table::caught(|| act(table)),
             None => Err(io::Error::other("the index could not be opened again")),
         };
         drop(table);

@@ -125,6 +125,15 @@ fn to_io(error: impl Into<redb::Error>) -> io::Error {
     }
 }
 
+/// redb breaks off where it meets a page that it cannot have written.
+pub(super) fn caught<T>(act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let broke_off = |_| {
+        let text = format!("{FILE}: a page holds what was never written to it");
+        Err(io::Error::new(io::ErrorKind::InvalidData, text))
+    };
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).unwrap_or_else(broke_off)
+}
+
 fn damaged(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{FILE}: {what} does not decode"))
 }
@@ -152,6 +161,10 @@ impl Table {
     }
 
     pub fn commit(&self, changes: &Changes) -> io::Result<()> {
+        caught(|| self.write(changes))
+    }
+
+    fn write(&self, changes: &Changes) -> io::Result<()> {
         let mut write = self.db.begin_write().map_err(to_io)?;
         write.set_durability(Durability::Immediate).map_err(io::Error::other)?;
         write.set_quick_repair(true);

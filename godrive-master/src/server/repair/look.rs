@@ -72,6 +72,7 @@ pub fn turn(hub: &mut Hub, now: Instant, progress: &mut Progress) -> Result<Vec<
 
 /// The view without its chunks.
 fn begin(hub: &mut Hub, now: Instant, progress: &mut Progress) -> View {
+    progress.failed.retain(|_, again| now < *again);
     let candidates = hub.nodes.candidates(now, &hub.reserved);
     let levels = progress.balance.levels(now, &candidates);
     hub.repairs.levels = levels.clone();
@@ -92,7 +93,9 @@ fn begin(hub: &mut Hub, now: Instant, progress: &mut Progress) -> View {
 
 fn look(hub: &Hub, now: Instant, progress: &Progress, chunk: ChunkId, known: &Chunk) -> ChunkView {
     let mut view = view_of(hub, now, chunk, known);
-    view.busy |= progress.joins.contains_key(&chunk) || progress.leaves.contains(&chunk);
+    view.busy |= progress.joins.contains_key(&chunk)
+        || progress.leaves.contains(&chunk)
+        || progress.failed.contains_key(&chunk);
     view
 }
 

@@ -18,10 +18,14 @@ use tokio::sync::mpsc::UnboundedSender;
 
 /// How often the slow scan goes on.
 const PAUSE: Duration = Duration::from_millis(500);
+/// A copy that failed is not tried again before.
+const AFTER_A_FAILURE: Duration = Duration::from_secs(1);
 
 /// What is under way.
 struct Progress {
     joins: BTreeMap<ChunkId, Joining>,
+    /// Chunks whose last copy failed, and when they may be tried again.
+    failed: BTreeMap<ChunkId, Instant>,
     leaves: BTreeSet<ChunkId>,
     deleting: BTreeSet<NodeId>,
     /// Members of deleted chunks that have confirmed.
@@ -107,6 +111,7 @@ pub async fn run(shared: Arc<Shared>) {
     let nodes = shared.with(|hub, _| hub.config.nodes.clone());
     let mut progress = Progress {
         joins: BTreeMap::new(),
+        failed: BTreeMap::new(),
         leaves: BTreeSet::new(),
         deleting: BTreeSet::new(),
         confirmed: BTreeMap::new(),
@@ -166,7 +171,9 @@ fn settle(shared: &Arc<Shared>, progress: &mut Progress, ended: Ended) {
             let Some(joining) = progress.joins.remove(&chunk) else { return };
             shared.with(|hub, now| {
                 hub.repairs.active(progress.joins.values());
-                if done {
+                if !done {
+                    progress.failed.insert(chunk, now.after(AFTER_A_FAILURE));
+                } else {
                     let work = hub.repairs.work(joining.reason);
                     work.done += 1;
                     work.meter.add(now, joining.bytes);

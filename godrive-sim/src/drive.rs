@@ -1,0 +1,161 @@
+//! A run from its beginning to its verdict: steps, with the events of the schedule in between, until the clients are done;
+//! then a look at what is left.
+
+use crate::audit::{Audit, Tree};
+use crate::cluster::{Outcome, Parts};
+use crate::events::Event;
+use crate::walker;
+use std::time::Duration;
+use turmoil::Sim;
+
+/// After the workload's end: closing and verifying everything must be done within this.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// Damage that nobody reads is found by the scrub, which pauses for a minute between two passes.
+const HEALED_AFTER: Duration = Duration::from_secs(300);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Clients that come at the end, only to look.
+const WALKERS: [u16; 2] = [90, 91];
+
+impl Parts {
+    /// Steps until every client has finished, doing what the schedule says on the way.
+    pub fn drive(&mut self, sim: &mut Sim<'_>) -> Result<(), String> {
+        let schedule = std::mem::take(&mut self.plan.schedule);
+        let mut schedule = schedule.into_iter().peekable();
+        loop {
+            let delayed = self.shared.with(|notes| notes.delayed);
+            while let Some((_, event)) = schedule.next_if(|(at, _)| *at + delayed <= sim.elapsed()) {
+                tracing::info!(at = ?sim.elapsed(), ?event, "event");
+                if event == Event::Settle {
+                    self.settle(sim)?;
+                    break;
+                }
+                self.happen(sim, &event);
+            }
+            sim.step().map_err(|error| error.to_string())?;
+            let clients = usize::from(self.plan.workload.clients);
+            let (finished, delayed) = self.shared.with(|notes| (notes.finished.len(), notes.delayed));
+            if finished == clients {
+                return Ok(());
+            }
+            if sim.elapsed() > self.plan.workload.until + delayed + PATIENCE {
+                let doing = self.shared.with(|notes| notes.doing.clone());
+                return Err(format!("not finished {PATIENCE:?} after the workload's end: {doing:?}"));
+            }
+        }
+    }
+
+    pub fn audit(&self) -> Audit<'_> {
+        Audit { disks: &self.disks, cluster: self.cluster, replicas: self.plan.replicas.into() }
+    }
+
+    /// Everything that follows is put off until the cluster has healed.
+    fn settle(&mut self, sim: &mut Sim<'_>) -> Result<(), String> {
+        let began = sim.elapsed();
+        self.shared.with(|notes| notes.settling = true);
+        let waited = self.wait_until(sim, "the cluster did not heal", |audit| audit.incomplete());
+        tracing::info!(took = ?(sim.elapsed() - began), "settled");
+        self.shared.with(|notes| {
+            notes.settling = false;
+            notes.delayed += sim.elapsed() - began;
+        });
+        waited
+    }
+
+    fn wait_until(
+        &mut self,
+        sim: &mut Sim<'_>,
+        what: &str,
+        left: impl Fn(Audit<'_>) -> Vec<String>,
+    ) -> Result<(), String> {
+        let began = sim.elapsed();
+        loop {
+            let findings = left(self.audit());
+            if findings.is_empty() {
+                return Ok(());
+            }
+            if sim.elapsed() - began > HEALED_AFTER {
+                return Err(format!("{what} within {HEALED_AFTER:?}:\n      {}", findings.join("\n      ")));
+            }
+            tracing::debug!(first = findings[0], count = findings.len(), "not yet");
+            let next = sim.elapsed() + LOOK_EVERY;
+            while sim.elapsed() < next {
+                sim.step().map_err(|error| error.to_string())?;
+            }
+        }
+    }
+
+    /// What the disks hold when everything is done, and whether all clients see the same.
+    pub fn look_at_the_end(&mut self, sim: &mut Sim<'_>) -> Result<(), String> {
+        if self.plan.workload.may_be_unreadable || self.plan.lying_disks {
+            return Ok(());
+        }
+        self.wait_until(sim, "the cluster did not come to rest", |audit| audit.wrong_at_rest())?;
+        for number in WALKERS {
+            self.add_mount(sim, number, 0, move |fs, shared, _| walker::walk(number, fs, shared));
+        }
+        let until = sim.elapsed() + PATIENCE;
+        while self.shared.with(|notes| notes.seen.len()) < WALKERS.len() {
+            sim.step().map_err(|error| error.to_string())?;
+            if sim.elapsed() > until {
+                return Err(format!("who came to look has not seen everything after {PATIENCE:?}"));
+            }
+        }
+        let tree = self.audit().tree().map_err(|fault| fault.to_string())?;
+        let seen = self.shared.with(|notes| std::mem::take(&mut notes.seen));
+        let mut all = seen.values();
+        if let (Some(one), Some(other)) = (all.next(), all.next())
+            && one != other
+        {
+            return Err(format!("two clients see two trees:\n{one:?}\n{other:?}"));
+        }
+        for one in seen.values() {
+            let one: Tree =
+                one.iter().map(|(path, (kind, size, _))| (path.clone(), (*kind, *size))).collect();
+            if one != tree {
+                return Err(format!("a client sees another tree than the master's:\n{one:?}\n{tree:?}"));
+            }
+        }
+        self.wait_until(sim, "who only looked left something", |audit| audit.wrong_at_rest())?;
+        self.audited = true;
+        Ok(())
+    }
+
+    pub fn outcome(self, sim: &Sim<'_>, ended: Result<(), String>) -> Outcome {
+        self.shared.with(|notes| {
+            let mut failures = notes.oracle.verdict();
+            let (checked, mut wrong) = notes.histories.verdict();
+            failures.append(&mut wrong);
+            failures.append(&mut notes.problems);
+            failures.extend(ended.err());
+            let refused = notes.refused.iter().filter(|(node, _)| !self.may_refuse.contains(node));
+            failures.extend(refused.map(|(node, why)| format!("{node} does not start: {why}")));
+            if notes.acknowledged.len() < self.plan.at_least {
+                let (had, least) = (notes.acknowledged.len(), self.plan.at_least);
+                failures.push(format!("too little was acknowledged: {had} operations, not {least}"));
+            }
+            for span in &self.plan.progress {
+                let within = |(client, at): &&(u16, Duration)| {
+                    *client == span.client && (span.from + notes.delayed..span.to + notes.delayed).contains(at)
+                };
+                let operations = notes.acknowledged.iter().filter(within).count();
+                if operations < span.operations {
+                    failures.push(format!(
+                        "too little progress: {operations} operations of client {} between {:?} and {:?}, not {}",
+                        span.client, span.from, span.to, span.operations
+                    ));
+                }
+            }
+            Outcome {
+                trace: self.trace.digest(),
+                tally: notes.oracle.tally,
+                checked,
+                acknowledged: notes.acknowledged.len(),
+                virtual_time: sim.elapsed(),
+                errors: std::mem::take(&mut notes.errors),
+                faults: self.faults.clone(),
+                audited: self.audited,
+                failures,
+            }
+        })
+    }
+}
