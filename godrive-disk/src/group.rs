@@ -42,6 +42,9 @@ struct State {
     finished: u64,
     running: bool,
     quick: bool,
+    /// When the running one began, and how long the slowest took since that was asked.
+    began: Option<Instant>,
+    slowest: Duration,
     failed: Option<SyncFailed>,
 }
 
@@ -97,6 +100,13 @@ impl GroupSync {
         (self.sync)().map_err(|error| self.fail(&error))
     }
 
+    /// How long the slowest sync took since the last time that this was called, one that still runs as far as it has come.
+    pub fn take_slowest(&self) -> Duration {
+        let mut state = self.state.lock();
+        let running = state.began.map_or(Duration::ZERO, |began| began.elapsed());
+        std::mem::take(&mut state.slowest).max(running)
+    }
+
     pub fn failure(&self) -> Option<SyncFailed> {
         self.state.lock().failed.clone()
     }
@@ -106,7 +116,11 @@ impl GroupSync {
         struct GiveBack<'a>(&'a GroupSync);
         impl Drop for GiveBack<'_> {
             fn drop(&mut self) {
-                self.0.state.lock().running = false;
+                let mut state = self.0.state.lock();
+                state.running = false;
+                let took = state.began.take().map_or(Duration::ZERO, |began| began.elapsed());
+                state.slowest = state.slowest.max(took);
+                drop(state);
                 self.0.finished.notify_waiters();
             }
         }
@@ -116,7 +130,11 @@ impl GroupSync {
             // Those that are about to write join this sync: nobody comes while it runs.
             tokio::task::yield_now().await;
         }
-        self.state.lock().started += 1;
+        {
+            let mut state = self.state.lock();
+            state.started += 1;
+            state.began = Some(Instant::now());
+        }
         let takes = (self.takes)();
         if !takes.is_zero() {
             tokio::time::sleep(takes).await;
@@ -155,6 +173,30 @@ mod tests {
     use std::future::Future;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::sync::mpsc;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_slowest_sync_is_told_once_and_one_that_runs_as_far_as_it_is() {
+        let takes = Arc::new(AtomicU64::new(30));
+        let ms = takes.clone();
+        let group =
+            GroupSync::new(|| Ok(()), true).taking(move || Duration::from_millis(ms.load(Ordering::Relaxed)));
+        let group = Arc::new(group);
+        assert_eq!(group.take_slowest(), Duration::ZERO);
+        group.sync().await.unwrap();
+        takes.store(5, Ordering::Relaxed);
+        group.sync().await.unwrap();
+        assert_eq!(group.take_slowest(), Duration::from_millis(30));
+        assert_eq!(group.take_slowest(), Duration::ZERO);
+        takes.store(10_000, Ordering::Relaxed);
+        let hangs = tokio::spawn({
+            let group = group.clone();
+            async move { group.sync().await }
+        });
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        assert_eq!(group.take_slowest(), Duration::from_millis(700));
+        hangs.await.unwrap().unwrap();
+        assert_eq!(group.take_slowest(), Duration::from_secs(10));
+    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn waiters_share_syncs_and_see_their_writes() {

@@ -24,6 +24,8 @@ pub enum DiskHealth {
     Full,
     /// Taken out of service after an error.
     Failed,
+    /// In service, and far slower than the others: nothing new goes there. The master finds it, and shows it in its status.
+    Slow,
 }
 
 /// A slave announces itself, after each connect. One disk id has one session: a second bearer is refused.
@@ -78,6 +80,8 @@ pub struct HeartbeatRequest {
     pub stable: Vec<(ChunkId, Epoch, Contents)>,
     /// How far the scrub is on each disk that it reads.
     pub scrub: Vec<ScrubState>,
+    /// How long the slowest sync of each disk took since the last heartbeat, in milliseconds, rounded up; 0: there was none.
+    pub slowest_sync_ms: Vec<(DiskId, u32)>,
 }
 
 /// The scrub of one disk.

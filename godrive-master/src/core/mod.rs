@@ -16,6 +16,7 @@ pub mod placement;
 pub mod rate;
 pub mod record;
 pub mod repair;
+pub mod slowness;
 pub mod state;
 pub mod trash;
 pub mod vote;

@@ -10,12 +10,13 @@
 use super::intents::Intents;
 use super::placement::{Candidate, Reservations};
 use super::record::Purpose;
+use super::slowness::Slowness;
 use godrive_proto::cluster::{
     DiskHealth, DiskPlaces, DiskState, HeartbeatRequest, NodeStatus, RegisterRequest, ScrubState,
 };
 use godrive_proto::time::Instant;
 use godrive_proto::{BootId, Code, DiskId, Fault, NodeId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ use std::time::Duration;
 pub struct Settings {
     pub suspect_after: Duration,
     pub dead_after: Duration,
+    /// Of each chunk: slow disks are used where there are fewer other nodes.
+    pub replicas: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +69,7 @@ pub struct Nodes {
     pub intents: Intents,
     nodes: BTreeMap<NodeId, Node>,
     bearers: BTreeMap<DiskId, NodeId>,
+    slowness: Slowness,
 }
 
 /// What the log knows of a node.
@@ -79,7 +83,13 @@ pub struct Known {
 
 impl Nodes {
     pub fn new(settings: Settings) -> Self {
-        Self { settings, intents: Intents::default(), nodes: BTreeMap::new(), bearers: BTreeMap::new() }
+        Self {
+            settings,
+            intents: Intents::default(),
+            nodes: BTreeMap::new(),
+            bearers: BTreeMap::new(),
+            slowness: Slowness::default(),
+        }
     }
 
     /// A node from the log, at a restart.
@@ -177,6 +187,11 @@ impl Nodes {
         }
         (node.errors, node.bad_leaves, node.scrubbed_leaves) =
             (pulse.errors, pulse.bad_leaves, pulse.scrubbed_leaves);
+        for (disk, slowest_ms) in &pulse.slowest_sync_ms {
+            if node.has(*disk) {
+                self.slowness.report(now, *disk, *slowest_ms);
+            }
+        }
         node.scrub = pulse.scrub.iter().filter(|scrub| node.has(scrub.disk)).copied().collect();
         Ok(())
     }
@@ -250,8 +265,26 @@ impl Nodes {
         troubled.map(|state| state.disk).collect()
     }
 
-    /// Disks on which replicas can be put now.
+    /// Slow disks in service, how long their syncs take and those of the others, in milliseconds.
+    pub fn slow_disks(&self, now: Instant) -> Vec<(NodeId, DiskId, Option<(u32, u32)>)> {
+        let disks =
+            self.nodes.iter().flat_map(|(id, node)| node.disks.iter().map(move |state| (*id, state.disk)));
+        let slow = disks.filter(|(_, disk)| self.slowness.is_slow(now, *disk));
+        slow.map(|(id, disk)| (id, disk, self.slowness.times_ms(now, disk))).collect()
+    }
+
+    /// Disks on which replicas can be put now: not on slow ones, unless too few nodes have others.
     pub fn candidates(&self, now: Instant, reserved: &Reservations) -> Vec<Candidate> {
+        let all = self.usable(now, reserved);
+        let quick = |candidate: &&Candidate| !self.slowness.is_slow(now, candidate.disk);
+        let nodes: BTreeSet<NodeId> = all.iter().filter(quick).map(|candidate| candidate.node).collect();
+        if nodes.len() < self.settings.replicas {
+            return all;
+        }
+        all.iter().filter(quick).cloned().collect()
+    }
+
+    fn usable(&self, now: Instant, reserved: &Reservations) -> Vec<Candidate> {
         let alive = self.nodes.iter().filter(|(id, _)| self.health(now, **id) == Health::Alive);
         let disks = alive.flat_map(|(id, node)| node.disks.iter().map(move |state| (*id, node, state)));
         disks
@@ -266,7 +299,7 @@ impl Nodes {
                 // A full disk stays in the list with no room, so that a full cluster is told from one with too few nodes.
                 free_bytes: match state.health {
                     DiskHealth::Healthy => state.free_bytes.saturating_sub(reserved.on(state.disk)),
-                    DiskHealth::Full | DiskHealth::Failed => 0,
+                    DiskHealth::Full | DiskHealth::Failed | DiskHealth::Slow => 0,
                 },
             })
             .collect()
@@ -275,6 +308,11 @@ impl Nodes {
     /// `replicas` are on each disk, also on disks that are not there any more.
     pub fn status(&self, now: Instant, replicas: &BTreeMap<(NodeId, DiskId), u64>) -> Vec<NodeStatus> {
         self.nodes.iter().map(|(id, node)| self.show(now, *id, node, replicas)).collect()
+    }
+
+    fn shown(&self, now: Instant, state: &DiskState) -> DiskState {
+        let slow = state.health == DiskHealth::Healthy && self.slowness.is_slow(now, state.disk);
+        DiskState { health: if slow { DiskHealth::Slow } else { state.health }, ..*state }
     }
 
     fn show(
@@ -303,7 +341,7 @@ impl Nodes {
             domain: node.domain.clone(),
             state: self.health(now, id).word().into(),
             last_heard_ms: u64::try_from(now.since(node.heard).as_millis()).unwrap_or(u64::MAX),
-            disks: node.disks.clone(),
+            disks: node.disks.iter().map(|state| self.shown(now, state)).collect(),
             replicas: places.iter().map(|place| place.replicas).sum(),
             errors: node.errors,
             bad_leaves: node.bad_leaves,

@@ -30,12 +30,14 @@ fn pulse(disk: u128, health: DiskHealth) -> HeartbeatRequest {
         bad_leaves: 0,
         errors: 0,
         stable: vec![],
+        slowest_sync_ms: vec![],
         scrub: vec![ScrubState { disk: DiskId(disk), pass: 1, percent: 50, bad_leaves: 0 }],
     }
 }
 
 fn nodes() -> Nodes {
-    Nodes::new(Settings { suspect_after: Duration::from_secs(3), dead_after: Duration::from_secs(10) })
+    let (suspect_after, dead_after) = (Duration::from_secs(3), Duration::from_secs(10));
+    Nodes::new(Settings { suspect_after, dead_after, replicas: 2 })
 }
 
 #[test]
@@ -128,4 +130,34 @@ fn after_a_restart_known_nodes_have_the_grace_of_silence() {
     nodes.recovered(s(100), Known { node: A, address, domain: String::new(), disks: vec![DiskId(1)] });
     assert_eq!(nodes.replica_health(s(101), A, DiskId(1)), Health::Suspect);
     assert_eq!(nodes.replica_health(s(110), A, DiskId(1)), Health::Dead);
+}
+
+#[test]
+fn nothing_new_goes_to_a_slow_disk_while_there_are_enough_others() {
+    let mut nodes = nodes();
+    for (node, disk) in [(A, 1), (B, 2), (NodeId(3), 3)] {
+        nodes.register(s(0), node, &announce(&[disk])).unwrap();
+    }
+    let beat = |nodes: &mut Nodes, at, node, disk, slowest_ms| {
+        let pulse = HeartbeatRequest {
+            slowest_sync_ms: vec![(DiskId(disk), slowest_ms), (DiskId(99), 9_000)],
+            ..pulse(disk, DiskHealth::Healthy)
+        };
+        nodes.heartbeat(at, node, &pulse).unwrap();
+    };
+    let candidates = |nodes: &Nodes, at| -> Vec<DiskId> {
+        nodes.candidates(at, &Reservations::default()).iter().map(|candidate| candidate.disk).collect()
+    };
+    for second in 1..6 {
+        beat(&mut nodes, s(second), A, 1, 2);
+        beat(&mut nodes, s(second), B, 2, 900);
+        beat(&mut nodes, s(second), NodeId(3), 3, 3);
+    }
+    assert_eq!(candidates(&nodes, s(5)), [DiskId(1), DiskId(3)]);
+    let shown = nodes.status(s(5), &BTreeMap::new());
+    assert_eq!(shown[1].disks[0].health, DiskHealth::Slow);
+    assert_eq!(nodes.slow_disks(s(5)).len(), 1);
+    // Rather slow than with too few replicas.
+    nodes.disconnected(NodeId(3));
+    assert_eq!(candidates(&nodes, s(5)), [DiskId(1), DiskId(2)]);
 }

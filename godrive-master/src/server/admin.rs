@@ -248,6 +248,12 @@ fn disk_warnings(hub: &Hub, now: Instant, survey: &Survey, replicas: usize) -> V
             ));
         }
     }
+    for (node, disk, times) in hub.nodes.slow_disks(now) {
+        let times = times.map_or(String::new(), |(own, others)| {
+            format!(": a sync took {own} ms on it and {others} ms on others")
+        });
+        warnings.push(format!("disk {disk} of slave {node} is slow, nothing new goes there{times}"));
+    }
     let serving = |node: &NodeId| {
         hub.nodes.intents.purpose(*node) == Purpose::Serve && hub.nodes.health(now, *node) != Health::Dead
     };

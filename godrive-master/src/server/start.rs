@@ -194,6 +194,7 @@ fn assemble(
     let settings = nodes::Settings {
         suspect_after: ms(config.nodes.suspect_after_ms),
         dead_after: ms(config.nodes.dead_after_ms),
+        replicas: state.cluster().map_or(0, |cluster| cluster.parameters.replicas.into()),
     };
     let mut nodes = Nodes::new(settings);
     for (node, known) in state.nodes()? {

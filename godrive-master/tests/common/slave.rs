@@ -159,7 +159,8 @@ impl Slave {
 
 pub fn heartbeat(disk: DiskId, stable: Vec<(ChunkId, Epoch, Contents)>) -> HeartbeatRequest {
     let disks = vec![disk_state(disk)];
-    HeartbeatRequest { disks, scrubbed_leaves: 0, bad_leaves: 0, errors: 0, stable, scrub: Vec::new() }
+    let (scrub, slowest_sync_ms) = (Vec::new(), Vec::new());
+    HeartbeatRequest { disks, scrubbed_leaves: 0, bad_leaves: 0, errors: 0, stable, scrub, slowest_sync_ms }
 }
 
 pub fn disk_state(disk: DiskId) -> DiskState {

@@ -420,6 +420,7 @@ fn cluster() -> Vec<Sample> {
         disks: vec![disk()],
     };
     let heartbeat = HeartbeatRequest {
+        slowest_sync_ms: vec![(DiskId(1), 700)],
         disks: vec![disk()],
         scrubbed_leaves: 1,
         bad_leaves: 2,

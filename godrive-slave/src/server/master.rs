@@ -4,6 +4,7 @@
 use super::requests;
 use super::shared::Shared;
 use crate::core::replica::Key;
+use crate::store::DiskStore;
 use crate::store::table::Row;
 use godrive_proto::cluster::{
     Heartbeat, HeartbeatRequest, Inventory, InventoryPage, Register, RegisterRequest, ReplicaState,
@@ -11,7 +12,7 @@ use godrive_proto::cluster::{
 use godrive_proto::data::Contents;
 use godrive_proto::frame::Class;
 use godrive_proto::net::{Connection, Endpoint, Expect};
-use godrive_proto::{ChunkId, Epoch, Fault, Operation, Role};
+use godrive_proto::{ChunkId, DiskId, Epoch, Fault, Operation, Role};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -138,14 +139,14 @@ pub(super) fn next_page(shared: &Shared, disks: &mut [Listing]) -> Result<Vec<Re
 
 /// The replicas of one disk, page by page.
 pub(super) struct Listing {
-    store: Arc<crate::store::DiskStore>,
+    store: Arc<DiskStore>,
     after: Option<Key>,
     page: VecDeque<(Key, Row)>,
     ended: bool,
 }
 
 impl Listing {
-    pub(super) fn new(store: &Arc<crate::store::DiskStore>) -> Self {
+    pub(super) fn new(store: &Arc<DiskStore>) -> Self {
         Self { store: store.clone(), after: None, page: VecDeque::new(), ended: false }
     }
 
@@ -163,10 +164,15 @@ impl Listing {
     }
 
     /// The first replica, if it is of this chunk.
-    fn take(&mut self, chunk: ChunkId) -> Option<(Arc<crate::store::DiskStore>, Row)> {
+    fn take(&mut self, chunk: ChunkId) -> Option<(Arc<DiskStore>, Row)> {
         let (_, row) = self.page.pop_front_if(|(key, _)| key.chunk == chunk)?;
         Some((self.store.clone(), row))
     }
+}
+
+fn slowest_sync(store: &DiskStore) -> (DiskId, u32) {
+    let ms = store.take_slowest_sync().as_nanos().div_ceil(1_000_000);
+    (store.id(), u32::try_from(ms).unwrap_or(u32::MAX))
 }
 
 async fn heartbeats(shared: &Arc<Shared>, connection: &Connection, every: Duration) -> Fault {
@@ -186,6 +192,7 @@ async fn heartbeats(shared: &Arc<Shared>, connection: &Connection, every: Durati
             errors: shared.errors.load(Ordering::Relaxed),
             stable,
             scrub: shared.scrub.lock().values().copied().collect(),
+            slowest_sync_ms: shared.usable().map(|store| slowest_sync(store)).collect(),
         };
         if let Err(fault) = call::<Heartbeat>(shared, connection, &request, CALL).await {
             let mut chunks = request.stable.iter().map(|(chunk, _, _)| *chunk);

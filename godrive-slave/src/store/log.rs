@@ -12,6 +12,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_64;
 
 pub const DIRECTORY: &str = "segments";
@@ -201,6 +202,11 @@ impl Log {
     /// Returns when everything appended so far is stable; shares the sync with others who wait.
     pub async fn sync(&self) -> Result<(), SyncFailed> {
         self.group.sync().await
+    }
+
+    /// See [`GroupSync::take_slowest`].
+    pub fn take_slowest_sync(&self) -> Duration {
+        self.group.take_slowest()
     }
 
     pub fn sync_now(&self) -> Result<(), SyncFailed> {

@@ -36,6 +36,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use table::{Row, Table};
 
 #[derive(Clone, Copy, Debug)]
@@ -144,6 +145,11 @@ impl DiskStore {
     pub async fn sync(&self) -> Result<(), Fault> {
         self.check_usable()?;
         self.log.sync().await.map_err(|failed| self.sync_failed(failed))
+    }
+
+    /// How long the slowest sync took since the last time that this was called.
+    pub fn take_slowest_sync(&self) -> Duration {
+        self.log.take_slowest_sync()
     }
 
     pub fn is_stable(&self, position: u64) -> bool {

@@ -79,6 +79,7 @@ fn health(health: DiskHealth) -> &'static str {
         DiskHealth::Healthy => "healthy",
         DiskHealth::Full => "full",
         DiskHealth::Failed => "failed",
+        DiskHealth::Slow => "slow",
     }
 }
 
