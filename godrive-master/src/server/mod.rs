@@ -23,5 +23,7 @@ mod sessions;
 mod shared;
 mod slaves;
 mod start;
+#[cfg(test)]
+mod tests;
 
 pub use start::{Master, World, run};
