@@ -24,6 +24,8 @@ mod sessions;
 mod shared;
 mod slaves;
 mod start;
+#[cfg(test)]
+mod tests;
 mod trash;
 
 pub use start::{Master, World, run};

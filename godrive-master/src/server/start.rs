@@ -47,7 +47,7 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// A running master.
 pub struct Master {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     endpoint: Endpoint,
     tasks: Vec<JoinHandle<()>>,
 }
