@@ -77,7 +77,7 @@ fn people_read_it_in_80_columns() {
     assert!(text.contains("slave-2") && text.contains("00000001"), "{text}");
     assert!(text.contains("warning: a disk is nearly full"), "{text}");
     for line in [
-        "repair    1 queued, 1 active, 5 done (300 MiB, 12.0 MiB/s)\n",
+        "repair    1 queued, 1 active, 5 done (300.0 MiB, 12.0 MiB/s)\n",
         "drain     1234567 queued, 1 active, 5 done",
         "leaving   slave-2: decommissioning, 1234567 replicas to move\n",
         "retired   00000009\n",

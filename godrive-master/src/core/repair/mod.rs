@@ -169,7 +169,9 @@ impl ChunkView {
             return Some(Need::Surplus { leaves });
         }
         let drained = self.count(|member| member.draining && member.health == Health::Alive);
-        (drained > 0 && alive >= limits.replicas).then_some(Need::Drain)
+        // One that may be restarting may be enough when it is back.
+        let staying = self.count(|member| !member.draining && member.health != Health::Dead);
+        (drained > 0 && alive >= limits.replicas && staying < limits.replicas).then_some(Need::Drain)
     }
 }
 
