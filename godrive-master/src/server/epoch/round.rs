@@ -236,7 +236,9 @@ async fn level(
         let answer = &answers[at];
         match call.await {
             Ok(contents) if contents == made.contents => {
-                made.members.push(answer.member);
+                // It may lie on another disk than before: a slave whose disk was replaced keeps its name.
+                let disk = answer.state.map_or(answer.member.disk, |state| state.disk);
+                made.members.push(Member { disk, ..answer.member });
                 made.connections.push(answer.connection.clone());
             }
             Ok(_) => {
