@@ -1,5 +1,5 @@
 """The faults. Each draws what it needs from its own random numbers first, so that the seed determines it whatever the time does;
-then injects, holds, heals, and says when writes have to succeed again. One at a time: what comes together is one kind.
+then injects, holds, heals, and says when writes have to succeed again. One kind at a time: what comes together is a kind of its own.
 """
 import signal
 
@@ -178,6 +178,46 @@ def worded(rule):
     return ", ".join(f"{name} {value:.2f}" if value < 1 else f"{name} {value}" for name, value in rule.items() if value)
 
 
+def storm(run, random):
+    """Kills, restarts, freezes and cuts upon each other, without a chance to recover in between."""
+    events = []
+    for _ in range(random.randint(8, 25)):
+        what = random.choices(["kill", "start", "freeze", "thaw", "cut", "heal", "packets"], [5, 4, 2, 2, 2, 2, 1])[0]
+        events.append((what, random.choice(NODES), random.sample(NODES, random.randint(1, 3)), trouble(random), random.choice([0, 0.1, 0.5, 2, 4])))
+    run.say(f"storm of {len(events)} events")
+    down, frozen = [], []
+    for what, name, names, rule, rest in events:
+        if what == "kill" and name not in down:
+            run.say(f"  kill -9 {name}")
+            run.cluster.kill([name])
+            down += [name] if name not in MOUNTS else []
+            frozen = [other for other in frozen if other != name]
+        elif what == "start" and down:
+            run.say(f"  start {down[0]}")
+            run.cluster.start(down.pop(0))
+        elif what == "freeze" and name not in down + frozen:
+            run.say(f"  SIGSTOP {name}")
+            run.cluster.signal(name, signal.SIGSTOP)
+            frozen.append(name)
+        elif what == "thaw" and frozen:
+            run.say(f"  SIGCONT {frozen[0]}")
+            run.cluster.signal(frozen.pop(0), signal.SIGCONT)
+        elif what == "cut":
+            run.say(f"  cut off {' '.join(names)}")
+            run.network.cut(run.network.pairs(names))
+        elif what == "heal":
+            run.network.set({})
+        elif what == "packets":
+            run.say(f"  packets of {' '.join(names)}: {worded(rule)}")
+            run.network.set({pair: rule for pair in run.network.pairs(names)})
+        run.hold(rest)
+    for name in frozen:
+        run.cluster.signal(name, signal.SIGCONT)
+    run.network.set({})
+    since = start_all(run, down)
+    run.resumed("a storm", since, HEAL_LIMIT_S)
+
+
 def start_all(run, names):
     for name in names:
         run.cluster.start(name)
@@ -246,12 +286,11 @@ def clone(run, random):
     listen = f"{run.network.address(CLONE)}:7500"
     cluster.spawn(CLONE, f"{cluster.binaries}/godrive-slave", "--join", token, "--dir", home, "--listen", listen)
 
-    def refused():
-        warnings = (cluster.status() or {"warnings": []})["warnings"]
-        return any("already served" in warning for warning in warnings)
-
+    refused = lambda: "is already served by node" in cluster.text(f"{CLONE}/log")
     if not becomes(refused, 20, 0.3):
         run.violation(f"the clone of {name}'s disk was not refused within 20 s: {cluster.last_words(CLONE)}")
+    if len(nodes := (cluster.status() or {"nodes": []})["nodes"]) > len(SLAVES):
+        run.violation(f"the clone of {name}'s disk became a node: {nodes}")
     cluster.kill([CLONE])
     command("rm", "-r", home)
 
@@ -269,11 +308,12 @@ def full_disk(run, random):
     healed = now()
     # What was in a cache when there was no room may be told at the next call.
     run.windows.full_disks.append((None, since, healed + 60))
+    run.windows.no_room.append((None, since, healed))
     run.resumed("full disks", healed, HEAL_LIMIT_S)
 
 
 KINDS = [kill_slave, kill_slaves, kill_master, kill_all, kill_mount, lose_mount, freeze, freeze, isolate, split, bridge, one_way]
-KINDS += [flapping, link_down, packets, packets, packets_and_kill, damage_disks, damage_disks, wipe, clone, full_disk]
+KINDS += [flapping, link_down, packets, packets, packets_and_kill, storm, storm, storm, damage_disks, damage_disks, wipe, clone, full_disk]
 
 
 def deck(random, only):

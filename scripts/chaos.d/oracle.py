@@ -16,10 +16,10 @@ ALLOWED = {errno.EIO}
 
 
 class Windows:
-    """When faults of which a program sees more than EIO were under way: (mount or None for all, begin, end)."""
+    """When faults of which a program sees something else than EIO were under way: (mount or None for all, begin, end)."""
 
     def __init__(self):
-        self.lost_mounts, self.full_disks = [], []
+        self.lost_mounts, self.full_disks, self.no_room = [], [], []
 
     def covers(self, windows, mount, begin, end):
         return any(of in (None, mount) and begin <= until and end >= since for of, since, until in windows)
@@ -87,6 +87,8 @@ class Oracle:
             return covers(self.windows.lost_mounts, mount, begin - more, end)
         if error == errno.ENOSPC:
             return covers(self.windows.full_disks, mount, begin, end)
+        if error == errno.EIO and kind in ("read", "whole", "list") and covers(self.windows.no_room, mount, begin, begin):
+            return False  # reads go on while disks are full, and nothing else was wrong then
         if error == errno.ESTALE:
             return kind in ("whole", "abandon")  # the file was replaced, and the session that had it open has ended
         return error in ALLOWED
