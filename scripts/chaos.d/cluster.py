@@ -19,6 +19,7 @@ class Cluster:
         self.home, self.godrive = f"{work}/cluster", f"{binaries}/godrive"
         self.processes = {}  # the first process of each node
         self.unexpected = []  # ends that nobody asked for
+        self.given_up, self.away = [], {}  # mounts that found no master, (name, since, until); those not yet back
         os.environ["GODRIVE_BIN_DIR"] = binaries
         self.make()
 
@@ -90,9 +91,14 @@ class Cluster:
     def start_mount(self, name):
         self.start(name)
         ended = lambda: self.processes[name].poll() is not None
-        wait_until(f"{name} at its start", lambda: os.path.ismount(self.mountpoint(name)) or ended(), 60)
+        wait_until(f"{name} at its start", lambda: self.is_mounted(name) or ended(), 60)
         if ended():
             raise SystemExit(f"{name} ended at its start; see its log in {self.home}/{name}/log")
+
+    def is_mounted(self, name):
+        """Without a call to the mount, which may not answer."""
+        with open("/proc/self/mounts") as mounts:
+            return any(line.split()[1] == self.mountpoint(name) for line in mounts)
 
     def daemon_of(self, mount):
         """The process that serves a mount; the first one is its keeper. None while one follows another."""
@@ -150,16 +156,20 @@ class Cluster:
             return None
 
     def look_for_ends(self):
-        """Daemons that ended by themselves: each is a finding, and is started again."""
+        """Daemons that ended by themselves are started again. It is a finding, but for a mount whose new daemon finds no master."""
         for name, process in list(self.processes.items()):
-            if process.poll() is not None and name != CLONE:
-                del self.processes[name]
-                self.unexpected.append(f"{name} ended by itself (status {process.returncode}): {self.last_words(name)}")
-                if name in MOUNTS:
-                    self.unmount(name)
-                    self.start_mount(name)
-                else:
-                    self.start(name)
+            if process.poll() is None or name == CLONE:
+                continue
+            del self.processes[name]
+            words = self.last_words(name)
+            if name in MOUNTS:
+                self.away.setdefault(name, now() - 2)
+                self.unmount(name)
+            if name not in MOUNTS or not re.search("Unreachable|Timeout|no answer", words):
+                self.unexpected.append(f"{name} ended by itself (status {process.returncode}): {words}")
+            self.start(name)
+        for name in [name for name in self.away if self.is_mounted(name)]:
+            self.given_up.append((name, self.away.pop(name), now() + 1))
 
     def last_words(self, name):
         with open(f"{self.home}/{name}/log", errors="replace") as log:

@@ -163,6 +163,9 @@ class Run:
             self.cluster.start_mount(name)
         logs += self.read_back("cold", oracle.FIRST_READER + 2)
         self.check_disks()
+        for name, since, until in self.cluster.given_up:
+            self.say(f"{name} found no master and was given up at {since - self.begun:.1f} s, back at {until - self.begun:.1f} s")
+            self.windows.lost_mounts.append((MOUNTS.index(name), since, until))
         judge = oracle.Oracle(logs, self.windows, 3 * DEADLINE_S + self.stopped_s)
         for text in judge.judge()[:60]:
             self.violation(text)
