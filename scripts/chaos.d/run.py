@@ -16,6 +16,7 @@ from network import Network
 MARGIN = 1.5
 RESUME_DEADLINE_S, HEALTHY_DEADLINE_S, REPAIR_DEADLINE_S = 90, 180, 240
 STEPS_PER_MINUTE = 500
+STOPPED = 130
 
 
 class Run:
@@ -241,7 +242,8 @@ class Run:
 
 def main(work, binaries, seed, minutes, only=""):
     def stopped(number, _):
-        raise SystemExit(f"stopped by signal {number}")
+        print(f"stopped by signal {number}", flush=True)
+        sys.exit(STOPPED)
 
     signal.signal(signal.SIGTERM, stopped)
     signal.signal(signal.SIGINT, stopped)
