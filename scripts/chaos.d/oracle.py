@@ -13,6 +13,9 @@ from workload import WORKERS
 # A reader at the end is not one of the workers, and nothing may fail for it.
 FIRST_READER = 100
 ALLOWED = {errno.EIO}
+READS = ("read", "whole", "list")
+# Reads that go on, though disks are full, take no longer than this.
+READ_MOST_S = 10
 
 
 class Windows:
@@ -72,6 +75,8 @@ class Oracle:
             self.slowest = (end - begin, where)
         if end - begin > self.longest_s:
             self.violation(f"hangs: {end - begin:.1f} s: {where}")
+        if kind in READS and end - begin > READ_MOST_S and self.windows.covers(self.windows.no_room, worker % 2, begin, begin):
+            self.violation(f"{end - begin:.1f} s while disks were full: {where}")
         if error == 0:
             self.acknowledged[kind] += len(what[2]) if kind == "sync" else 1
             return
@@ -87,7 +92,7 @@ class Oracle:
             return covers(self.windows.lost_mounts, mount, begin - more, end)
         if error == errno.ENOSPC:
             return covers(self.windows.full_disks, mount, begin, end)
-        if error == errno.EIO and kind in ("read", "whole", "list") and covers(self.windows.no_room, mount, begin, begin):
+        if error == errno.EIO and kind in READS and covers(self.windows.no_room, mount, begin, begin):
             return False  # reads go on while disks are full, and nothing else was wrong then
         if error == errno.ESTALE:
             return kind in ("whole", "abandon")  # the file was replaced, and the session that had it open has ended

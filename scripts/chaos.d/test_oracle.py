@@ -96,6 +96,8 @@ class Others(unittest.TestCase):
         self.assertEqual(len(failed("open", 0, ENOSPC)), 1)
         self.assertEqual(len(failed("read", 12, EIO)), 1)
         self.assertEqual(len(failed("open", 0, errno.EBADF)), 1)
+        slow = lambda at: judged((0, "list", [], at, at + 11, 0), windows=windows)
+        self.assertEqual((len(slow(0)), len(slow(12))), (0, 1))
         self.assertEqual(len(judged((0, "open", "shared-0", 0, 60, 0))), 1)
         # For the readers at the end nothing fails.
         self.assertEqual(len(judged((100, "read", "shared-0", [], 0, 1, EIO))), 1)
