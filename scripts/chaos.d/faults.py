@@ -270,6 +270,29 @@ def wipe(run, random):
     run.need_healthy("after a wipe")
 
 
+def rollback(run, random):
+    """A disk comes back from the past, as from a backup: stale replicas, and some that ought to be gone."""
+    names, rest = random.sample(SLAVES, random.randint(1, 2)), random.uniform(2, 12)
+    run.say(f"the disks of {' '.join(names)} set back by {rest:.1f} s")
+    run.need_healthy("before disks are set back")
+    cluster = run.cluster
+    cluster.kill(names)
+    for name in names:
+        command("cp", "-a", cluster.disk(name), f"{run.work}/{name}.past")
+    start_all(run, names)
+    run.hold(rest)
+    run.need_healthy("before disks are set back")
+    since = now()
+    cluster.kill(names)
+    for name in names:
+        command("rm", "-r", cluster.disk(name))
+        command("cp", "-a", f"{run.work}/{name}.past", cluster.disk(name))
+        command("rm", "-r", f"{run.work}/{name}.past")
+        revive(run, name)
+    run.resumed("disks set back", since, HEAL_LIMIT_S)
+    run.repaired(names)
+
+
 def clone(run, random):
     name = random.choice(SLAVES)
     run.say(f"the disk of {name} cloned to {CLONE}")
@@ -313,7 +336,7 @@ def full_disk(run, random):
 
 
 KINDS = [kill_slave, kill_slaves, kill_master, kill_all, kill_mount, lose_mount, freeze, freeze, isolate, split, bridge, one_way]
-KINDS += [flapping, link_down, packets, packets, packets_and_kill, storm, storm, storm, damage_disks, damage_disks, wipe, clone, full_disk]
+KINDS += [flapping, link_down, packets, packets, packets_and_kill, storm, storm, storm, damage_disks, damage_disks, wipe, rollback, clone, full_disk]
 
 
 def deck(random, only):
