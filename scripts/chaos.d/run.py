@@ -76,11 +76,11 @@ class Run:
         """Waits for the scrub, for repair, and until the damaged disks are sound when looked at from outside."""
         end, report = now() + REPAIR_DEADLINE_S, ""
         while now() < end:
+            begun = now()
             self.wait_for_scrub(names)
-            found = now()
             if not self.cluster.wait_healthy(max(1, end - now())):
                 break
-            self.figure("healthy after the damage was found", now() - found, faults.REPAIR_LIMIT_S)
+            self.figure("damage found by the scrub and repaired", now() - begun, faults.REPAIR_LIMIT_S)
             clean = True
             for name in names:
                 self.cluster.stop(name)
