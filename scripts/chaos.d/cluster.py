@@ -3,9 +3,9 @@ import glob, json, os, re, shutil, signal, subprocess, time
 
 from common import becomes, now, run, wait_until
 
-SLAVES, MOUNTS = ["slave-1", "slave-2", "slave-3", "slave-4"], ["mount-1", "mount-2"]
-MASTER, CLONE = "master-1", "slave-5"
-NUMBERS = {MASTER: 1, **{name: 11 + at for at, name in enumerate(SLAVES)}, CLONE: 15, **{name: 21 + at for at, name in enumerate(MOUNTS)}}
+SLAVES = [f"slave-{number + 1}" for number in range(int(os.environ.get("CHAOS_SLAVES", "4")))]
+MASTER, CLONE, MOUNTS = "master-1", f"slave-{len(SLAVES) + 1}", ["mount-1", "mount-2"]
+NUMBERS = {MASTER: 1, **{name: 11 + at for at, name in enumerate([*SLAVES, CLONE])}, **{name: 21 + at for at, name in enumerate(MOUNTS)}}
 PROGRAMS = {"master": "godrive-master", "slave": "godrive-slave", "mount": "godrive-fuse"}
 PORT = 7400
 DISK_MIB = 512
@@ -25,7 +25,7 @@ class Cluster:
 
     def make(self):
         lay = [*self.network.enter(MASTER), self.godrive]
-        run(*lay, "up", "--dir", self.home, "--slaves", "4", "--replicas", "3", "--min-replicas", "2", "--chunk-size", "1MiB")
+        run(*lay, "up", "--dir", self.home, "--slaves", str(len(SLAVES)), "--replicas", "3", "--min-replicas", "2", "--chunk-size", "1MiB")
         for name in MOUNTS:
             os.makedirs(self.mountpoint(name))
             run(*lay, "mount", "--dir", self.home, self.mountpoint(name))

@@ -24,7 +24,7 @@ def kill_slave(run, random):
 
 
 def kill_slaves(run, random):
-    names, rest = random.sample(SLAVES, random.randint(2, 4)), random.uniform(0.3, 15)
+    names, rest = random.sample(SLAVES, random.randint(2, len(SLAVES))), random.uniform(0.3, 15)
     run.say(f"kill -9 {' '.join(names)} for {rest:.1f} s")
     run.cluster.kill(names)
     run.hold(rest)
@@ -107,7 +107,7 @@ def bridge(run, random):
 
 
 def one_way(run, random):
-    name, others = random.choice(NODES), random.sample(NODES, random.randint(1, 7))
+    name, others = random.choice(NODES), random.sample(NODES, random.randint(1, len(NODES)))
     out, rest = random.random() < 0.5, random.uniform(3, 20)
     others = [other for other in others if other != name] or [next(other for other in NODES if other != name)]
     pairs = [(name, other) if out else (other, name) for other in others]

@@ -179,6 +179,7 @@ class Run:
         for text in self.cluster.unexpected:
             self.violation(text)
         self.look_for_panics()
+        self.look_for_circles()
         return judge
 
     def read_back(self, how, first):
@@ -222,6 +223,14 @@ class Run:
             lines = self.cluster.text(f"{name}/log").splitlines()
             for line in [line for line in lines if re.search(r"panicked at|a defect; please report", line)][:3]:
                 self.violation(f"{name}: {line[:400]}")
+
+    def look_for_circles(self):
+        """A chunk is repaired a few times for each fault, not again and again."""
+        joined = Counter(re.findall(r"the node has joined chunk=(\d+)", self.cluster.text(f"{MASTER}/log")))
+        most = 20 + 3 * sum(self.injected.values())
+        for chunk, count in joined.most_common(3):
+            if count > most:
+                self.violation(f"chunk {chunk} was repaired {count} times, with {sum(self.injected.values())} faults")
 
     def summary(self, judge):
         worst = {}
