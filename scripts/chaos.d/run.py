@@ -70,7 +70,8 @@ class Run:
         begun = now()
         if not self.cluster.wait_healthy(HEALTHY_DEADLINE_S):
             self.violation(f"not healthy {when} within {HEALTHY_DEADLINE_S} s: {self.cluster.why_unhealthy()}")
-        self.say(f"  healthy {when} after {now() - begun:.1f} s")
+        else:
+            self.say(f"  healthy {when} after {now() - begun:.1f} s")
 
     def repaired(self, names):
         """Waits for the scrub, for repair, and until the damaged disks are sound when looked at from outside."""
