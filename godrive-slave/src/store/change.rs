@@ -381,8 +381,9 @@ impl DiskStore {
         let space = self.disk.space().map_err(|error| self.io("free space", &error))?;
         let wanted = u64::from(record.header_blocks() + record.data_blocks()) * BLOCK as u64;
         let reserve = self.reserve(space.total_bytes);
-        let full = record.data_blocks() > 0 && space.free_bytes < reserve.saturating_add(wanted);
-        self.full.store(full, Ordering::Relaxed);
+        let needed = reserve.saturating_add(wanted);
+        let full = record.data_blocks() > 0 && space.free_bytes < needed;
+        self.full_up_to.store(if full { needed } else { 0 }, Ordering::Relaxed);
         if full {
             let free = space.free_bytes;
             let detail = format!("disk {} has {free} bytes free and keeps {reserve} in reserve", self.id);

@@ -34,7 +34,7 @@ use index::{Index, Shared};
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use table::{Row, Table};
@@ -72,7 +72,8 @@ pub struct DiskStore {
     /// Log bytes since the last checkpoint.
     grown: AtomicU64,
     failed: OnceLock<String>,
-    full: AtomicBool,
+    /// More than this must be free before the disk counts as having room again; 0: it has.
+    full_up_to: AtomicU64,
     bad_leaves: AtomicU64,
     /// What must not be forgotten of the master.
     term: AtomicU64,
@@ -105,7 +106,9 @@ impl DiskStore {
         let reserve = self.reserve(space.total_bytes);
         let health = match self.failure() {
             Some(_) => DiskHealth::Failed,
-            None if space.free_bytes <= reserve || self.full.load(Ordering::Relaxed) => DiskHealth::Full,
+            None if space.free_bytes <= reserve.max(self.full_up_to.load(Ordering::Relaxed)) => {
+                DiskHealth::Full
+            }
             None => DiskHealth::Healthy,
         };
         DiskState {
@@ -180,7 +183,8 @@ impl DiskStore {
     /// What an I/O error means: a full disk refuses, any other error takes the disk out of service.
     fn io(&self, what: &str, error: &io::Error) -> Fault {
         if error.kind() == io::ErrorKind::StorageFull {
-            self.full.store(true, Ordering::Relaxed);
+            let free = self.disk.space().map_or(0, |space| space.free_bytes);
+            self.full_up_to.store(free.max(1), Ordering::Relaxed);
             return Fault::new(Code::NoSpace, format!("disk {} is full: {what}: {error}", self.id));
         }
         self.fail(&format!("{what}: {error}"));

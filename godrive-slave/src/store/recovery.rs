@@ -17,7 +17,7 @@ use godrive_proto::time::Timestamp;
 use godrive_proto::{DiskId, sums};
 use parking_lot::{Mutex, RwLock};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
 fn refuse(text: String) -> io::Error {
@@ -82,7 +82,7 @@ impl DiskStore {
             checkpointing: Mutex::default(),
             grown: AtomicU64::new(0),
             failed: OnceLock::new(),
-            full: AtomicBool::new(false),
+            full_up_to: AtomicU64::new(0),
             bad_leaves: AtomicU64::new(0),
             term: AtomicU64::new(checkpoint.term.0),
             seen: AtomicU64::new(checkpoint.seen.0),

@@ -462,6 +462,7 @@ fn a_full_disk_refuses_data_and_leaves_nothing_behind() {
     assert_eq!(store.seal(ChunkId(1), Epoch(2), NOW).unwrap_err().code, Code::NoSpace);
     assert_eq!(store.row(ChunkId(1)).unwrap().unwrap().sealed, Epoch(0));
     disk.set_capacity(1 << 30);
+    assert_eq!(store.state().health, DiskHealth::Healthy, "nothing new may come before it says so");
     let done = store.seal(ChunkId(1), Epoch(2), NOW).unwrap();
     assert_eq!(done.sealed, Epoch(2));
     store.delete(&[(ChunkId(1), Epoch(2))], NOW).unwrap();
