@@ -15,9 +15,9 @@ use rand::{Rng, SeedableRng};
 use std::time::Duration;
 use tokio::time::Instant;
 
-const CHUNK: ChunkId = ChunkId(11);
+pub const CHUNK: ChunkId = ChunkId(11);
 
-fn delta(offset: u32, bytes: &[u8], sync: bool) -> Delta {
+pub fn delta(offset: u32, bytes: &[u8], sync: bool) -> Delta {
     let len = bytes.len() as u32;
     let sums = sums::pieces(offset, len).map(|(leaf, from, to)| sums::piece(CHUNK, leaf, &bytes[from..to]));
     Delta {
@@ -45,7 +45,7 @@ async fn read_all(driver: &Driver, layout: &mut Layout) -> Result<Vec<u8>, Fault
 }
 
 /// A cluster of three whose chunk holds `written` at offset 5000.
-async fn written(cluster: &Cluster, driver: &Driver) -> (Layout, Vec<u8>) {
+pub async fn written(cluster: &Cluster, driver: &Driver) -> (Layout, Vec<u8>) {
     let mut layout = cluster.place(CHUNK.0);
     let bytes: Vec<u8> = (0..20_000u32).map(|n| (n % 251) as u8 + 1).collect();
     driver.write(&mut layout, delta(5000, &bytes, false)).await.expect("the first delta");

@@ -1,5 +1,6 @@
 //! The driver over real QUIC on loopback against a fake master and fake slaves that lose answers, lie, are late and die.
 
+mod answers;
 mod data;
 mod fakes;
 mod replicas;
