@@ -181,6 +181,25 @@ async fn resume(client: &mut Client, cluster: &Cluster) {
     client.call::<Resume>(&ResumeRequest { exclusive: vec![], open: vec![], last: true }).await.unwrap();
 }
 
+/// What a peer saw of the term before is missing, though the log has grown beyond it since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_log_that_ended_too_early_is_noticed_when_it_has_grown_again() {
+    let mut cluster = Cluster::start(quick(1)).await;
+    let mut one = cluster.client("one").await;
+    let term = cluster.status().await.term;
+    cluster.restart().await;
+    resume(&mut one, &cluster).await;
+    let ended = one.call::<Ended>(&term).await.unwrap().expect("it was the term before");
+    for n in 0..5 {
+        one.make_directory(&format!("d{n}")).await.unwrap();
+    }
+    let lookup = LookupRequest { parent: ROOT, name: name("d4") };
+    let seen = |seen| RequestHeader { term, seen, ..one.header() };
+    one.call_with::<Lookup>(seen(ended), &lookup).await.unwrap();
+    let fault = one.call_with::<Lookup>(seen(ended.next()), &lookup).await.err().unwrap();
+    assert!(fault.code == Code::NotReady && fault.detail.contains("history is missing"), "{fault}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_stop_that_is_cut_off_anywhere_loses_nothing_that_was_synced() {
     let (mut cluster, disk) = on_a_simulated_disk();

@@ -1,11 +1,23 @@
 //! What slaves answer to deltas and syncs is looked at: it decides what an `fsync` says.
 
 use crate::data::{CHUNK, delta, written};
-use crate::driver;
 use crate::fakes::Cluster;
+use crate::{config, driver_with};
+use godrive_client::driver::Driver;
 use godrive_proto::data::{Applied, Contents};
 use godrive_proto::lease::Problem;
 use godrive_proto::{Code, Digest, NodeId, Version};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// No member fails here, however busy the machine is.
+async fn patient(cluster: &Cluster) -> Arc<Driver> {
+    let mut config = config(cluster);
+    config.deadline = Duration::from_secs(60);
+    config.timeouts.connect = Duration::from_secs(20);
+    config.timeouts.delta = Duration::from_secs(20);
+    driver_with(cluster, config).await.0
+}
 
 fn only_held(applied: Applied) -> Applied {
     Applied { stable: false, ..applied }
@@ -23,7 +35,7 @@ fn another_digest(applied: Applied) -> Applied {
 #[tokio::test]
 async fn a_delta_of_an_fsync_that_is_only_held_is_followed_by_a_sync() {
     let cluster = Cluster::start(3);
-    let (driver, _) = driver(&cluster).await;
+    let driver = patient(&cluster).await;
     let (mut layout, _) = written(&cluster, &driver).await;
     let before = driver.counts();
     cluster.state.lock().slave_answers.insert(NodeId(1), vec![only_held]);
@@ -38,7 +50,7 @@ async fn a_delta_of_an_fsync_that_is_only_held_is_followed_by_a_sync() {
 async fn a_sync_that_was_answered_with_something_else_is_asked_again_after_an_election() {
     for lie in [only_held, another_version, another_digest] {
         let cluster = Cluster::start(3);
-        let (driver, _) = driver(&cluster).await;
+        let driver = patient(&cluster).await;
         let (mut layout, _) = written(&cluster, &driver).await;
         let held = layout.held;
         cluster.state.lock().slave_answers.insert(NodeId(1), vec![lie]);
@@ -51,7 +63,7 @@ async fn a_sync_that_was_answered_with_something_else_is_asked_again_after_an_el
 #[tokio::test]
 async fn a_delta_that_was_answered_with_another_version_is_settled_by_an_election() {
     let cluster = Cluster::start(3);
-    let (driver, _) = driver(&cluster).await;
+    let driver = patient(&cluster).await;
     let (mut layout, _) = written(&cluster, &driver).await;
     cluster.state.lock().slave_answers.insert(NodeId(1), vec![another_version]);
     driver.write(&mut layout, delta(0, b"right", false)).await.expect("a delta");
@@ -63,7 +75,7 @@ async fn a_delta_that_was_answered_with_another_version_is_settled_by_an_electio
 #[tokio::test]
 async fn an_fsync_says_that_acknowledged_data_is_gone() {
     let cluster = Cluster::start(3);
-    let (driver, _) = driver(&cluster).await;
+    let driver = patient(&cluster).await;
     let (mut layout, _) = written(&cluster, &driver).await;
     driver.write(&mut layout, delta(0, b"lost", false)).await.expect("a delta");
     cluster.state.lock().replicas.all.values_mut().for_each(|replica| replica.version = Version(1));
