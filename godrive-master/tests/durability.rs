@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Answer, Client, Cluster, create, name, quick};
-use godrive_disk::{Disk, SimulatedDisk};
+use godrive_disk::{Disk, Faults, SimulatedDisk};
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::lease::{Ended, Own, OwnRequest, Resume, ResumeRequest};
 use godrive_proto::meta::*;
@@ -12,6 +12,7 @@ use godrive_proto::time::Timestamp;
 use godrive_proto::{Code, Operation, ROOT, Term};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use std::collections::BTreeSet;
 
 /// An answer that must wait for the log does not come within this time.
 const A_WHILE_MS: u32 = 300;
@@ -198,6 +199,28 @@ async fn a_log_that_ended_too_early_is_noticed_when_it_has_grown_again() {
     one.call_with::<Lookup>(seen(ended), &lookup).await.unwrap();
     let fault = one.call_with::<Lookup>(seen(ended.next()), &lookup).await.err().unwrap();
     assert!(fault.code == Code::NotReady && fault.detail.contains("history is missing"), "{fault}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_id_that_was_given_out_and_lost_with_the_power_is_not_given_again() {
+    let (mut cluster, disk) = on_a_simulated_disk();
+    cluster.boot().await.unwrap();
+    let mut client = cluster.client("a").await;
+    let (mut given, mut lost) = (BTreeSet::new(), 0);
+    for seed in 0..12 {
+        disk.set_faults(Faults { syncs: true, ..Faults::default() });
+        let file = format!("f{seed}");
+        let ino = client.create(&file).await.unwrap().entry.attr.ino;
+        assert!(given.insert(ino), "seed {seed}: inode {ino} a second time");
+        disk.stop_after(0);
+        cluster.try_stop().await.unwrap_err();
+        disk.set_faults(Faults::default());
+        disk.crash(&mut SmallRng::seed_from_u64(seed));
+        cluster.boot().await.unwrap();
+        resume(&mut client, &cluster).await;
+        lost += u32::from(client.lookup(&file).await.unwrap().entry.is_none());
+    }
+    assert!(lost > 0, "no crash lost anything");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
