@@ -6,7 +6,7 @@ mod common;
 use common::{Answer, Client, Cluster, create, name, quick};
 use godrive_disk::{Disk, Faults, SimulatedDisk};
 use godrive_proto::frame::RequestHeader;
-use godrive_proto::lease::{Ended, Own, OwnRequest, Resume, ResumeRequest};
+use godrive_proto::lease::{Ended, Mode, Own, OwnRequest, Resume, ResumeRequest};
 use godrive_proto::meta::*;
 use godrive_proto::time::Timestamp;
 use godrive_proto::{Code, Operation, ROOT, Term};
@@ -98,6 +98,32 @@ async fn a_batch_is_answered_at_once_and_shown_to_others_when_it_is_durable() {
     let again = one.call_with::<Batch>(header, &batch).await.unwrap().body;
     let attrs = |batched: Batched| batched.views.into_iter().map(|view| view.attr).collect::<Vec<_>>();
     assert_eq!(attrs(again), attrs(first));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_commit_of_an_fsync_waits_for_the_log_and_that_of_a_close_does_not() {
+    let cluster = Cluster::start(quick(1)).await;
+    let one = cluster.client("one").await;
+    let ino = one.create("f").await.unwrap().entry.attr.ino;
+    one.call::<Barrier>(&()).await.unwrap();
+    cluster.gate.set_closed(true);
+    let commit = |size, sync| CommitRequest {
+        ino,
+        size: Some(size),
+        changes: AttrChanges::default(),
+        chunks: Vec::new(),
+        trimmed: false,
+        sync,
+        keeps: Mode::Exclusive,
+    };
+    one.mutate::<Commit>(&commit(1, false)).await.unwrap();
+    let header = RequestHeader { sequence: one.next_sequence(), ..one.header() };
+    let shortly = RequestHeader { deadline_ms: A_WHILE_MS, ..header.clone() };
+    let waited = one.call_with::<Commit>(shortly, &commit(2, true)).await;
+    assert_eq!(waited.err().map(|fault| fault.code), Some(Code::Timeout));
+    cluster.gate.set_closed(false);
+    let committed = one.call_with::<Commit>(header, &commit(2, true)).await.unwrap().body;
+    assert_eq!(committed.view.attr.size, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
