@@ -72,6 +72,21 @@ async fn a_delta_that_was_answered_with_another_version_is_settled_by_an_electio
     assert_eq!(layout.held, state.replicas.all[&(NodeId(1), CHUNK)].contents(CHUNK));
 }
 
+/// The first member has applied it when the second one finds it damaged: the same again, and it is no other delta.
+#[tokio::test]
+async fn a_delta_that_is_sent_again_is_the_same_operation() {
+    let cluster = Cluster::start(3);
+    let driver = patient(&cluster).await;
+    let (mut layout, _) = written(&cluster, &driver).await;
+    let second = layout.members[1].node;
+    let before = cluster.state.lock().replicas.applications;
+    cluster.state.lock().replicas.garbled.insert(second);
+    driver.write(&mut layout, delta(0, b"again", false)).await.expect("a delta");
+    let state = cluster.state.lock();
+    assert_eq!((state.reports.as_slice(), state.replicas.applications - before), (&[][..], 3));
+    assert_eq!(layout.held.version, Version(2));
+}
+
 #[tokio::test]
 async fn an_fsync_says_that_acknowledged_data_is_gone() {
     let cluster = Cluster::start(3);
