@@ -2,22 +2,10 @@
 
 use crate::data::{CHUNK, delta, written};
 use crate::fakes::Cluster;
-use crate::{config, driver_with};
-use godrive_client::driver::Driver;
+use crate::patient;
 use godrive_proto::data::{Applied, Contents};
 use godrive_proto::lease::Problem;
 use godrive_proto::{Code, Digest, NodeId, Version};
-use std::sync::Arc;
-use std::time::Duration;
-
-/// No member fails here, however busy the machine is.
-async fn patient(cluster: &Cluster) -> Arc<Driver> {
-    let mut config = config(cluster);
-    config.deadline = Duration::from_secs(60);
-    config.timeouts.connect = Duration::from_secs(20);
-    config.timeouts.delta = Duration::from_secs(20);
-    driver_with(cluster, config).await.0
-}
 
 fn only_held(applied: Applied) -> Applied {
     Applied { stable: false, ..applied }

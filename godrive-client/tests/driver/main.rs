@@ -105,6 +105,15 @@ pub async fn driver(cluster: &Cluster) -> (Arc<Driver>, Arc<Calls>) {
     driver_with(cluster, config(cluster)).await
 }
 
+/// For tests in which no member fails: however busy the machine is, none seems to.
+pub async fn patient(cluster: &Cluster) -> Arc<Driver> {
+    let mut config = config(cluster);
+    config.deadline = Duration::from_secs(60);
+    config.timeouts.connect = Duration::from_secs(20);
+    config.timeouts.delta = Duration::from_secs(20);
+    driver_with(cluster, config).await.0
+}
+
 /// Waits for a condition, and fails if it does not come true.
 pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
     let looking = async {
