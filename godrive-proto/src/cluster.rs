@@ -128,6 +128,8 @@ pub struct CopyRequest {
     /// The epoch for which the copy is made; a replica sealed for a later one refuses.
     pub epoch: Epoch,
     pub keep_aside: bool,
+    /// It may take the room that a disk keeps in reserve: without it too few members would have what was acknowledged.
+    pub into_reserve: bool,
 }
 
 /// Removes replicas that the master positively knows as deleted or superseded: each only if the replica's

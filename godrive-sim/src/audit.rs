@@ -2,7 +2,7 @@
 //! nothing else, is what the slaves' disks hold. It looks at copies of the disks, opened as after a kill.
 //!
 //! What remains by design is allowed for: replicas of chunks that were deleted and are not reclaimed yet, replicas put
-//! aside and unfinished copies (both for a week), unlinked inodes that a session has open or that lie in the trash. Where a client still works,
+//! aside and unfinished copies (both for a week), unlinked inodes that a session has open or that lie in the trash, and what the session of a client that died has open. Where a client still works,
 //! members may be ahead of the record, all of them alike.
 
 use crate::cluster::{Node, node_id};
@@ -130,7 +130,10 @@ impl Audit<'_> {
     ) -> Result<(), Fault> {
         let chunks: BTreeMap<ChunkId, Chunk> = state.chunks(ChunkId(0), usize::MAX)?.into_iter().collect();
         for (id, chunk) in &chunks {
-            self.members(*id, chunk, slaves, at_rest, findings);
+            // Of a client that died, while nobody wants the file.
+            let left_open =
+                chunk.open_by.is_some_and(|of| state.session(of).is_ok_and(|known| known.is_some()));
+            self.members(*id, chunk, slaves, at_rest && !left_open, findings);
         }
         if !at_rest {
             return Ok(());

@@ -433,6 +433,7 @@ async fn a_sealed_epoch_is_over_and_a_joiner_gets_what_differs() {
         expect,
         epoch: Epoch(epoch),
         keep_aside: false,
+        into_reserve: false,
     };
     // Ahead of the seal, then the difference.
     let ahead = master.command::<Copy>(b, 1, &copy(None, 1)).await.unwrap();
@@ -506,6 +507,7 @@ async fn rot_is_reported_refused_and_repaired_by_a_copy() {
         expect: Some(applied.contents),
         epoch: Epoch(2),
         keep_aside: false,
+        into_reserve: false,
     };
     assert_eq!(master.command::<Copy>(b, 1, &copy).await.unwrap(), applied.contents);
     assert!(cluster.disks[1].counters().written_bytes - before < 64 * 1024);

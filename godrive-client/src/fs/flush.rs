@@ -4,6 +4,7 @@ use super::config::CloseMode;
 use super::inode::{Inode, State};
 use super::lease::while_held;
 use super::mutate::is_unknown;
+use super::table::OpenFile;
 use super::types::Handle;
 use super::{Backend, Fs, MAX_FLIGHTS};
 use crate::core::attrs::Pending;
@@ -40,7 +41,7 @@ impl Level {
 impl<B: Backend> Fs<B> {
     /// At each close of a descriptor. None: there is something to flush.
     pub fn try_flush(&self, handle: Handle) -> Option<Result<()>> {
-        let file = match self.sound(handle) {
+        let file = match self.sound_or_told(handle) {
             Ok(file) => file,
             Err(error) => return Some(Err(error)),
         };
@@ -51,7 +52,7 @@ impl<B: Backend> Fs<B> {
     }
 
     pub async fn flush(self: &Arc<Self>, handle: Handle) -> Result<()> {
-        let file = self.sound(handle)?;
+        let file = self.sound_or_told(handle)?;
         if !file.writable {
             return Ok(());
         }
@@ -72,12 +73,22 @@ impl<B: Backend> Fs<B> {
     }
 
     pub async fn fsync(self: &Arc<Self>, handle: Handle, datasync: bool) -> Result<()> {
-        let file = self.sound(handle)?;
+        let file = self.sound_or_told(handle)?;
         self.catch_up_on(&file.inode).await;
         self.collect_error(&file.inode)?;
         self.flush_inode(&file.inode, Level::Stable { datasync }, Mode::Exclusive).await?;
         collect_loss(&file.inode)?;
         self.sound(handle).map(drop)
+    }
+
+    /// A close or fsync that answers EIO because data was lost has told of it.
+    fn sound_or_told(&self, handle: Handle) -> Result<Arc<OpenFile>> {
+        self.sound(handle).inspect_err(|_| {
+            if let Ok(file) = self.handles.find(handle) {
+                // The same loss, in other words.
+                let _ = self.collect_error(&file.inode);
+            }
+        })
     }
 
     /// What failed behind the caller's back is told once.

@@ -443,6 +443,7 @@ fn cluster() -> Vec<Sample> {
         expect: Some(contents(4)),
         epoch: Epoch(5),
         keep_aside: true,
+        into_reserve: false,
     };
     [
         sample::<Register>(register, Registered { heartbeat_every_ms: 1000 }),

@@ -245,6 +245,7 @@ impl Copy<'_> {
             version: if self.whole { target.contents.version } else { Version(0) },
             partial: !self.whole,
             keep_aside,
+            into_reserve: self.request.into_reserve,
             based_on,
             data: fetched.map(|(_, bytes)| bytes.clone()).collect(),
             leaves: changed,

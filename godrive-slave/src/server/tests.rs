@@ -109,6 +109,7 @@ fn leave_partial(store: &DiskStore, chunk: u64, at: Timestamp) {
         version: Version(0),
         partial: true,
         keep_aside: false,
+        into_reserve: false,
         based_on: store.row(ChunkId(chunk)).unwrap().map_or(0, |row| row.position),
         leaves: vec![LeafSum { leaf: 0, sum: sums::piece(ChunkId(chunk), 0, &LEAF) }],
         data: vec![LEAF.to_vec().into()],

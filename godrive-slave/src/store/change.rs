@@ -40,6 +40,8 @@ pub struct Adoption {
     /// The leaves belong to no one version.
     pub partial: bool,
     pub keep_aside: bool,
+    /// The room that is kept in reserve may be taken.
+    pub into_reserve: bool,
     /// The replica must still be as it was when the difference was made; 0 if there was none.
     pub based_on: u64,
     /// What differs, ascending; with `keep_aside` everything.
@@ -276,7 +278,9 @@ impl DiskStore {
                 return Err(Fault::new(Code::Corrupt, detail));
             }
             record.leaves.clone_from(&adoption.leaves);
-            self.check_room(&record)?;
+            if !adoption.into_reserve {
+                self.check_room(&record)?;
+            }
             let data: Vec<&[u8]> = adoption.data.iter().map(|bytes| &bytes[..]).collect();
             self.append(replica, record, &data)?;
             Ok(Done::of(replica))

@@ -594,6 +594,7 @@ fn adoption(chunk: u64, version: u64, bytes: u8, based_on: u64) -> Adoption {
         version: Version(version),
         partial: false,
         keep_aside: false,
+        into_reserve: false,
         based_on,
         leaves,
         data: vec![data.into()],

@@ -136,6 +136,7 @@ async fn what_a_command_answered_survives_a_loss_of_power() {
             expect: Some(written.contents),
             epoch: Epoch(2),
             keep_aside: false,
+            into_reserve: false,
         };
         cluster.master.command::<Copy>(to(&cluster), 1, &copy).await.unwrap();
         cluster.lose_power(0, round).await;
@@ -281,6 +282,7 @@ async fn a_source_that_lies_is_found_out() {
             expect: Some(contents),
             epoch: Epoch(2),
             keep_aside: false,
+            into_reserve: false,
         };
         let copied = cluster.master.command::<Copy>(cluster.members[0].address, 1, &copy).await;
         match what {

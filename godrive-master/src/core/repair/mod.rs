@@ -307,7 +307,9 @@ fn target(
     let domain = |member: &MemberView| if member.draining { String::new() } else { member.domain.clone() };
     let members: Vec<_> = present.map(|member| (member.node, domain(member))).collect();
     let leftover = |c: &&Candidate| {
-        chunk.leftovers.contains(&(c.node, c.disk)) && members.iter().all(|(node, _)| *node != c.node)
+        c.free_bytes > 0
+            && chunk.leftovers.contains(&(c.node, c.disk))
+            && members.iter().all(|(node, _)| *node != c.node)
     };
     let beside = || {
         let drained = |node| {

@@ -15,6 +15,7 @@ use godrive_proto::frame::{Class, RequestHeader};
 use godrive_proto::lease::{Problem, ReportRequest};
 use godrive_proto::net::Connection;
 use godrive_proto::{ChunkId, Code, Fault, NodeId, Operation, Role, SessionId};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -126,16 +127,17 @@ fn finish(shared: &Arc<Shared>, chunk: ChunkId, result: &Result<(), Fault>) {
 
 /// How a round ended.
 enum Ended {
-    /// These members did not take up the new epoch.
-    Installed { missing: Vec<NodeId> },
+    /// These members did not take up the new epoch, and why.
+    Installed { missing: Vec<(NodeId, Code)> },
     /// While the members were being asked, more became held than they were elected to have.
     Overtaken,
 }
 
 /// Rounds until one ends with all members installed.
 async fn run(shared: &Arc<Shared>, chunk: ChunkId, cause: &Cause) -> Result<(), Fault> {
+    let mut unfit = BTreeSet::new();
     for round in 1..=ROUNDS {
-        let Ended::Installed { missing } = round::one_round(shared, chunk, cause).await? else {
+        let Ended::Installed { missing } = round::one_round(shared, chunk, cause, &unfit).await? else {
             tracing::info!(%chunk, round, "a commit came during the election: it is held again");
             continue;
         };
@@ -143,7 +145,11 @@ async fn run(shared: &Arc<Shared>, chunk: ChunkId, cause: &Cause) -> Result<(), 
             return Ok(());
         }
         tracing::warn!(%chunk, round, ?missing, "members did not take up the new epoch");
-        shared.with(|hub, now| missing.iter().for_each(|node| hub.nodes.suspect(now, *node)));
+        let is_silent = |code| matches!(code, Code::Timeout | Code::Unreachable);
+        let (silent, refusing): (Vec<_>, Vec<_>) =
+            missing.into_iter().partition(|(_, code)| is_silent(*code));
+        shared.with(|hub, now| silent.iter().for_each(|(node, _)| hub.nodes.suspect(now, *node)));
+        unfit.extend(refusing.into_iter().map(|(node, _)| node));
     }
     Err(Fault::new(
         Code::Unavailable,

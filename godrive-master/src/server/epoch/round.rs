@@ -1,8 +1,9 @@
 //! One round of an epoch change: seal, elect, level, install. A round ends with the members that did not take up
-//! the new epoch; the next one leaves them out. Or a commit overtook it; the next one elects with what that said.
+//! the new epoch; the next one leaves those out that refused it. Or a commit overtook it; the next one elects with what that said.
 
 use super::{Cause, Ended, command, quarantine_fault};
-use crate::core::placement::place;
+use crate::core::nodes::Health;
+use crate::core::placement::{Candidate, place};
 use crate::core::record::Body;
 use crate::core::state::values::Chunk;
 use crate::core::vote::{Known, Verdict, Voice, elect};
@@ -15,6 +16,7 @@ use godrive_proto::lease::Problem;
 use godrive_proto::net::Connection;
 use godrive_proto::time::Instant;
 use godrive_proto::{ChunkId, Code, Epoch, Fault, LogIndex, NodeId};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +36,8 @@ struct Round {
     /// A member that has no voice, because it was found corrupt. It counts as silent: where the others have less than
     /// was held, it may be the only one that has the rest.
     corrupt: Option<NodeId>,
+    /// They have a voice, but did not take up the last epoch that was made, so they are in none now.
+    unfit: BTreeSet<NodeId>,
     links: Vec<(Member, Option<Connection>)>,
 }
 
@@ -44,8 +48,20 @@ struct Answered {
     state: Option<ReplicaState>,
 }
 
-pub async fn one_round(shared: &Arc<Shared>, chunk: ChunkId, cause: &Cause) -> Result<Ended, Fault> {
-    let (round, durable) = shared.with(|hub, now| begin(hub, now, chunk, cause))?;
+impl Answered {
+    /// The member with the disk that its replica lies on: a slave whose disk was replaced keeps its name.
+    fn place(&self) -> Member {
+        Member { disk: self.state.map_or(self.member.disk, |state| state.disk), ..self.member }
+    }
+}
+
+pub async fn one_round(
+    shared: &Arc<Shared>,
+    chunk: ChunkId,
+    cause: &Cause,
+    unfit: &BTreeSet<NodeId>,
+) -> Result<Ended, Fault> {
+    let (round, durable) = shared.with(|hub, now| begin(hub, now, chunk, cause, unfit))?;
     shared.durable(durable).await?;
     let (answers, silent) = seal(shared, &round).await;
     shared.with(|hub, now| silent.iter().for_each(|node| hub.nodes.suspect(now, *node)));
@@ -79,7 +95,7 @@ pub async fn one_round(shared: &Arc<Shared>, chunk: ChunkId, cause: &Cause) -> R
         tracing::error!(%chunk, held = ?record.held, now = ?contents, "after a power loss the chunk is older than it was held");
         shared.with(|hub, _| hub.regressed += 1);
     }
-    let mut made = Made { contents, ..gather(&answers, &winners) };
+    let mut made = shared.with(|hub, now| Made { contents, ..gather(hub, now, &round, &answers, &winners) });
     level(shared, &round, &answers, &winners, &mut made).await;
     enlarge(shared, &round, cause, &mut made).await;
     release(&round, cause, &mut made);
@@ -95,7 +111,13 @@ pub async fn one_round(shared: &Arc<Shared>, chunk: ChunkId, cause: &Cause) -> R
 }
 
 /// Checks that a change can succeed before anything is sealed, and logs that it begins.
-fn begin(hub: &mut Hub, now: Instant, chunk: ChunkId, cause: &Cause) -> Result<(Round, LogIndex), Fault> {
+fn begin(
+    hub: &mut Hub,
+    now: Instant,
+    chunk: ChunkId,
+    cause: &Cause,
+    unfit: &BTreeSet<NodeId>,
+) -> Result<(Round, LogIndex), Fault> {
     let Some(known) = hub.state.chunk(chunk)? else {
         return Err(Fault::new(Code::NoChunk, format!("chunk {chunk} does not exist (any longer)")));
     };
@@ -109,12 +131,15 @@ fn begin(hub: &mut Hub, now: Instant, chunk: ChunkId, cause: &Cause) -> Result<(
     let links: Vec<_> = known.members.iter().map(|member| (*member, link(member))).collect();
     let parameters = hub.parameters()?;
     let min_replicas = usize::from(parameters.min_replicas);
-    let voiced = |member: &Member| Some(member.node) != corrupt;
+    let voiced = |member: &Member| Some(member.node) != corrupt && !unfit.contains(&member.node);
     let reachable: Vec<NodeId> =
         links.iter().filter(|(m, link)| link.is_some() && voiced(m)).map(|(m, _)| m.node).collect();
     let joiners = hub.nodes.candidates(now, &hub.reserved);
-    let mut others: Vec<NodeId> =
-        joiners.iter().map(|c| c.node).filter(|node| !reachable.contains(node)).collect();
+    let mut others: Vec<NodeId> = joiners
+        .iter()
+        .map(|c| c.node)
+        .filter(|node| !reachable.contains(node) && !unfit.contains(node))
+        .collect();
     others.dedup();
     // A seal ends the reads of the old epoch, too: not before a new one is possible.
     if reachable.is_empty() || reachable.len() + others.len() < min_replicas {
@@ -135,7 +160,8 @@ fn begin(hub: &mut Hub, now: Instant, chunk: ChunkId, cause: &Cause) -> Result<(
     answer?;
     let seal_deadline = Duration::from_millis(hub.config.nodes.seal_deadline_ms.into());
     let replicas = usize::from(parameters.replicas);
-    Ok((Round { chunk, epoch, known, min_replicas, replicas, seal_deadline, corrupt, links }, durable))
+    let unfit = unfit.clone();
+    Ok((Round { chunk, epoch, known, min_replicas, replicas, seal_deadline, corrupt, unfit, links }, durable))
 }
 
 /// Asks all members at once; those that do not answer are named.
@@ -202,9 +228,15 @@ struct Made {
     used_bytes: u32,
 }
 
-fn gather(answers: &[Answered], winners: &[usize]) -> Made {
+/// Those that were elected. Of a chunk that was never written a member needs no replica, but a disk for one.
+fn gather(hub: &Hub, now: Instant, round: &Round, answers: &[Answered], winners: &[usize]) -> Made {
     let mut made = Made { stable: true, ..Made::default() };
-    for answer in winners.iter().filter_map(|at| answers.get(*at)) {
+    let has_a_place = |answer: &&Answered| {
+        let Member { node, disk, .. } = answer.member;
+        let disk_is_there = hub.nodes.replica_health(now, node, disk) != Health::Dead;
+        !round.unfit.contains(&node) && (answer.state.is_some() || disk_is_there)
+    };
+    for answer in winners.iter().filter_map(|at| answers.get(*at)).filter(has_a_place) {
         made.members.push(answer.member);
         made.connections.push(answer.connection.clone());
         made.stable &= answer.state.is_none_or(|state| state.stable);
@@ -222,28 +254,43 @@ async fn level(
     made: &mut Made,
 ) {
     let Some(source) = made.members.first().copied() else { return };
-    let mut copies = Vec::new();
-    for (at, answer) in answers.iter().enumerate().filter(|(at, _)| !winners.contains(at)) {
-        let theirs = answer.state.map_or(Contents::default(), |state| state.contents);
-        // What diverged may be the truth after all: people can still find it.
-        let keep_aside = theirs.version >= made.contents.version && answer.state.is_some();
-        let request = copy(round, answer.member, source, made.contents, keep_aside);
-        let call =
-            command::<Copy>(shared, answer.connection.clone(), request, Class::Foreground, COPY_DEADLINE);
-        copies.push((at, call));
-    }
-    for (at, call) in copies {
-        let answer = &answers[at];
-        match call.await {
-            Ok(contents) if contents == made.contents => {
-                made.members.push(answer.member);
-                made.connections.push(answer.connection.clone());
-            }
-            Ok(_) => {
-                tracing::warn!(chunk = %round.chunk, node = %answer.member.node, "it copied something else and leaves")
-            }
-            Err(fault) => {
-                tracing::info!(chunk = %round.chunk, node = %answer.member.node, "it lags behind and leaves: {fault}");
+    let lags = |(at, answer): &(usize, &Answered)| {
+        !winners.contains(at) && !round.unfit.contains(&answer.member.node)
+    };
+    let mut lagging: Vec<&Answered> =
+        answers.iter().enumerate().filter(lags).map(|(_, answer)| answer).collect();
+    // First without the room that disks keep in reserve, then, for as few as are needed, with it.
+    for into_reserve in [false, true] {
+        let needed =
+            if into_reserve { round.min_replicas.saturating_sub(made.members.len()) } else { usize::MAX };
+        lagging.truncate(needed);
+        let mut copies = Vec::new();
+        for answer in std::mem::take(&mut lagging) {
+            let theirs = answer.state.map_or(Contents::default(), |state| state.contents);
+            // What diverged may be the truth after all: people can still find it.
+            let keep_aside = theirs.version >= made.contents.version && theirs != made.contents;
+            let request = copy(round, answer.place(), source, made.contents, keep_aside);
+            let request = CopyRequest { into_reserve, ..request };
+            let connection = answer.connection.clone();
+            copies.push((
+                answer,
+                command::<Copy>(shared, connection, request, Class::Foreground, COPY_DEADLINE),
+            ));
+        }
+        for (answer, call) in copies {
+            let node = answer.member.node;
+            match call.await {
+                Ok(contents) if contents == made.contents => {
+                    made.members.push(answer.place());
+                    made.connections.push(answer.connection.clone());
+                }
+                Ok(_) => tracing::warn!(chunk = %round.chunk, %node, "it copied something else and leaves"),
+                Err(fault) => {
+                    tracing::info!(chunk = %round.chunk, %node, "it lags behind and leaves: {fault}");
+                    if fault.code == Code::NoSpace {
+                        lagging.push(answer);
+                    }
+                }
             }
         }
     }
@@ -264,7 +311,8 @@ async fn enlarge(shared: &Arc<Shared>, round: &Round, cause: &Cause, made: &mut 
             };
             let present: Vec<_> = made.members.iter().map(|member| (member.node, domain(member))).collect();
             let free: Vec<_> = hub.nodes.candidates(now, &hub.reserved);
-            let free: Vec<_> = free.into_iter().filter(|c| Some(c.node) != round.corrupt).collect();
+            let fits = |c: &Candidate| Some(c.node) != round.corrupt && !round.unfit.contains(&c.node);
+            let free: Vec<_> = free.into_iter().filter(fits).collect();
             place(&mut *hub.selector, &free, &present, missing, bytes)
         }));
     }
@@ -325,6 +373,7 @@ fn copy(round: &Round, member: Member, source: Member, expect: Contents, keep_as
         expect: Some(expect),
         epoch: round.epoch,
         keep_aside,
+        into_reserve: false,
     }
 }
 
@@ -385,7 +434,7 @@ async fn install(shared: &Arc<Shared>, round: &Round, made: &Made) -> Result<End
     for (node, call) in calls {
         if let Err(fault) = call.await {
             tracing::info!(%chunk, %node, "not installed: {fault}");
-            missing.push(node);
+            missing.push((node, fault.code));
         }
     }
     let members: Vec<_> = made.members.iter().map(|member| member.node).collect();

@@ -1,6 +1,6 @@
 //! What one turn sees: chunks that are noticed, in the view of the planner.
 
-use super::{PAUSE, Progress};
+use super::{PAUSE, Progress, Trouble};
 use crate::core::nodes::Health;
 use crate::core::record::{Body, Purpose};
 use crate::core::repair::{ChunkView, Limits, MemberView, Need, Step, Unneeded, View, Worklist, plan};
@@ -169,9 +169,11 @@ fn scan(
 /// Notices at once what lies on dead nodes, failed disks and drained ones, a page at a time.
 fn sweep(hub: &mut Hub, now: Instant, progress: &mut Progress) -> Result<(), Fault> {
     let troubles = hub.nodes.iter().map(|(node, _)| {
-        (node, (hub.nodes.health(now, node) == Health::Dead, hub.nodes.troubled_disks(node)))
+        let dead = hub.nodes.health(now, node) == Health::Dead;
+        (node, Trouble { dead, disks: hub.nodes.troubled_disks(node) })
     });
-    let troubles: BTreeMap<_, _> = troubles.filter(|(_, (dead, disks))| *dead || !disks.is_empty()).collect();
+    let troubles: BTreeMap<_, _> =
+        troubles.filter(|(_, trouble)| trouble.dead || !trouble.disks.is_empty()).collect();
     progress.swept.retain(|node, (trouble, _)| troubles.get(node) == Some(trouble));
     for (node, trouble) in troubles {
         let (_, after) = progress.swept.entry(node).or_insert((trouble, Some(ChunkId(0))));

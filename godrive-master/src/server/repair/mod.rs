@@ -32,11 +32,19 @@ struct Progress {
     confirmed: BTreeMap<ChunkId, BTreeSet<NodeId>>,
     scanned: ChunkId,
     scan_at: Instant,
-    /// Nodes that are dead or have disks in trouble, and how far their replicas have been noticed; None: all.
-    swept: BTreeMap<NodeId, ((bool, Vec<DiskId>), Option<ChunkId>)>,
+    /// Nodes in trouble, and how far their replicas have been noticed; None: all.
+    swept: BTreeMap<NodeId, (Trouble, Option<ChunkId>)>,
     reclaimed: ChunkId,
     budgets: Budgets,
     balance: Balance,
+}
+
+/// What is the matter with a node.
+#[derive(PartialEq)]
+struct Trouble {
+    dead: bool,
+    /// Failed or drained.
+    disks: Vec<DiskId>,
 }
 
 /// A chunk being copied, and the nodes that take part.

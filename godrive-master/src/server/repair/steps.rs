@@ -99,6 +99,7 @@ async fn join(shared: &Arc<Shared>, chunk: ChunkId, source: NodeId, target: Cand
             expect: None,
             epoch: known.epoch,
             keep_aside: false,
+            into_reserve: false,
         };
         command::<Copy>(shared, connection, request, Class::Repair, COPY_DEADLINE).await?;
     }
