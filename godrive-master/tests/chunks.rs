@@ -3,6 +3,8 @@
 #![allow(clippy::disallowed_methods, reason = "tests on the real machine take its time")]
 
 mod common;
+#[path = "chunks/guards.rs"]
+mod guards;
 
 use common::chunks::*;
 use common::slave::{Slave, contents, heartbeat};

@@ -4,14 +4,15 @@
 mod common;
 
 use common::{Answer, Client, Cluster, create, name, quick};
-use godrive_disk::{Disk, SimulatedDisk};
+use godrive_disk::{Disk, Faults, SimulatedDisk};
 use godrive_proto::frame::RequestHeader;
-use godrive_proto::lease::{Ended, Own, OwnRequest, Resume, ResumeRequest};
+use godrive_proto::lease::{Ended, Mode, Own, OwnRequest, Resume, ResumeRequest};
 use godrive_proto::meta::*;
 use godrive_proto::time::Timestamp;
 use godrive_proto::{Code, Operation, ROOT, Term};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use std::collections::BTreeSet;
 
 /// An answer that must wait for the log does not come within this time.
 const A_WHILE_MS: u32 = 300;
@@ -100,6 +101,32 @@ async fn a_batch_is_answered_at_once_and_shown_to_others_when_it_is_durable() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_commit_of_an_fsync_waits_for_the_log_and_that_of_a_close_does_not() {
+    let cluster = Cluster::start(quick(1)).await;
+    let one = cluster.client("one").await;
+    let ino = one.create("f").await.unwrap().entry.attr.ino;
+    one.call::<Barrier>(&()).await.unwrap();
+    cluster.gate.set_closed(true);
+    let commit = |size, sync| CommitRequest {
+        ino,
+        size: Some(size),
+        changes: AttrChanges::default(),
+        chunks: Vec::new(),
+        trimmed: false,
+        sync,
+        keeps: Mode::Exclusive,
+    };
+    one.mutate::<Commit>(&commit(1, false)).await.unwrap();
+    let header = RequestHeader { sequence: one.next_sequence(), ..one.header() };
+    let shortly = RequestHeader { deadline_ms: A_WHILE_MS, ..header.clone() };
+    let waited = one.call_with::<Commit>(shortly, &commit(2, true)).await;
+    assert_eq!(waited.err().map(|fault| fault.code), Some(Code::Timeout));
+    cluster.gate.set_closed(false);
+    let committed = one.call_with::<Commit>(header, &commit(2, true)).await.unwrap().body;
+    assert_eq!(committed.view.attr.size, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn on_a_full_disk_changes_are_refused_and_reads_go_on() {
     let cluster = Cluster::start(quick(1)).await;
     let (mut one, two) = (cluster.client("one").await, cluster.client("two").await);
@@ -179,6 +206,47 @@ async fn a_term_that_served_is_never_served_again() {
 async fn resume(client: &mut Client, cluster: &Cluster) {
     client.reconnect(cluster).await;
     client.call::<Resume>(&ResumeRequest { exclusive: vec![], open: vec![], last: true }).await.unwrap();
+}
+
+/// What a peer saw of the term before is missing, though the log has grown beyond it since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_log_that_ended_too_early_is_noticed_when_it_has_grown_again() {
+    let mut cluster = Cluster::start(quick(1)).await;
+    let mut one = cluster.client("one").await;
+    let term = cluster.status().await.term;
+    cluster.restart().await;
+    resume(&mut one, &cluster).await;
+    let ended = one.call::<Ended>(&term).await.unwrap().expect("it was the term before");
+    for n in 0..5 {
+        one.make_directory(&format!("d{n}")).await.unwrap();
+    }
+    let lookup = LookupRequest { parent: ROOT, name: name("d4") };
+    let seen = |seen| RequestHeader { term, seen, ..one.header() };
+    one.call_with::<Lookup>(seen(ended), &lookup).await.unwrap();
+    let fault = one.call_with::<Lookup>(seen(ended.next()), &lookup).await.err().unwrap();
+    assert!(fault.code == Code::NotReady && fault.detail.contains("history is missing"), "{fault}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_id_that_was_given_out_and_lost_with_the_power_is_not_given_again() {
+    let (mut cluster, disk) = on_a_simulated_disk();
+    cluster.boot().await.unwrap();
+    let mut client = cluster.client("a").await;
+    let (mut given, mut lost) = (BTreeSet::new(), 0);
+    for seed in 0..12 {
+        disk.set_faults(Faults { syncs: true, ..Faults::default() });
+        let file = format!("f{seed}");
+        let ino = client.create(&file).await.unwrap().entry.attr.ino;
+        assert!(given.insert(ino), "seed {seed}: inode {ino} a second time");
+        disk.stop_after(0);
+        cluster.try_stop().await.unwrap_err();
+        disk.set_faults(Faults::default());
+        disk.crash(&mut SmallRng::seed_from_u64(seed));
+        cluster.boot().await.unwrap();
+        resume(&mut client, &cluster).await;
+        lost += u32::from(client.lookup(&file).await.unwrap().entry.is_none());
+    }
+    assert!(lost > 0, "no crash lost anything");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -53,6 +53,9 @@ struct Heard {
     inventories: usize,
     heartbeats: Vec<HeartbeatRequest>,
     reports: Vec<ReportRequest>,
+    /// Registrations are refused, and counted.
+    away: bool,
+    refused: usize,
 }
 
 fn local() -> SocketAddr {
@@ -80,6 +83,10 @@ impl FakeMaster {
         while let Some(incoming) = connection.accept().await {
             let header = ReplyHeader { term: Term(1), ..ReplyHeader::default() };
             match incoming.header.code {
+                Register::CODE if heard.lock().away => {
+                    heard.lock().refused += 1;
+                    incoming.fail(header, Code::NotReady.into()).await.unwrap();
+                }
                 Register::CODE => {
                     let request = incoming.decode::<Register>().unwrap();
                     heard.lock().registered.push((request, connection.clone()));

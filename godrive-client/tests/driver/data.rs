@@ -2,7 +2,7 @@
 
 use crate::fakes::Cluster;
 use crate::replicas::CHUNK_BYTES;
-use crate::{config, driver, driver_with, eventually};
+use crate::{config, driver, driver_with, eventually, patient};
 use bytes::Bytes;
 use godrive_client::driver::{Delta, Driver, Run};
 use godrive_proto::data::{Extent, Fill, Layout};
@@ -15,9 +15,9 @@ use rand::{Rng, SeedableRng};
 use std::time::Duration;
 use tokio::time::Instant;
 
-const CHUNK: ChunkId = ChunkId(11);
+pub const CHUNK: ChunkId = ChunkId(11);
 
-fn delta(offset: u32, bytes: &[u8], sync: bool) -> Delta {
+pub fn delta(offset: u32, bytes: &[u8], sync: bool) -> Delta {
     let len = bytes.len() as u32;
     let sums = sums::pieces(offset, len).map(|(leaf, from, to)| sums::piece(CHUNK, leaf, &bytes[from..to]));
     Delta {
@@ -45,7 +45,7 @@ async fn read_all(driver: &Driver, layout: &mut Layout) -> Result<Vec<u8>, Fault
 }
 
 /// A cluster of three whose chunk holds `written` at offset 5000.
-async fn written(cluster: &Cluster, driver: &Driver) -> (Layout, Vec<u8>) {
+pub async fn written(cluster: &Cluster, driver: &Driver) -> (Layout, Vec<u8>) {
     let mut layout = cluster.place(CHUNK.0);
     let bytes: Vec<u8> = (0..20_000u32).map(|n| (n % 251) as u8 + 1).collect();
     driver.write(&mut layout, delta(5000, &bytes, false)).await.expect("the first delta");
@@ -100,7 +100,7 @@ async fn a_synced_overwrite_of_4_kib_costs_little_more_than_4_kib_and_no_message
 #[tokio::test]
 async fn a_delta_whose_answer_is_lost_is_applied_once() {
     let cluster = Cluster::start(3);
-    let (driver, _) = driver(&cluster).await;
+    let driver = patient(&cluster).await;
     let (mut layout, _) = written(&cluster, &driver).await;
     cluster.state.lock().lose_slave_answers.insert(NodeId(1), 1);
     driver.write(&mut layout, delta(0, b"once", false)).await.expect("a delta");
@@ -114,7 +114,12 @@ async fn a_delta_whose_answer_is_lost_is_applied_once() {
 async fn a_dead_member_is_left_out_by_the_master_and_the_delta_sent_again() {
     for dead in [0, 1, 2] {
         let cluster = Cluster::start(3);
-        let (driver, _) = driver(&cluster).await;
+        let mut config = config(&cluster);
+        config.deadline = Duration::from_secs(60);
+        config.timeouts.delta = Duration::from_secs(20);
+        // To the dead one no connection comes about.
+        config.timeouts.connect = Duration::from_secs(2);
+        let (driver, _) = driver_with(&cluster, config).await;
         let (mut layout, _) = written(&cluster, &driver).await;
         cluster.kill_slave(dead).await;
         driver.write(&mut layout, delta(0, b"still", true)).await.expect("a delta");
@@ -195,7 +200,7 @@ async fn a_full_disk_is_said_at_once_and_the_chunk_settled_before_the_next_delta
 #[tokio::test]
 async fn a_delta_does_not_go_on_in_a_later_session() {
     let cluster = Cluster::start(3);
-    let (driver, _) = driver(&cluster).await;
+    let driver = patient(&cluster).await;
     let (mut layout, _) = written(&cluster, &driver).await;
     cluster.state.lock().slave_faults.insert(NodeId(1), vec![Code::NoSpace.into()]);
     driver.write(&mut layout, delta(0, b"full", false)).await.expect_err("no space");

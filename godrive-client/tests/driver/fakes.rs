@@ -53,6 +53,8 @@ pub struct State {
     pub liars: BTreeSet<NodeId>,
     pub slow_reads: BTreeMap<NodeId, Duration>,
     pub slave_faults: BTreeMap<NodeId, Vec<Fault>>,
+    /// What a slave answers in place of what it did, the last first.
+    pub slave_answers: BTreeMap<NodeId, Vec<fn(Applied) -> Applied>>,
     pub deltas: u64,
     pub reads: BTreeMap<NodeId, u64>,
 }
@@ -333,6 +335,7 @@ async fn serve_slave(node: NodeId, state: &Mutex<State>, connection: &Connection
                 let mut state = state.lock();
                 state.deltas += 1;
                 let applied = state.replicas.apply(node, &request, &payload);
+                let applied = said(&mut state, node, applied);
                 let lose = state.lose_slave_answers.get_mut(&node).filter(|left| **left > 0);
                 (applied, lose.map(|left| *left -= 1).is_some())
             };
@@ -343,7 +346,11 @@ async fn serve_slave(node: NodeId, state: &Mutex<State>, connection: &Connection
         }
         Sync::CODE => {
             let request = incoming.decode::<Sync>().expect("sync");
-            let applied = sync(&mut state.lock(), node, &request);
+            let applied = {
+                let mut state = state.lock();
+                let applied = sync(&mut state, node, &request);
+                said(&mut state, node, applied)
+            };
             answer::<Sync>(incoming, 0, applied, &[]).await;
         }
         Read::CODE => {
@@ -370,6 +377,11 @@ async fn serve_slave(node: NodeId, state: &Mutex<State>, connection: &Connection
         }
         code => panic!("the fake slave does not know {code:#06x}"),
     }
+}
+
+fn said(state: &mut State, node: NodeId, applied: Result<Applied, Fault>) -> Result<Applied, Fault> {
+    let change = state.slave_answers.get_mut(&node).and_then(Vec::pop);
+    applied.map(|applied| change.map_or(applied, |change| change(applied)))
 }
 
 fn sync(state: &mut State, node: NodeId, request: &SyncRequest) -> Result<Applied, Fault> {

@@ -1,5 +1,6 @@
 //! The driver over real QUIC on loopback against a fake master and fake slaves that lose answers, lie, are late and die.
 
+mod answers;
 mod data;
 mod fakes;
 mod replicas;
@@ -102,6 +103,15 @@ pub async fn driver_with(cluster: &Cluster, config: Config) -> (Arc<Driver>, Arc
 
 pub async fn driver(cluster: &Cluster) -> (Arc<Driver>, Arc<Calls>) {
     driver_with(cluster, config(cluster)).await
+}
+
+/// For tests in which no member fails: however busy the machine is, none seems to.
+pub async fn patient(cluster: &Cluster) -> Arc<Driver> {
+    let mut config = config(cluster);
+    config.deadline = Duration::from_secs(60);
+    config.timeouts.connect = Duration::from_secs(20);
+    config.timeouts.delta = Duration::from_secs(20);
+    driver_with(cluster, config).await.0
 }
 
 /// Waits for a condition, and fails if it does not come true.

@@ -58,6 +58,8 @@ pub struct Replicas {
     pub all: BTreeMap<(NodeId, ChunkId), Replica>,
     /// Nodes that take part in no chain.
     pub dead: BTreeSet<NodeId>,
+    /// To these the next delta comes damaged.
+    pub garbled: BTreeSet<NodeId>,
     /// How often a delta was really applied at any member.
     pub applications: u64,
 }
@@ -71,6 +73,9 @@ impl Replicas {
         for node in members {
             if self.dead.contains(&node) {
                 return Err(Fault::at(Code::MemberFailed, node, "dead"));
+            }
+            if self.garbled.remove(&node) {
+                return Err(Fault::at(Code::Corrupt, node, "damaged on the way"));
             }
             let applied = self.apply_one(node, request, payload)?;
             if contents.is_some_and(|contents| contents != applied) {

@@ -62,6 +62,7 @@ impl Image {
         self.live.insert(page, whole.clone());
         self.durable.insert(page, whole);
         self.dirty.remove(&page);
+        self.durable_len = self.durable_len.max(((page + 1) * PAGE).min(self.len));
     }
 
     /// How many pages a write would add.

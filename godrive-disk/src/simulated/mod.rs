@@ -95,6 +95,14 @@ impl SimulatedDisk {
             }
             apply(&mut state.durable, &changes);
         }
+        // What lies in a directory goes with it. Parents come before what is in them.
+        let mut durable = BTreeMap::new();
+        for (path, entry) in std::mem::take(&mut state.durable) {
+            if parent(&path).is_empty() || durable.contains_key(parent(&path)) {
+                durable.insert(path, entry);
+            }
+        }
+        state.durable = durable;
         state.live = state.durable.clone();
         let kept: BTreeSet<u64> = files_of(&state.live).collect();
         state.files.retain(|file, _| kept.contains(file));

@@ -40,6 +40,25 @@ fn synced_bytes_and_names_survive_and_unsynced_ones_vary() {
 }
 
 #[test]
+fn what_lies_in_a_directory_goes_with_its_name() {
+    let mut left = BTreeSet::new();
+    for seed in 0..50 {
+        let disk = SimulatedDisk::new(1 << 20);
+        disk.create_directory("d").unwrap();
+        crate::write_small(&disk, "d/a", b"synced").unwrap();
+        disk.crash(&mut rng(seed));
+        assert_eq!(disk.exists("d").unwrap(), disk.exists("d/a").unwrap());
+        left.insert(disk.exists("d").unwrap());
+        disk.create_directory("d").unwrap();
+        disk.sync_directory("").unwrap();
+        crate::write_small(&disk, "d/a", b"synced").unwrap();
+        disk.crash(&mut rng(seed));
+        assert_eq!(read(&disk, "d/a").unwrap(), b"synced");
+    }
+    assert_eq!(left.len(), 2);
+}
+
+#[test]
 fn renames_are_atomic_and_ordered() {
     let mut seen = BTreeSet::new();
     for seed in 0..100 {

@@ -168,6 +168,24 @@ fn damage_before_records_that_knew_better_is_refused_with_what_to_do() {
     assert_eq!(open(&disk).unwrap().last().0, 8);
 }
 
+/// A record that is whole and at the wrong place, as an old block is that a disk has put there.
+#[test]
+fn a_record_counts_only_at_its_place() {
+    for misplaced in [1, 3] {
+        let disk = disk();
+        let mut log = open(&disk).unwrap();
+        append(&mut log, 1..=1);
+        let end = log.segments[0].end;
+        drop(log);
+        let mut bytes = Vec::new();
+        let header = RecordHeader { index: LogIndex(misplaced), term: TERM, synced: LogIndex(0) };
+        write_record(&mut bytes, CLUSTER, header, &record(misplaced).encode().unwrap());
+        disk.open(&path(1), false).unwrap().write_at(&[&bytes], end).unwrap();
+        let log = open(&disk).unwrap();
+        assert_eq!((log.last().0, numbers(&log, 1)), (1, vec![1]), "record {misplaced} in place of 2");
+    }
+}
+
 #[test]
 fn damage_in_what_was_never_synced_is_a_torn_tail() {
     let disk = disk();

@@ -26,6 +26,8 @@ pub struct Store {
     pub log: Mutex<Vec<String>>,
     /// As announced and told with each heartbeat.
     pub disks: Mutex<Vec<DiskState>>,
+    /// Copies come out as this, whatever their source has.
+    pub copies: Mutex<Option<Contents>>,
     /// Before a seal is answered.
     pub on_seal: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
@@ -254,7 +256,8 @@ fn install(store: &Store, boot: BootId, request: &InstallRequest) -> Result<(), 
 }
 
 fn copy(store: &Store, boot: BootId, request: &CopyRequest) -> Result<Contents, Fault> {
-    store.log.lock().unwrap().push(format!("copy {} from {}", request.chunk, request.source.node));
+    let aside = if request.keep_aside { ", the old kept aside" } else { "" };
+    store.log.lock().unwrap().push(format!("copy {} from {}{aside}", request.chunk, request.source.node));
     let failed = |state: &DiskState| state.disk == request.disk && state.health == DiskHealth::Failed;
     if store.disks.lock().unwrap().iter().any(failed) {
         return Err(Fault::new(Code::Disk, "the disk is out of service"));
@@ -272,8 +275,9 @@ fn copy(store: &Store, boot: BootId, request: &CopyRequest) -> Result<Contents, 
         stable: true,
         epoch: before.map_or(Epoch(0), |before| before.epoch),
         sealed: before.map_or(Epoch(0), |before| before.sealed),
+        contents: store.copies.lock().unwrap().unwrap_or(theirs.contents),
         ..theirs
     };
     replicas.insert(request.chunk, copied);
-    Ok(theirs.contents)
+    Ok(copied.contents)
 }

@@ -201,5 +201,6 @@ async fn heartbeats(shared: &Arc<Shared>, connection: &Connection, every: Durati
             }
             return fault;
         }
+        shared.tell_waiting();
     }
 }

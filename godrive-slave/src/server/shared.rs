@@ -3,13 +3,14 @@
 use super::World;
 use super::peers::Peers;
 use crate::Config;
+use crate::core::findings::{Finding, Findings};
 use crate::store::table::Row;
 use crate::store::{DiskStore, Options};
 use godrive_proto::cluster::{DiskHealth, DiskState, ReplicaState, ScrubState};
 use godrive_proto::frame::{Class, ReplyHeader, RequestHeader};
 use godrive_proto::lease::{Problem, Report, ReportRequest};
 use godrive_proto::net::{Connection, Endpoint};
-use godrive_proto::time::{Clock, Instant};
+use godrive_proto::time::Clock;
 use godrive_proto::{BootId, ChunkId, ClusterId, Code, DiskId, Epoch, Fault, LogIndex, NodeId, Term};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
@@ -24,8 +25,6 @@ use tokio::sync::{Notify, Semaphore};
 const COPIES: usize = 4;
 /// Ranges that are copied at the same time: each holds as much memory as three deltas.
 const RANGES: usize = 16;
-/// A bad chunk is reported again after this long, if it is still bad.
-const REPORT_AGAIN: Duration = Duration::from_secs(600);
 const REPORT_DEADLINE: Duration = Duration::from_secs(30);
 
 pub struct Shared {
@@ -53,7 +52,7 @@ pub struct Shared {
     master: Mutex<Option<Connection>>,
     term: AtomicU64,
     seen: AtomicU64,
-    reported: Mutex<BTreeMap<ChunkId, Instant>>,
+    findings: Mutex<Findings>,
 }
 
 impl Shared {
@@ -120,7 +119,7 @@ impl Shared {
             master: Mutex::new(None),
             term: AtomicU64::new(term.0),
             seen: AtomicU64::new(seen.0),
-            reported: Mutex::default(),
+            findings: Mutex::default(),
         }))
     }
 
@@ -264,37 +263,46 @@ impl Shared {
 
     /// The replica was made anew: what is found bad from now on is news.
     pub fn healed(&self, chunk: ChunkId) {
-        self.reported.lock().remove(&chunk);
+        self.findings.lock().forget(chunk);
     }
 
     /// Tells the master that the own replica is bad, once in a while.
     pub fn report_corrupt(self: &Arc<Self>, chunk: ChunkId, epoch: Epoch, detail: String) {
-        let now = self.clock.now();
-        {
-            let mut reported = self.reported.lock();
-            reported.retain(|_, at| now.since(*at) < REPORT_AGAIN);
-            if reported.insert(chunk, now).is_some() {
-                return;
-            }
+        if self.findings.lock().found(chunk, self.clock.now()) {
+            self.tell(chunk, Finding { epoch, detail });
         }
+    }
+
+    /// Tells a master that answers what could not be told before.
+    pub fn tell_waiting(self: &Arc<Self>) {
+        let waiting = self.findings.lock().take_waiting();
+        waiting.into_iter().for_each(|(chunk, finding)| self.tell(chunk, finding));
+    }
+
+    fn tell(self: &Arc<Self>, chunk: ChunkId, finding: Finding) {
         let shared = self.clone();
         tokio::spawn(async move {
-            let request = ReportRequest { chunk, epoch, problem: Problem::Corrupt(shared.node), detail };
-            let master = shared.master.lock().clone();
-            let told = match master {
-                Some(master) => {
-                    let header = shared.request_header(Class::Scrub);
-                    master
-                        .call::<Report>(header, &request, &[], REPORT_DEADLINE)
-                        .await
-                        .map(|reply| shared.heard(&reply.header))
-                }
-                None => Err(Fault::new(Code::Unreachable, "not connected to the master")),
-            };
-            if let Err(fault) = told {
+            let Err(fault) = shared.report(chunk, &finding).await else { return };
+            let unheard =
+                matches!(fault.code, Code::Unreachable | Code::Timeout | Code::NotReady | Code::WrongTerm);
+            let mut findings = shared.findings.lock();
+            if unheard && findings.keep(chunk, finding) {
+                tracing::warn!(%chunk, %fault, "the bad replica could not be reported; it is when the master is back");
+            } else {
+                findings.forget(chunk);
                 tracing::warn!(%chunk, %fault, "the bad replica could not be reported; the next scrub tries again");
-                shared.reported.lock().remove(&chunk);
             }
         });
+    }
+
+    async fn report(&self, chunk: ChunkId, finding: &Finding) -> Result<(), Fault> {
+        let master = self.master.lock().clone();
+        let master = master.ok_or_else(|| Fault::new(Code::Unreachable, "not connected to the master"))?;
+        let Finding { epoch, detail } = finding.clone();
+        let request = ReportRequest { chunk, epoch, problem: Problem::Corrupt(self.node), detail };
+        let header = self.request_header(Class::Scrub);
+        let reply = master.call::<Report>(header, &request, &[], REPORT_DEADLINE).await?;
+        self.heard(&reply.header);
+        Ok(())
     }
 }

@@ -310,3 +310,21 @@ async fn the_scrub_reports_what_it_finds() {
     };
     until("the scrub reports it", || cluster.master.heard.lock().reports.iter().any(reported)).await;
 }
+
+/// No scrub comes to it before the test is over: it found nothing to read when the slave was new, and pauses.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_found_bad_while_the_master_is_away_is_reported_when_it_is_back() {
+    let cluster = Cluster::start(1).await;
+    let leaf = [7; LEAF];
+    cluster.delta(&[0], &delta(1, 0, 0, &leaf), &leaf).await.unwrap();
+    let path = format!("segments/{}", cluster.disks[0].list("segments").unwrap().last().unwrap());
+    assert!(cluster.disks[0].flip(&path, 2 * LEAF as u64 + 5), "the first record's leaf");
+    cluster.master.heard.lock().away = true;
+    cluster.master.link(cluster.members[0].address).close("away");
+    until("the slave is refused", || cluster.master.heard.lock().refused > 0).await;
+    assert_eq!(code(cluster.read(0, 1, 1, 0, 1).await), Code::Corrupt);
+    assert_eq!(cluster.master.heard.lock().reports, []);
+    cluster.master.heard.lock().away = false;
+    let reported = || cluster.master.heard.lock().reports.iter().any(|report| report.chunk == ChunkId(1));
+    until("it is reported", reported).await;
+}

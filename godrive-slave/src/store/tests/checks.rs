@@ -112,3 +112,51 @@ fn a_new_segment_opens_whatever_is_left_of_its_first_records() {
         opened.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     }
 }
+
+/// The next segment has its header, which was made when all before it was stable, and not yet a record that says so.
+#[test]
+fn a_damaged_end_of_a_segment_is_refused_where_the_next_one_is_empty() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    let first = store.log.end().0.segment;
+    let mut base = 0;
+    while store.log.end().0.segment == first {
+        let (request, payload) = one_leaf(1, base, base as u8);
+        apply(&store, &request, &payload).unwrap();
+        base += 1;
+    }
+    drop(store);
+    disk.kill();
+    let [path, next] = [first, first + 1].map(log::path);
+    disk.open(&next, false).unwrap().set_len(LEAF as u64).unwrap();
+    let last_record = disk.open(&path, false).unwrap().len().unwrap() - 2 * LEAF as u64;
+    assert!(disk.flip(&path, last_record + 50));
+    let error = DiskStore::open(Arc::new(disk.clone()), options(), DiskId(9), NOW).err().unwrap().to_string();
+    assert!(error.contains("begins with record"), "{error}");
+    disk.kill();
+    assert!(disk.flip(&path, last_record + 50));
+    assert_eq!(open(&disk).row(ChunkId(1)).unwrap().unwrap().version, Version(base - 1));
+}
+
+/// Its pages are as they were written; what was written was wrong.
+#[test]
+fn a_leaf_map_that_does_not_match_its_digest_is_not_served() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    let (request, payload) = one_leaf(1, 0, 7);
+    apply(&store, &request, &payload).unwrap();
+    store.checkpoint(NOW).unwrap();
+    drop(store);
+    disk.kill();
+    let table = table::Table::open(&disk, false).unwrap();
+    let checkpoint = table.checkpoint().unwrap().unwrap();
+    let groups = vec![(Key::live(ChunkId(1)), 0, None)];
+    table.commit(&table::Changes { groups, checkpoint, ..table::Changes::default() }).unwrap();
+    drop(table);
+    disk.kill();
+    let store = open(&disk);
+    let request =
+        ReadRequest { chunk: ChunkId(1), epoch: Epoch(1), version: Version(1), first_leaf: 0, leaves: 1 };
+    let fault = store.read(&request).unwrap_err();
+    assert!(fault.detail.contains("does not match its digest"), "{fault}");
+}
