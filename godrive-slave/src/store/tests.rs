@@ -15,6 +15,7 @@ use godrive_proto::limits::{GROUP_LEAVES, LEAF_BYTES};
 use godrive_proto::{OpId, SessionId, Version, sums};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use std::sync::atomic::AtomicBool;
 
 const CHUNK_BYTES: u32 = 1 << 20;
 const LEAF: usize = LEAF_BYTES as usize;
