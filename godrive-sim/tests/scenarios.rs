@@ -115,9 +115,7 @@ fn a_replica_that_stays_wrong_is_found_by_the_audit() {
     let slave = Node::Slave(1);
     let until = plan.workload.until;
     plan.schedule.push((until / 2, Event::Kill(vec![slave])));
-    let outcome = cluster::run(&plan, 1);
-    assert!(outcome.failures.is_empty(), "three of four slaves are enough: {:#?}", outcome.failures);
-    // With its disk away, and the other ones full, nobody can take its replicas.
+    // It stays away, and nobody else is there to take its replicas.
     plan.schedule.push((until / 2, Event::Damage(slave, Damage::FlipAll)));
     plan.slaves = 3;
     let outcome = cluster::run(&plan, 1);

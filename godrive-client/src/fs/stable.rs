@@ -1,6 +1,6 @@
 //! Making stable what is held: for fsync, and before a rename over a name.
 
-use super::flush::Level;
+use super::flush::{Level, collect_loss, collect_regression};
 use super::inode::{Inode, State};
 use super::lease::{Step, while_held};
 use super::{Backend, Fs};
@@ -25,7 +25,10 @@ impl<B: Backend> Fs<B> {
         if let Some(lost) = &inode.state.lock().error {
             return Err(lost.clone());
         }
-        self.flush_inode(inode, Level::Stable { datasync: true }, Mode::Exclusive).await
+        self.flush_inode(inode, Level::Stable { datasync: true }, Mode::Exclusive).await?;
+        // What the master or the slaves have lost with their power is not there to be named.
+        collect_regression(inode)?;
+        collect_loss(inode)
     }
 
     /// Makes those chunks stable that are held but not known to be stable.

@@ -510,6 +510,18 @@ fn admin() -> Vec<Sample> {
     };
     let intend = IntendRequest { node: NodeId(1), disk: Some(DiskId(2)), intention: Intention::Recommission };
     let intended = Intended { notes: vec!["a note".into()] };
+    let trashed = TrashEntry {
+        ino: Ino(6),
+        kind: Kind::File,
+        mode: 0o644,
+        uid: 1,
+        gid: 2,
+        size: 3,
+        removed: Timestamp(5),
+        parent: Ino(1),
+        name: Name(b"a".to_vec()),
+        path: Some(b"a".to_vec()),
+    };
     let join = JoinRequest {
         token_id: 1,
         secret: vec![2; 16],
@@ -519,6 +531,11 @@ fn admin() -> Vec<Sample> {
     let joined =
         Joined { cluster: ClusterId(1), node: NodeId(2), certificate: vec![0x30, 3], ca: vec![0x30, 4] };
     [
+        sample::<ListTrash>(
+            ListTrashRequest { after: Some((Timestamp(5), Ino(6))), limit: 7 },
+            TrashPage { entries: vec![trashed], end: true },
+        ),
+        sample::<EmptyTrash>(vec![Ino(1), Ino(2)], 2),
         sample::<Join>(join, joined),
         sample::<MakeToken>(
             MakeTokenRequest { role: Role::Client, valid_for_s: 3600, uses: 2 },

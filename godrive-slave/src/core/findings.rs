@@ -5,8 +5,9 @@ use godrive_proto::{ChunkId, Epoch};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A bad chunk is told again after this long, if it is still bad.
-const AGAIN_AFTER: Duration = Duration::from_secs(600);
+/// A bad chunk is told again after this long, if it is still bad: the master may have had another epoch change under way,
+/// or may have taken the finding for one that is mended.
+const AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// What is found beyond these while there is no master is left to the next scrub.
 const MAX_WAITING: usize = 4096;
 
@@ -26,7 +27,11 @@ impl Findings {
     /// Whether it is news, which is to be told now.
     pub fn found(&mut self, chunk: ChunkId, now: Instant) -> bool {
         self.told.retain(|_, at| now.since(*at) < AGAIN_AFTER);
-        self.told.insert(chunk, now).is_none()
+        let news = !self.told.contains_key(&chunk);
+        if news {
+            self.told.insert(chunk, now);
+        }
+        news
     }
 
     /// There was no master to tell. False if too many wait already.
@@ -69,9 +74,9 @@ mod tests {
         assert!(findings.found(CHUNK, Instant(0)));
         assert!(findings.found(ChunkId(2), Instant(0)), "another chunk");
         assert!(!findings.found(CHUNK, later(AGAIN_AFTER - Duration::from_secs(1))));
-        assert!(findings.found(CHUNK, later(2 * AGAIN_AFTER)));
+        assert!(findings.found(CHUNK, later(AGAIN_AFTER)), "however often it was found meanwhile");
         findings.forget(CHUNK);
-        assert!(findings.found(CHUNK, later(2 * AGAIN_AFTER)), "made anew and bad again");
+        assert!(findings.found(CHUNK, later(AGAIN_AFTER)), "made anew and bad again");
     }
 
     #[test]

@@ -58,7 +58,14 @@ pub async fn report(context: &Context, request: ReportRequest) -> Result<Layout,
     if needed {
         tracing::info!(%chunk, epoch = %request.epoch, problem = ?request.problem, peer = %context.peer.node,
             detail = request.detail, "reported");
-        change(&context.shared, chunk, Cause::Reported(request.problem)).await?;
+        for _ in 0..ROUNDS {
+            let (own, result) = begin_or_join(&context.shared, chunk, Cause::Reported(request.problem)).await;
+            result?;
+            // A change that was under way for another reason knew nothing of a corrupt member, and may have kept it.
+            if own || !matches!(request.problem, Problem::Corrupt(_)) {
+                break;
+            }
+        }
     }
     let layout = context.shared.with(|hub, now| {
         let quarantined = hub.state.chunk(chunk)?.is_some_and(|known| known.quarantined);
@@ -76,6 +83,11 @@ pub async fn report(context: &Context, request: ReportRequest) -> Result<Layout,
 
 /// Runs an epoch change of the chunk, or joins the one that runs, and waits for its end.
 pub async fn change(shared: &Arc<Shared>, chunk: ChunkId, cause: Cause) -> Result<(), Fault> {
+    begin_or_join(shared, chunk, cause).await.1
+}
+
+/// The same, and whether it was run for this cause.
+async fn begin_or_join(shared: &Arc<Shared>, chunk: ChunkId, cause: Cause) -> (bool, Result<(), Fault>) {
     let (ended, end) = oneshot::channel();
     let begin = shared.with(|hub, _| match hub.epochs.get_mut(&chunk) {
         Some(waiting) => {
@@ -94,10 +106,8 @@ pub async fn change(shared: &Arc<Shared>, chunk: ChunkId, cause: Cause) -> Resul
             finish(&shared, chunk, &result);
         });
     }
-    match end.await {
-        Ok(result) => result,
-        Err(_) => Err(Fault::new(Code::Internal, format!("the epoch change of chunk {chunk} was cut off"))),
-    }
+    let cut_off = || Fault::new(Code::Internal, format!("the epoch change of chunk {chunk} was cut off"));
+    (begin, end.await.unwrap_or_else(|_| Err(cut_off())))
 }
 
 fn finish(shared: &Arc<Shared>, chunk: ChunkId, result: &Result<(), Fault>) {
