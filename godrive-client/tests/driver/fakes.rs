@@ -20,6 +20,9 @@ use std::time::Duration;
 
 pub const ANY: &str = "127.0.0.1:0";
 
+/// Makes another answer of what was done.
+pub type Lie = fn(Applied) -> Applied;
+
 #[derive(Default)]
 pub struct State {
     pub replicas: Replicas,
@@ -54,7 +57,7 @@ pub struct State {
     pub slow_reads: BTreeMap<NodeId, Duration>,
     pub slave_faults: BTreeMap<NodeId, Vec<Fault>>,
     /// What a slave answers in place of what it did, the last first.
-    pub slave_answers: BTreeMap<NodeId, Vec<fn(Applied) -> Applied>>,
+    pub slave_answers: BTreeMap<NodeId, Vec<Lie>>,
     pub deltas: u64,
     pub reads: BTreeMap<NodeId, u64>,
 }

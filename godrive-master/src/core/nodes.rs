@@ -81,6 +81,13 @@ pub struct Known {
     pub disks: Vec<DiskId>,
 }
 
+pub struct SlowDisk {
+    pub node: NodeId,
+    pub disk: DiskId,
+    /// How long its syncs take and those of the others.
+    pub times_ms: Option<(u32, u32)>,
+}
+
 impl Nodes {
     pub fn new(settings: Settings) -> Self {
         Self {
@@ -265,12 +272,13 @@ impl Nodes {
         troubled.map(|state| state.disk).collect()
     }
 
-    /// Slow disks in service, how long their syncs take and those of the others, in milliseconds.
-    pub fn slow_disks(&self, now: Instant) -> Vec<(NodeId, DiskId, Option<(u32, u32)>)> {
+    /// Slow disks in service.
+    pub fn slow_disks(&self, now: Instant) -> Vec<SlowDisk> {
         let disks =
             self.nodes.iter().flat_map(|(id, node)| node.disks.iter().map(move |state| (*id, state.disk)));
         let slow = disks.filter(|(_, disk)| self.slowness.is_slow(now, *disk));
-        slow.map(|(id, disk)| (id, disk, self.slowness.times_ms(now, disk))).collect()
+        slow.map(|(node, disk)| SlowDisk { node, disk, times_ms: self.slowness.times_ms(now, disk) })
+            .collect()
     }
 
     /// Disks on which replicas can be put now: not on slow ones, unless too few nodes have others.

@@ -3,7 +3,7 @@
 use super::hub::Hub;
 use super::repair;
 use super::requests::Context;
-use crate::core::nodes::Health;
+use crate::core::nodes::{Health, SlowDisk};
 use crate::core::record::{Body, Purpose, Reply};
 use crate::core::repair::Limits;
 use godrive_proto::admin::*;
@@ -248,8 +248,8 @@ fn disk_warnings(hub: &Hub, now: Instant, survey: &Survey, replicas: usize) -> V
             ));
         }
     }
-    for (node, disk, times) in hub.nodes.slow_disks(now) {
-        let times = times.map_or(String::new(), |(own, others)| {
+    for SlowDisk { node, disk, times_ms } in hub.nodes.slow_disks(now) {
+        let times = times_ms.map_or(String::new(), |(own, others)| {
             format!(": a sync took {own} ms on it and {others} ms on others")
         });
         warnings.push(format!("disk {disk} of slave {node} is slow, nothing new goes there{times}"));
