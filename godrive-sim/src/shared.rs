@@ -77,8 +77,8 @@ impl Shared {
 
     /// Whether the workload's time is over.
     pub fn is_over(&self, until: Duration) -> bool {
-        let delayed = self.with(|notes| notes.delayed);
-        turmoil::sim_elapsed().unwrap_or_default() >= until + delayed
+        let (delayed, settling) = self.with(|notes| (notes.delayed, notes.settling));
+        !settling && turmoil::sim_elapsed().unwrap_or_default() >= until + delayed
     }
 
     /// Returns when the client's machine does not sleep.
