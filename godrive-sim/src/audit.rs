@@ -2,8 +2,9 @@
 //! nothing else, is what the slaves' disks hold. It looks at copies of the disks, opened as after a kill.
 //!
 //! What remains by design is allowed for: replicas of chunks that were deleted and are not reclaimed yet, replicas put
-//! aside and unfinished copies (both for a week), unlinked inodes that a session has open or that lie in the trash, and what the session of a client that died has open. Where a client still works,
-//! members may be ahead of the record, all of them alike.
+//! aside and unfinished copies (both for a week), unlinked inodes that a session has open or that lie in the trash, and
+//! what the session of a client that died has open. Where a client still works, members may be ahead of the record, all of
+//! them alike.
 
 use crate::cluster::{Node, node_id};
 use godrive_disk::{Disk, SimulatedDisk};

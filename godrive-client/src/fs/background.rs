@@ -1,7 +1,8 @@
 //! What goes on without being asked: flushes, commits, reports of closed orphans, eviction.
 
-use super::flush::{Level, collect_regression};
+use super::flush::Level;
 use super::inode::Inode;
+use super::losses::collect_regression;
 use super::types::Unflushed;
 use super::{Backend, Fs};
 use crate::error::FsError;

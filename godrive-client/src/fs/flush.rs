@@ -3,8 +3,8 @@
 use super::config::CloseMode;
 use super::inode::{Inode, State};
 use super::lease::while_held;
+use super::losses::{collect_loss, collect_regression};
 use super::mutate::is_unknown;
-use super::table::OpenFile;
 use super::types::Handle;
 use super::{Backend, Fs, MAX_FLIGHTS};
 use crate::core::attrs::Pending;
@@ -41,7 +41,7 @@ impl Level {
 impl<B: Backend> Fs<B> {
     /// At each close of a descriptor. None: there is something to flush.
     pub fn try_flush(&self, handle: Handle) -> Option<Result<()>> {
-        let file = match self.sound_or_told(handle) {
+        let file = match self.sound(handle) {
             Ok(file) => file,
             Err(error) => return Some(Err(error)),
         };
@@ -52,7 +52,7 @@ impl<B: Backend> Fs<B> {
     }
 
     pub async fn flush(self: &Arc<Self>, handle: Handle) -> Result<()> {
-        let file = self.sound_or_told(handle)?;
+        let file = self.sound(handle)?;
         if !file.writable {
             return Ok(());
         }
@@ -73,35 +73,12 @@ impl<B: Backend> Fs<B> {
     }
 
     pub async fn fsync(self: &Arc<Self>, handle: Handle, datasync: bool) -> Result<()> {
-        let file = self.sound_or_told(handle)?;
+        let file = self.sound(handle)?;
         self.catch_up_on(&file.inode).await;
         self.collect_error(&file.inode)?;
         self.flush_inode(&file.inode, Level::Stable { datasync }, Mode::Exclusive).await?;
         collect_loss(&file.inode)?;
         self.sound(handle).map(drop)
-    }
-
-    /// A close or fsync that answers EIO because data was lost has told of it.
-    fn sound_or_told(&self, handle: Handle) -> Result<Arc<OpenFile>> {
-        self.sound(handle).inspect_err(|_| {
-            if let Ok(file) = self.handles.find(handle) {
-                // The same loss, in other words.
-                let _ = self.collect_error(&file.inode);
-            }
-        })
-    }
-
-    /// What failed behind the caller's back is told once.
-    pub(super) fn collect_error(&self, inode: &Arc<Inode>) -> Result<()> {
-        collect_regression(inode)?;
-        let error = self.change(inode, |state| state.error.take());
-        match error {
-            None => Ok(()),
-            Some(error) => {
-                self.collected();
-                Err(error)
-            }
-        }
     }
 
     /// Everything written before this call is held (or stable), and the master knows what it must. Goes on to its end
@@ -453,33 +430,6 @@ impl<B: Backend> Fs<B> {
         } else {
             state.dirty_since = None;
             self.dirty.lock().remove(&inode.ino);
-        }
-    }
-}
-
-/// After a wait for the master's log: changes that it had answered and then lost with its power are told of once.
-pub(super) fn collect_loss(inode: &Inode) -> Result<()> {
-    if !std::mem::take(&mut inode.state.lock().unkept) {
-        return Ok(());
-    }
-    let lost = format!(
-        "a loss of the master's power has undone changes of inode {} that were not fsynced",
-        inode.ino
-    );
-    Err(FsError::new(libc::EIO, lost))
-}
-
-/// A power loss took what was held: an fsync that returned 0 now would say that it is there.
-pub(super) fn collect_regression(inode: &Inode) -> Result<()> {
-    match inode.state.lock().regressed.take() {
-        None => Ok(()),
-        Some(index) => {
-            tracing::error!(ino = %inode.ino, index, "a power loss took writes that were held and not yet stable");
-            let lost = format!(
-                "chunk {index} of inode {} lost writes that were not fsynced to a power loss",
-                inode.ino
-            );
-            Err(FsError::new(libc::EIO, lost))
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A position is the master's plus two: `.` and `..` come first and are made here.
 
-use super::flush::collect_loss;
 use super::inode::Inode;
+use super::losses::collect_loss;
 use super::names::Busy;
 use super::passes::Pass;
 use super::table::OpenFile;

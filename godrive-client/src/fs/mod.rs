@@ -13,6 +13,7 @@
 //! | `open`, `read`, `write`, `truncate`, `space` | files |
 //! | `locks` | byte-range locks |
 //! | `flush`, `stable` | deltas, commits, close, fsync |
+//! | `losses` | what failed behind the callers' backs, told once |
 //! | `recall` | gives leases back, survives the master's restart and the session's loss |
 //! | `inherit` | notes what the next daemon must know; goes on after a dead one |
 //! | `background` | flushes what is old, reports closed orphans, evicts |
@@ -31,6 +32,7 @@ mod layouts;
 mod lease;
 mod listing;
 mod locks;
+mod losses;
 mod lower;
 mod mutate;
 mod names;

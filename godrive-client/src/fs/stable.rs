@@ -1,8 +1,9 @@
 //! Making stable what is held: for fsync, and before a rename over a name.
 
-use super::flush::{Level, collect_loss, collect_regression};
+use super::flush::Level;
 use super::inode::{Inode, State};
 use super::lease::{Step, while_held};
+use super::losses::check_losses;
 use super::{Backend, Fs};
 use crate::core::gate::NO_PAGES;
 use crate::error::{FsError, Result};
@@ -27,8 +28,7 @@ impl<B: Backend> Fs<B> {
         }
         self.flush_inode(inode, Level::Stable { datasync: true }, Mode::Exclusive).await?;
         // What the master or the slaves have lost with their power is not there to be named.
-        collect_regression(inode)?;
-        collect_loss(inode)
+        check_losses(inode)
     }
 
     /// Makes those chunks stable that are held but not known to be stable.

@@ -32,9 +32,21 @@ pub async fn mount(line: cli::Mount) -> Result<()> {
             name
         }
     };
-    if process::running(&home, name)?.is_some() {
-        say!("already mounted at {}", path.display())?;
-        return Ok(());
+    if let Some(pid) = process::running(&home, name)? {
+        if mounts::state(&path).await? != State::NotMounted {
+            say!("already mounted at {}", path.display())?;
+            return Ok(());
+        }
+        // The last daemon of a mount that was just taken away, or one that its keeper had started in its place.
+        let ending = Daemon { pid, config: home.config(name) };
+        if !process::gone(&ending, Kind::Mount.program(), MOUNT_DEADLINE).await? {
+            bail!(
+                "the daemon {pid} of a mount that was at {} is still ending: try again, or end it with \
+                 `godrive umount --force {}`",
+                path.display(),
+                path.display()
+            );
+        }
     }
     if let Err(error) = start_mount(&home, name).await {
         if !known.contains_key(&name.number) {
