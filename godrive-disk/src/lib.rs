@@ -2,7 +2,7 @@
 //! loses at a crash what was never synced. All calls block; callers choose the thread (see [`blocking`]).
 //!
 //! Beside them the two helpers that both daemons need: [`GroupSync`], which turns many waiters into few
-//! fdatasyncs, and [`FileBackend`], which puts redb on a file of such a disk, with [`open_verified`] in front of it.
+//! fdatasyncs, and [`FileBackend`], which puts redb on a file of such a disk, with [`open_verified`] in front of it. [`Reserved`] keeps room on a disk that others fill.
 
 use std::io;
 use std::sync::Arc;
@@ -11,11 +11,13 @@ use std::time::Duration;
 mod backend;
 mod group;
 mod real;
+mod reserved;
 mod simulated;
 
 pub use backend::{FileBackend, open_verified};
 pub use group::{GroupSync, SyncFailed, blocking};
 pub use real::RealDisk;
+pub use reserved::Reserved;
 pub use simulated::{Block, Counters, Faults, SimulatedDisk};
 
 /// A directory tree of its own on one disk. Paths are relative, `/`-separated, of plain names; the empty path
@@ -58,6 +60,8 @@ pub trait DiskFile: Send + Sync + 'static {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Writes all of the pieces, one after the other (pwritev).
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()>;
+    /// Takes room for a range behind the end, which reads as zeros; the file may be longer afterwards also after an error.
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Gives the range back to the disk; it reads as zeros. The length stays.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Asks the system to begin writing back; no promise (sync_file_range).

@@ -67,6 +67,10 @@ impl DiskFile for LyingFile {
         self.0.write_at(pieces, offset)
     }
 
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.0.allocate(offset, len)
+    }
+
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         self.0.punch(offset, len)
     }

@@ -201,9 +201,9 @@ impl<B: Backend> Fs<B> {
             if !inode.state.lock().is_dirty() {
                 return;
             }
-            // A commit may have been recalled half-way by another flush; one more try finds the rest.
+            // A commit may have been recalled half-way by another flush; one more try finds the rest. Room it does not find.
             failures += usize::from(result.is_err());
-            if failures == 2 {
+            if failures == 2 || result.as_ref().is_err_and(|error| error.errno == libc::ENOSPC) {
                 break;
             }
         }

@@ -2,6 +2,7 @@
 
 use rand::Rng;
 use rand::rngs::SmallRng;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -91,6 +92,19 @@ impl Image {
             self.dirty.insert(page);
         }
         self.len = self.len.max(offset + bytes.len() as u64);
+    }
+
+    /// Pages that are not there become zeros, one page in memory for all of them.
+    pub fn allocate(&mut self, offset: u64, len: u64) {
+        let zeros = Arc::new([0; PAGE as usize]);
+        let end = offset + len;
+        for page in offset / PAGE..end.div_ceil(PAGE) {
+            if let Entry::Vacant(vacant) = self.live.entry(page) {
+                vacant.insert(zeros.clone());
+                self.dirty.insert(page);
+            }
+        }
+        self.len = self.len.max(end);
     }
 
     pub fn punch(&mut self, offset: u64, len: u64) {

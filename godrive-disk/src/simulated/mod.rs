@@ -405,6 +405,16 @@ impl DiskFile for SimulatedFile {
         Ok(())
     }
 
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let added = state.image(self)?.added_pages(offset, len) * PAGE;
+        if added > 0 && state.used() + added > state.capacity {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        drop(state);
+        self.change(|image| image.allocate(offset, len))
+    }
+
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         self.change(|image| image.punch(offset, len))
     }

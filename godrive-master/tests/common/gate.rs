@@ -23,6 +23,10 @@ impl Gate {
         self.full.store(full, Ordering::SeqCst);
     }
 
+    fn is_full(&self) -> bool {
+        self.full.load(Ordering::SeqCst)
+    }
+
     fn pass(&self) {
         drop(self.changed.wait_while(self.closed.lock().unwrap(), |closed| *closed).unwrap());
     }
@@ -75,7 +79,8 @@ impl Disk for GatedDisk {
     }
 
     fn space(&self) -> io::Result<Space> {
-        self.disk.space()
+        let space = self.disk.space()?;
+        Ok(if self.gate.is_full() { Space { free_bytes: 0, ..space } } else { space })
     }
 
     fn is_instant(&self) -> bool {
@@ -97,10 +102,14 @@ impl DiskFile for GatedFile {
     }
 
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {
-        if self.gate.full.load(Ordering::SeqCst) {
+        if self.gate.is_full() {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.file.write_at(pieces, offset)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.file.allocate(offset, len)
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {

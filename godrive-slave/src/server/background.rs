@@ -49,7 +49,10 @@ pub async fn look_after(shared: Arc<Shared>, store: Arc<DiskStore>) {
 
 fn checkpoint(shared: &Shared, store: &DiskStore) -> Result<(), godrive_proto::Fault> {
     let now = shared.clock.wall();
-    godrive_disk::blocking(store.is_instant(), || store.checkpoint(now))
+    godrive_disk::blocking(store.is_instant(), || {
+        store.checkpoint(now)?;
+        store.refill_reserve()
+    })
 }
 
 pub(super) fn expire(shared: &Shared, store: &DiskStore) -> Result<(), godrive_proto::Fault> {

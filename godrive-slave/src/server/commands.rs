@@ -14,6 +14,7 @@ pub async fn seal(shared: &Arc<Shared>, request: SealRequest) -> Result<ReplicaS
         None => first(shared)?,
     };
     let sealed = store.seal(request.chunk, request.epoch, shared.clock.wall());
+    shared.ring_if_due(store);
     match sealed {
         Ok(row) => {
             if !store.is_stable(row.position) {
@@ -33,6 +34,7 @@ pub async fn install(shared: &Arc<Shared>, request: InstallRequest) -> Result<()
     let store = install_target(shared, &request)?;
     let InstallRequest { chunk, chunk_bytes, epoch, contents, .. } = request;
     let done = store.install(chunk, chunk_bytes, epoch, contents, shared.clock.wall())?;
+    shared.ring_if_due(store);
     if !store.is_stable(done.position) {
         store.sync().await?;
     }
@@ -90,6 +92,7 @@ pub async fn delete(shared: &Arc<Shared>, request: DeleteRequest) -> Result<(), 
     for (disk, chunks) in by_disk {
         let store = shared.place(disk)?;
         godrive_disk::blocking(store.is_instant(), || store.delete(&chunks, shared.clock.wall()))?;
+        shared.ring_if_due(store);
         store.sync().await?;
     }
     Ok(())

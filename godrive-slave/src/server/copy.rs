@@ -124,9 +124,7 @@ impl Copy<'_> {
         if !self.store.is_stable(done.position) {
             self.store.sync().await?;
         }
-        if self.store.checkpoint_is_due() {
-            self.shared.checkpoint_due.notify_waiters();
-        }
+        self.shared.ring_if_due(&self.store);
         Ok(done.contents)
     }
 

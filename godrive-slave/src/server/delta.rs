@@ -177,9 +177,7 @@ async fn apply(
     if request.sync && !store.is_stable(done.position) {
         store.sync().await?;
     }
-    if store.checkpoint_is_due() {
-        shared.checkpoint_due.notify_waiters();
-    }
+    shared.ring_if_due(store);
     Ok(done)
 }
 

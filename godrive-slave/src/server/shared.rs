@@ -127,6 +127,12 @@ impl Shared {
         &self.stores
     }
 
+    pub fn ring_if_due(&self, store: &DiskStore) {
+        if store.checkpoint_is_due() {
+            self.checkpoint_due.notify_waiters();
+        }
+    }
+
     pub fn usable(&self) -> impl Iterator<Item = &Arc<DiskStore>> {
         self.stores.iter().filter(|store| store.failure().is_none())
     }

@@ -10,6 +10,7 @@ use crate::core::leaves::{GroupSet, LeafMap, LeafSum};
 use crate::core::record::{BLOCK, Kind, Record};
 use crate::core::replica::{Admission, Key, Life, Replica, no_chunk};
 use bytes::Bytes;
+use godrive_disk::Disk;
 use godrive_proto::data::{Contents, DeltaRequest};
 use godrive_proto::time::Timestamp;
 use godrive_proto::{ChunkId, Code, Digest, Epoch, Fault, Version, sums};
@@ -380,7 +381,7 @@ impl DiskStore {
     fn check_room(&self, record: &Record) -> Result<(), Fault> {
         let space = self.disk.space().map_err(|error| self.io("free space", &error))?;
         let wanted = u64::from(record.header_blocks() + record.data_blocks()) * BLOCK as u64;
-        let reserve = self.reserve(space.total_bytes);
+        let reserve = self.options.reserve(space.total_bytes);
         let needed = reserve.saturating_add(wanted);
         let full = record.data_blocks() > 0 && space.free_bytes < needed;
         self.full_up_to.store(if full { needed } else { 0 }, Ordering::Relaxed);

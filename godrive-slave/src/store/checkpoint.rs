@@ -13,6 +13,8 @@ use std::sync::atomic::Ordering;
 
 /// A checkpoint is due after so many bytes of log, or so many changed replicas.
 const DUE_BYTES: u64 = 64 << 20;
+/// The same where the log lives on the reserve: a checkpoint gives blocks back.
+const DUE_BYTES_SHORT: u64 = 1 << 20;
 const DUE_REPLICAS: usize = 4096;
 /// Bars keep late deltas out, which nobody sends after a day.
 const BAR_NS: i64 = 24 * 3600 * 1_000_000_000;
@@ -27,8 +29,9 @@ pub(super) struct State {
 impl DiskStore {
     /// Enough has changed that the next checkpoint should not wait.
     pub fn checkpoint_is_due(&self) -> bool {
+        let due_bytes = if self.disk.is_short() { DUE_BYTES_SHORT } else { DUE_BYTES };
         self.failure().is_none()
-            && (self.grown.load(Ordering::Relaxed) >= DUE_BYTES
+            && (self.grown.load(Ordering::Relaxed) >= due_bytes
                 || self.index.lock().dirty_replicas() >= DUE_REPLICAS)
     }
 

@@ -25,7 +25,7 @@ pub use change::{Adoption, Done};
 pub use recovery::disk_id;
 
 use crate::core::replica::{Key, Life};
-use godrive_disk::{Disk, SyncFailed};
+use godrive_disk::{Disk, Reserved, SyncFailed};
 use godrive_proto::cluster::{DiskHealth, DiskState};
 use godrive_proto::data::Contents;
 use godrive_proto::time::Timestamp;
@@ -38,6 +38,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use table::{Row, Table};
+
+const MAX_BALLAST_BYTES: u64 = 16 << 20;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -55,11 +57,20 @@ impl Options {
     pub fn new(cluster: ClusterId) -> Self {
         Self { cluster, reserve_bytes: None, segment_bytes: Self::SEGMENT_BYTES, index_bytes: 256 << 20 }
     }
+
+    fn reserve(&self, total_bytes: u64) -> u64 {
+        self.reserve_bytes.unwrap_or_else(|| (1 << 30).min(total_bytes / 20))
+    }
+
+    /// What of the reserve is allocated: data stays out of the rest, other programs do not.
+    fn ballast(&self, total_bytes: u64) -> u64 {
+        (self.reserve(total_bytes) / 4).min(MAX_BALLAST_BYTES)
+    }
 }
 
 pub struct DiskStore {
     id: DiskId,
-    disk: Arc<dyn Disk>,
+    disk: Arc<Reserved>,
     options: Options,
     log: log::Log,
     /// None only while it is opened again.
@@ -103,7 +114,7 @@ impl DiskStore {
 
     pub fn state(&self) -> DiskState {
         let space = self.disk.space().unwrap_or(godrive_disk::Space { total_bytes: 0, free_bytes: 0 });
-        let reserve = self.reserve(space.total_bytes);
+        let reserve = self.options.reserve(space.total_bytes);
         let health = match self.failure() {
             Some(_) => DiskHealth::Failed,
             None if space.free_bytes <= reserve.max(self.full_up_to.load(Ordering::Relaxed)) => {
@@ -125,8 +136,17 @@ impl DiskStore {
         self.index.lock().count
     }
 
-    fn reserve(&self, total_bytes: u64) -> u64 {
-        self.options.reserve_bytes.unwrap_or_else(|| (1 << 30).min(total_bytes / 20))
+    /// Takes the part of the reserve that the disk's other users must not fill, if there is room again.
+    pub fn refill_reserve(&self) -> Result<(), Fault> {
+        let refill = || {
+            let space = self.disk.space()?;
+            match self.disk.is_short() && space.free_bytes > self.options.reserve(space.total_bytes) {
+                true => self.disk.refill(),
+                false => Ok(()),
+            }
+        };
+        self.check_usable()?;
+        refill().map_err(|error| self.io("reserve", &error))
     }
 
     /// Leaves found bad since the start.

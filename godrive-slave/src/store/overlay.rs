@@ -188,6 +188,10 @@ impl DiskFile for OverlayFile {
         Ok(())
     }
 
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        godrive_disk::write_zeros(self, offset, len)
+    }
+
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         let end = (offset + len).min(self.len()?);
         self.edit(offset, end.saturating_sub(offset), |_, bytes| bytes.fill(0))

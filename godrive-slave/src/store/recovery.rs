@@ -12,7 +12,7 @@ use super::{DiskStore, Options, identity};
 use crate::core::leaves::Location;
 use crate::core::record::{BLOCK, Kind, Record, RecordError};
 use crate::core::replica::{Key, Life};
-use godrive_disk::{Disk, DiskFile};
+use godrive_disk::{Disk, DiskFile, Reserved};
 use godrive_proto::time::Timestamp;
 use godrive_proto::{DiskId, sums};
 use parking_lot::{Mutex, RwLock};
@@ -48,6 +48,7 @@ struct Tail {
 impl DiskStore {
     /// Opens a disk, making it ready with the id `fresh` if it is empty.
     pub fn open(disk: Arc<dyn Disk>, options: Options, fresh: DiskId, now: Timestamp) -> io::Result<Self> {
+        let disk = Arc::new(Reserved::new(disk.clone(), options.ballast(disk.space()?.total_bytes))?);
         let id = match identity::load(&*disk, options.cluster)? {
             Some(id) => id,
             None => {

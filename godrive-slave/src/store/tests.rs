@@ -475,6 +475,47 @@ fn a_full_disk_refuses_data_and_leaves_nothing_behind() {
     assert_eq!(store.row(ChunkId(2)).unwrap().unwrap().version, Version(1));
 }
 
+/// Others have filled the file system to its last block: seals, deletions, checkpoints and a start live on the ballast.
+#[test]
+fn what_the_cluster_needs_goes_on_when_others_have_taken_all_room() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let options = Options { reserve_bytes: Some(8 << 20), ..options() };
+    let open = || DiskStore::open(Arc::new(disk.clone()), options, DiskId(9), NOW).unwrap();
+    let store = open();
+    store.refill_reserve().unwrap();
+    let bytes = vec![3; 10 * LEAF];
+    let extent = Extent { offset: 0, len: bytes.len() as u32, fill: Fill::Bytes };
+    for chunk in 1..=50 {
+        apply(&store, &delta_of(chunk, 1, 0, vec![extent], &bytes), &bytes).unwrap();
+    }
+    store.checkpoint(NOW).unwrap();
+    disk.set_capacity((1 << 30) - disk.space().unwrap().free_bytes);
+    assert_eq!(store.state().health, DiskHealth::Full);
+    let refused = apply(&store, &delta_of(1, 1, 1, vec![extent], &bytes), &bytes).unwrap_err();
+    assert_eq!(refused.code, Code::NoSpace);
+    let mut epoch = 1;
+    for _round in 0..20 {
+        epoch += 1;
+        for chunk in 1..=50 {
+            let contents = store.seal(ChunkId(chunk), Epoch(epoch), NOW).unwrap().contents();
+            store.install(ChunkId(chunk), CHUNK_BYTES, Epoch(epoch), contents, NOW).unwrap();
+        }
+        store.checkpoint(NOW).unwrap();
+    }
+    drop(store);
+    disk.kill();
+    let store = open();
+    assert_eq!(store.row(ChunkId(50)).unwrap().unwrap().epoch, Epoch(epoch));
+    let all: Vec<_> = (1..=50).map(|chunk| (ChunkId(chunk), Epoch(epoch))).collect();
+    store.delete(&all, NOW).unwrap();
+    store.checkpoint(NOW).unwrap();
+    assert!(disk.space().unwrap().free_bytes > 0, "what was deleted is given back");
+    disk.set_capacity(1 << 30);
+    store.refill_reserve().unwrap();
+    assert!(!store.disk.is_short());
+    assert_eq!(store.state().health, DiskHealth::Healthy);
+}
+
 #[test]
 fn after_a_restart_a_replica_takes_no_delta_before_an_election() {
     let disk = SimulatedDisk::new(1 << 30);

@@ -77,6 +77,10 @@ impl DiskFile for AskingFile {
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {
         self.file.write_at(pieces, offset)
     }
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.file.allocate(offset, len)
+    }
+
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         self.file.punch(offset, len)
     }
