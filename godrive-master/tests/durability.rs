@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Answer, Client, Cluster, create, name, quick};
+use common::{Answer, Client, Cluster, create, eventually, name, quick};
 use godrive_disk::{Disk, Faults, SimulatedDisk};
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::lease::{Ended, Mode, Own, OwnRequest, Resume, ResumeRequest};
@@ -147,8 +147,39 @@ async fn on_a_full_disk_changes_are_refused_and_reads_go_on() {
     assert_eq!(waited.err().map(|fault| fault.code), Some(Code::Timeout));
     cluster.gate.set_full(false);
     two.mutate::<SetAttr>(&change).await.unwrap();
-    two.create("g").await.unwrap();
+    eventually("the master finds that there is room", async || two.create("g").await.ok()).await;
     assert!(!cluster.status().await.warnings.iter().any(|warning| warning.contains("disk is full")));
+}
+
+/// Others have filled the file system: what takes away, ends or says what is stored goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn on_the_last_of_its_room_the_master_makes_nothing_new_and_goes_on_with_the_rest() {
+    let (mut cluster, disk) = on_a_simulated_disk();
+    cluster.boot().await.unwrap();
+    let one = cluster.client("one").await;
+    let f = one.create("f").await.unwrap().entry.attr.ino;
+    one.create("g").await.unwrap();
+    eventually("the ballast is there", async || disk.exists("ballast").unwrap().then_some(())).await;
+    disk.set_capacity((1 << 30) - disk.space().unwrap().free_bytes);
+    eventually("the master finds that its disk is full", async || {
+        cluster.status().await.warnings.iter().any(|warning| warning.contains("disk is full")).then_some(())
+    })
+    .await;
+    assert_eq!(one.create("h").await.unwrap_err().code, Code::NoSpace);
+    for mode in 0..0o777 {
+        let changes = AttrChanges { mode: Some(mode), ..AttrChanges::default() };
+        one.mutate::<SetAttr>(&SetAttrRequest { ino: f, changes }).await.unwrap();
+    }
+    one.unlink("g").await.unwrap();
+    // Its checkpoint included.
+    cluster.try_stop().await.unwrap();
+    disk.kill();
+    cluster.boot().await.unwrap();
+    let two = cluster.client("two").await;
+    assert!(two.lookup("g").await.unwrap().entry.is_none());
+    assert_eq!(two.lookup("f").await.unwrap().entry.unwrap().attr.mode, 0o776);
+    disk.set_capacity(1 << 30);
+    eventually("the master finds that there is room", async || two.create("h").await.ok()).await;
 }
 
 /// A mount whose changes were answered early asks a restarted master which of them are left.

@@ -215,7 +215,36 @@ pub enum Mutation {
     Restore(RestoreRequest),
 }
 
+impl Body {
+    /// It makes the state larger for good. What takes away, ends, or says what is stored does not count, even where it adds some
+    /// bytes.
+    pub fn grows(&self) -> bool {
+        match self {
+            Self::Mutation(mutation) => mutation.grows(),
+            Self::OpenChunks { placed, .. } => !placed.is_empty(),
+            _ => false,
+        }
+    }
+}
+
 impl Mutation {
+    fn grows(&self) -> bool {
+        match self {
+            Self::Create { .. }
+            | Self::MakeNode(_)
+            | Self::Link(_)
+            | Self::SetXattr(_)
+            | Self::Restore(_) => true,
+            Self::Unlink { .. }
+            | Self::Rename { .. }
+            | Self::SetAttr(_)
+            | Self::Truncate(_)
+            | Self::Commit(_)
+            | Self::RemoveXattr(_)
+            | Self::Batch(_) => false,
+        }
+    }
+
     /// The names that it makes or takes away, each with its directory. A batch's are its session's own.
     pub fn names(&self) -> Vec<(Ino, &Name)> {
         match self {

@@ -197,7 +197,7 @@ fn warnings(hub: &Hub, now: Instant, survey: &Survey) -> Result<Vec<String>, Fau
     let mut warnings: Vec<String> = hub.refused.iter().cloned().collect();
     let alive = hub.nodes.iter().filter(|(node, _)| hub.nodes.health(now, *node) == Health::Alive).count();
     if hub.disk_full {
-        warnings.push("the master's disk is full: changes are refused until it has room".to_owned());
+        warnings.push("the master's disk is full: nothing new can be made until it has room".to_owned());
     }
     if alive < usize::from(parameters.min_replicas) {
         warnings.push(format!(

@@ -78,7 +78,7 @@ pub struct Hub {
     changed_at: BTreeMap<SessionId, LogIndex>,
     /// Files whose chunks are to be closed once the log has room.
     unclosed: BTreeSet<(SessionId, Ino)>,
-    /// The log had no room for the last record.
+    /// The master's disk has no more room than its reserve: nothing grows.
     pub disk_full: bool,
     /// Why nothing is served any more.
     pub refused: Option<String>,
@@ -154,17 +154,30 @@ impl Hub {
         }
     }
 
+    pub fn note_room(&mut self, enough: bool) {
+        let was_full = std::mem::replace(&mut self.disk_full, !enough);
+        match (was_full, enough) {
+            (false, false) => {
+                tracing::error!("the master's disk is full: nothing new is made until it has room")
+            }
+            (true, true) => tracing::info!("the master's disk has room again"),
+            _ => {}
+        }
+    }
+
     /// Logs and applies. Returns the answer and what must be durable before it may leave.
     pub fn propose(&mut self, origin: Origin, body: Body) -> Result<(Answer, LogIndex), Fault> {
         self.serving()?;
+        if self.disk_full && body.grows() {
+            let detail = "the master's disk is full: delete something, or give it room";
+            return Err(Fault::new(Code::NoSpace, detail));
+        }
         let record = Record { time: self.wall(), origin, body };
         let index = match self.journal.append(&record) {
             Ok(index) => index,
             // The log is as it was before: what needs no record goes on.
             Err(error) if error.is_full_disk() && !self.journal.log.has_failed() => {
-                if !std::mem::replace(&mut self.disk_full, true) {
-                    tracing::error!("the master's disk is full, changes are refused: {error}");
-                }
+                self.note_room(false);
                 return Err(Fault::new(Code::NoSpace, format!("the master's disk is full: {error}")));
             }
             Err(error) if error.is_of_the_record() => {
@@ -178,7 +191,6 @@ impl Hub {
                 return Err(Fault::new(Code::Disk, why));
             }
         };
-        self.disk_full = false;
         let outcome = match self.state.apply(index, &record) {
             Ok(outcome) => outcome,
             Err(error) => {

@@ -20,6 +20,7 @@ mod locking;
 mod reading;
 mod repair;
 mod requests;
+mod room;
 mod sessions;
 mod shared;
 mod slaves;

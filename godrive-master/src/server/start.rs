@@ -2,6 +2,7 @@
 
 use super::hub::{Hub, Parts};
 use super::journal::{Durability, Journal};
+use super::room::{self, Room};
 use super::shared::Shared;
 use super::{checkpoint, epoch, repair, requests, sessions, trash};
 use crate::config::{Config, Selector};
@@ -74,8 +75,9 @@ impl Master {
                 "authority and identity are of different clusters"
             );
         }
+        let room = Room::open(world.disk.clone()).context("the state directory")?;
         let recovered =
-            recover(&world.disk, cluster, RecoveryOptions::default()).context("the state directory")?;
+            recover(&room.disk(), cluster, RecoveryOptions::default()).context("the state directory")?;
         let (mut state, mut log) = (recovered.state, recovered.log);
         let began_at = log.last();
         let term = state.term().next();
@@ -113,6 +115,7 @@ impl Master {
             tokio::spawn(super::journal::sync_soon(shared.clone())),
             tokio::spawn(repair::run(shared.clone())),
             tokio::spawn(checkpoint::run(shared.clone())),
+            tokio::spawn(room::watch(shared.clone(), room)),
             tokio::spawn(trash::run(shared.clone())),
             tokio::spawn(accept(shared.clone(), endpoint.clone())),
         ];
