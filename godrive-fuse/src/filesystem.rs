@@ -6,6 +6,7 @@
 
 use crate::answer::Answers;
 use crate::convert::{self, BLOCK_BYTES};
+use crate::notify::Forgetting;
 use crate::operations::Operations;
 use crate::ops_locks::Asked;
 use crate::renames::Renames;
@@ -50,6 +51,7 @@ pub struct Mount {
     pub(crate) fs: Arc<Fs>,
     pub(crate) answers: Answers,
     pub(crate) renames: Arc<Renames>,
+    pub(crate) forgetting: Arc<Forgetting>,
     stopping: Arc<AtomicBool>,
     kernel: Arc<Kernel>,
 }
@@ -62,10 +64,15 @@ pub struct Kernel {
 }
 
 impl Mount {
-    pub fn new(fs: Arc<Fs>, runtime: tokio::runtime::Handle, operations: Arc<Operations>) -> Self {
+    pub fn new(
+        fs: Arc<Fs>,
+        runtime: tokio::runtime::Handle,
+        operations: Arc<Operations>,
+        forgetting: Arc<Forgetting>,
+    ) -> Self {
         let stopping = Arc::new(AtomicBool::new(false));
         let answers = Answers::new(runtime, operations, stopping.clone());
-        Self { fs, answers, renames: Arc::default(), stopping, kernel: Arc::default() }
+        Self { fs, answers, renames: Arc::default(), forgetting, stopping, kernel: Arc::default() }
     }
 
     /// Set it when the mount ends: nothing that cannot be flushed any more is accepted from then on.

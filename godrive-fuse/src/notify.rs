@@ -6,8 +6,9 @@
 //! for without end: each runs in a thread of its own, and when an operation on the same inode is found waiting,
 //! the release goes ahead while the thread completes later. What keeps that sound:
 //!
-//! - Of an inode the kernel drops the attributes first, before it waits for pages, and with AUTO_INVAL_DATA every
-//!   read(2) then asks for them again, so that it meets the lease.
+//! - Of an inode the kernel drops the attributes first, which waits for nothing, and with AUTO_INVAL_DATA every
+//!   read(2) then asks for them again, so that it meets the lease. It is answered when the pages are gone ([`Forgetting`]): the kernel
+//!   ignores an answer that crosses a notification, and would go on with pages that are still there.
 //! - Of a directory all names of the mount are expired at once by raising the connection's epoch, which takes no
 //!   lock (Linux 6.16). Older kernels have no such call: there a name may be found stale until the operation that
 //!   is under way in its directory was answered.
@@ -67,6 +68,7 @@ pub struct Notifications {
     awaited: bool,
     attached: Arc<Notify>,
     operations: Arc<Operations>,
+    forgetting: Arc<Forgetting>,
     workers: Workers,
     /// Releases that went ahead of their notification, for the log.
     overtaken: Arc<AtomicU64>,
@@ -94,9 +96,15 @@ impl Notifications {
             awaited,
             attached: Arc::default(),
             operations,
+            forgetting: Arc::default(),
             workers: Workers::default(),
             overtaken: Arc::default(),
         }
+    }
+
+    /// Whose pages the kernel still drops.
+    pub fn forgetting(&self) -> Arc<Forgetting> {
+        self.forgetting.clone()
     }
 
     /// The mount exists from now on. `device` is a duplicate of its /dev/fuse descriptor.
@@ -127,13 +135,15 @@ impl Notifications {
     }
 
     /// Drops the attributes of an inode; of its pages those in the range (of a directory: its cached listing).
-    async fn pages(&self, ino: Ino, range: Range<u64>) {
+    async fn pages(&self, ino: Ino, range: Range<u64>, dropping: Dropping) {
         let Some(kernel) = self.kernel().await else { return };
+        kernel.drop_attributes(ino);
         // A length of 0 means to the end.
         let (offset, len) = (signed(range.start), range.end.checked_sub(range.start).map_or(0, signed));
         let len = if len == i64::MAX { 0 } else { len };
         let told = self.tell(ino, GRACE_PAGES, move || {
-            log(kernel.notifier.inval_inode(INodeNo(ino.0), offset, len), ino)
+            log(kernel.notifier.inval_inode(INodeNo(ino.0), offset, len), ino);
+            drop(dropping);
         });
         if !told.await {
             self.overtake(ino, "pages");
@@ -143,7 +153,7 @@ impl Notifications {
     /// Drops the attributes and no pages, which waits for nothing.
     async fn attributes(&self, ino: Ino) {
         if let Some(kernel) = self.kernel().await {
-            log(kernel.notifier.inval_inode(INodeNo(ino.0), -1, 0), ino);
+            kernel.drop_attributes(ino);
         }
     }
 
@@ -220,7 +230,7 @@ impl Invalidate for Notifications {
         for one in what {
             match one {
                 Invalidation::Attributes(ino) => attributes.push(ino),
-                Invalidation::Pages(ino, range) => pages.push((ino, range)),
+                Invalidation::Pages(ino, range) => pages.push((ino, range, self.forgetting.begin(ino))),
                 Invalidation::Entry(parent, name) => names.entry(parent).or_default().push(name),
             }
         }
@@ -229,13 +239,13 @@ impl Invalidate for Notifications {
                 all.attributes(ino).await;
             }
             let mut under_way = JoinSet::new();
-            for (ino, range) in pages {
+            for (ino, range, dropping) in pages {
                 // Each may take a thread.
                 while under_way.len() >= MAX_UNDER_WAY {
                     under_way.join_next().await;
                 }
                 let all = all.clone();
-                under_way.spawn(async move { all.pages(ino, range).await });
+                under_way.spawn(async move { all.pages(ino, range, dropping).await });
             }
             for (parent, names) in names {
                 let all = all.clone();
@@ -251,7 +261,61 @@ impl Invalidate for Notifications {
     }
 }
 
+/// The inodes whose pages the kernel drops, from the moment at which that was asked for.
+#[derive(Default)]
+pub struct Forgetting {
+    inodes: Mutex<BTreeMap<Ino, usize>>,
+    ended: Notify,
+}
+
+impl Forgetting {
+    fn begin(self: &Arc<Self>, ino: Ino) -> Dropping {
+        *self.inodes.lock().entry(ino).or_default() += 1;
+        Dropping { forgetting: self.clone(), ino }
+    }
+
+    /// The kernel has forgotten what it was told to.
+    pub fn is_over(&self, ino: Ino) -> bool {
+        !self.inodes.lock().contains_key(&ino)
+    }
+
+    /// Returns when that is so.
+    pub async fn over(&self, ino: Ino) {
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            ended.as_mut().enable();
+            if self.is_over(ino) {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
+
+struct Dropping {
+    forgetting: Arc<Forgetting>,
+    ino: Ino,
+}
+
+impl Drop for Dropping {
+    fn drop(&mut self) {
+        let mut inodes = self.forgetting.inodes.lock();
+        if let Some(count) = inodes.get_mut(&self.ino) {
+            *count -= 1;
+            if *count == 0 {
+                inodes.remove(&self.ino);
+                self.forgetting.ended.notify_waiters();
+            }
+        }
+    }
+}
+
 impl Kernel {
+    /// Drops no pages, so that it waits for nothing.
+    fn drop_attributes(&self, ino: Ino) {
+        log(self.notifier.inval_inode(INodeNo(ino.0), -1, 0), ino);
+    }
+
     /// Lets the next walk over this name ask again.
     fn expire(&self, parent: Ino, name: &[u8]) -> io::Result<()> {
         let mut body = Vec::with_capacity(17 + name.len());
@@ -382,5 +446,25 @@ mod tests {
             Invalidation::Entry(Ino(1), b"a".to_vec()),
         ];
         notifications.invalidate(all).await;
+        assert!(notifications.forgetting().is_over(Ino(1)));
+    }
+
+    #[tokio::test]
+    async fn it_is_over_when_the_last_notification_of_an_inode_has_ended() {
+        let forgetting = Arc::new(Forgetting::default());
+        let (first, second, other) =
+            (forgetting.begin(Ino(1)), forgetting.begin(Ino(1)), forgetting.begin(Ino(2)));
+        let waiting = tokio::spawn({
+            let forgetting = forgetting.clone();
+            async move { forgetting.over(Ino(1)).await }
+        });
+        drop(first);
+        tokio::task::yield_now().await;
+        assert!(!forgetting.is_over(Ino(1)) && !waiting.is_finished());
+        drop(second);
+        waiting.await.unwrap();
+        assert!(forgetting.is_over(Ino(1)) && !forgetting.is_over(Ino(2)));
+        drop(other);
+        assert!(forgetting.is_over(Ino(2)));
     }
 }

@@ -63,11 +63,22 @@ impl Mount {
     pub(crate) fn op_getattr(&self, ino: INodeNo, reply: ReplyAttr) {
         let ino = convert::ino(ino);
         let what = What::new("getattr", ino);
-        if let Some(known) = self.fs.try_getattr(ino) {
+        let known = self.fs.try_getattr(ino).filter(|_| self.forgetting.is_over(ino));
+        if let Some(known) = known {
             return finish(what, reply, known, answer_attr);
         }
-        let fs = self.fs.clone();
-        self.answers.spawn(what, reply, async move { fs.getattr(ino).await }, answer_attr);
+        let (fs, forgetting) = (self.fs.clone(), self.forgetting.clone());
+        let work = async move {
+            loop {
+                forgetting.over(ino).await;
+                // A recall waits for who holds the answer, so the wait is without it.
+                let attr = fs.getattr(ino).await?;
+                if forgetting.is_over(ino) {
+                    return Ok(attr);
+                }
+            }
+        };
+        self.answers.spawn(what, reply, work, answer_attr);
     }
 
     pub(crate) fn op_setattr(

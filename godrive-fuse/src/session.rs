@@ -88,7 +88,8 @@ async fn serve(
         .await
         .map_err(|fault| explain(&fault, &config))?;
 
-    let mount = Mount::new(fs.clone(), tokio::runtime::Handle::current(), operations.clone());
+    let runtime = tokio::runtime::Handle::current();
+    let mount = Mount::new(fs.clone(), runtime, operations.clone(), notifications.forgetting());
     let stopping = mount.stopping();
     let mut ended = match start(mount, &config, &path, &notifications, kept.as_ref(), left.as_ref()).await {
         Ok(ended) => ended,

@@ -11,6 +11,7 @@ mod locks;
 mod messages;
 mod model;
 mod one_mount;
+mod pages;
 mod refusals;
 mod sizes;
 mod survival;
