@@ -163,6 +163,7 @@ struct Channel {
     ledger: Arc<SharedLedger>,
     device: Mutex<Option<OwnedFd>>,
     stops: AtomicBool,
+    ends: AtomicBool,
 }
 
 impl Kept {
@@ -196,6 +197,7 @@ impl Kept {
             ledger: ledger.clone(),
             device: Mutex::new(device),
             stops: AtomicBool::new(false),
+            ends: AtomicBool::new(false),
         });
         channel.tell(&Message::Serves(std::process::id()));
         let watched = channel.clone();
@@ -219,6 +221,8 @@ impl Kept {
 
     /// The daemon ends in order.
     pub fn ends(&self, code: u8) {
+        // The keeper ends first: no other one is needed.
+        self.channel.ends.store(true, Ordering::SeqCst);
         self.channel.tell(&Message::Ends(code));
     }
 
@@ -244,7 +248,11 @@ impl Channel {
     fn watch(&self) {
         loop {
             let socket = self.socket.lock().clone();
-            match receive(&socket) {
+            let received = receive(&socket);
+            if self.ends.load(Ordering::SeqCst) {
+                return;
+            }
+            match received {
                 Ok(Some(message)) => tracing::warn!(?message, "the keeper has nothing to say"),
                 Ok(None) => tracing::warn!("the mount's keeper has ended; another one is started"),
                 Err(error) => tracing::error!(%error, "the keeper cannot be watched"),

@@ -32,21 +32,9 @@ pub async fn mount(line: cli::Mount) -> Result<()> {
             name
         }
     };
-    if let Some(pid) = process::running(&home, name)? {
-        if mounts::state(&path).await? != State::NotMounted {
-            say!("already mounted at {}", path.display())?;
-            return Ok(());
-        }
-        // The last daemon of a mount that was just taken away, or one that its keeper had started in its place.
-        let ending = Daemon { pid, config: home.config(name) };
-        if !process::gone(&ending, Kind::Mount.program(), MOUNT_DEADLINE).await? {
-            bail!(
-                "the daemon {pid} of a mount that was at {} is still ending: try again, or end it with \
-                 `godrive umount --force {}`",
-                path.display(),
-                path.display()
-            );
-        }
+    if is_served(&home, name, &path).await? {
+        say!("already mounted at {}", path.display())?;
+        return Ok(());
     }
     if let Err(error) = start_mount(&home, name).await {
         if !known.contains_key(&name.number) {
@@ -57,6 +45,23 @@ pub async fn mount(line: cli::Mount) -> Result<()> {
     }
     say!("mounted at {}", path.display())?;
     Ok(())
+}
+
+/// Whether the mount has a daemon that goes on: the last one of a mount that was just taken away is waited for.
+pub async fn is_served(home: &Home, name: NodeName, path: &Path) -> Result<bool> {
+    let Some(pid) = process::running(home, name)? else { return Ok(false) };
+    if mounts::state(path).await? != State::NotMounted {
+        return Ok(true);
+    }
+    let ending = Daemon { pid, config: home.config(name) };
+    if process::gone(&ending, Kind::Mount.program(), MOUNT_DEADLINE).await? {
+        return Ok(false);
+    }
+    bail!(
+        "the daemon {pid} of a mount that was at {} is still ending: try again, or end it with `godrive umount --force {}`",
+        path.display(),
+        path.display()
+    );
 }
 
 /// Another file system, or a mount that lives, at the place of a new one.

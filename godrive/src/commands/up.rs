@@ -1,6 +1,6 @@
 //! `godrive up`: does what the plan says, step by step, and waits until each step has worked.
 
-use super::mount::start_mount;
+use super::mount::{is_served, start_mount};
 use crate::admin::Admin;
 use crate::cli;
 use crate::cluster::create::Maker;
@@ -28,7 +28,7 @@ pub async fn run(line: cli::Up) -> Result<()> {
         mount: None,
     };
     // What cannot work is refused before anything is made, the folder included.
-    let first = plan::plan(&existing(&home)?, &wanted)?;
+    let first = plan::plan(&existing(&home).await?, &wanted)?;
     let mount = line.mount.is_some().then_some(Kind::Mount);
     for kind in first.starts().map(|name| name.kind).chain(mount) {
         process::program(kind)?;
@@ -37,7 +37,7 @@ pub async fn run(line: cli::Up) -> Result<()> {
     let home = Home::new(home.dir);
     let _lock = home.lock()?;
     wanted.mount = line.mount.as_deref().map(mounts::absolute).transpose()?;
-    let plan = plan::plan(&existing(&home)?, &wanted)?;
+    let plan = plan::plan(&existing(&home).await?, &wanted)?;
     for note in &plan.notes {
         eprintln!("note: {note}");
     }
@@ -45,7 +45,7 @@ pub async fn run(line: cli::Up) -> Result<()> {
     summary(&home, &plan)
 }
 
-fn existing(home: &Home) -> Result<Existing> {
+async fn existing(home: &Home) -> Result<Existing> {
     let mut existing = Existing {
         cluster: home.read()?,
         nodes: home.nodes()?.into_iter().collect(),
@@ -53,7 +53,11 @@ fn existing(home: &Home) -> Result<Existing> {
         ..Existing::default()
     };
     for &name in &existing.nodes {
-        if process::running(home, name)?.is_some() {
+        let runs = match existing.mounts.get(&name.number).filter(|_| name.kind == Kind::Mount) {
+            Some(path) => is_served(home, name, path).await?,
+            None => process::running(home, name)?.is_some(),
+        };
+        if runs {
             existing.running.insert(name);
         }
     }
