@@ -255,6 +255,10 @@ impl Invalidate for Notifications {
         })
     }
 
+    fn is_forgetting(&self, ino: Ino) -> bool {
+        !self.forgetting.is_over(ino)
+    }
+
     fn reaches(&self, ino: Ino, offset: u64, last: Bytes) -> BoxFuture<'static, ()> {
         let all = self.clone();
         Box::pin(async move { all.last_byte(ino, offset, last).await })

@@ -95,7 +95,7 @@ impl<B: Backend> Fs<B> {
                 let Some(attr) = state.attr.clone() else {
                     return Err(FsError::new(libc::EIO, "a lease without attributes"));
                 };
-                Ok(Step::Done(AttrReply { attr, ttl: fs.ttl(state) }))
+                Ok(Step::Done(AttrReply { attr, ttl: fs.ttl(inode, state) }))
             })
             .await?;
         Ok(Served { value, pass })

@@ -257,8 +257,9 @@ impl<B: Backend> Fs<B> {
     }
 
     /// How long the kernel may keep what is known of the inode.
-    fn ttl(&self, state: &State) -> Duration {
-        if state.mode().is_none() || state.gate.is_closed() {
+    fn ttl(&self, inode: &Inode, state: &State) -> Duration {
+        let forgets = || self.kernel.lock().as_ref().is_some_and(|kernel| kernel.is_forgetting(inode.ino));
+        if state.mode().is_none() || state.gate.is_closed() || forgets() {
             return Duration::ZERO;
         }
         self.backend.lease_remaining().map_or(Duration::ZERO, |remaining| remaining.min(self.limits.ttl_max))

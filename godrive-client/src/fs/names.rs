@@ -199,7 +199,7 @@ impl<B: Backend> Fs<B> {
 
     /// How long an answer may be kept, and the pass for it if it may.
     fn pass_ttl(&self, inode: &Arc<Inode>, state: &mut State) -> (Duration, Pass) {
-        let ttl = self.ttl(state);
+        let ttl = self.ttl(inode, state);
         let id = if ttl.is_zero() { None } else { state.gate.admit(crate::core::gate::NO_PAGES) };
         (ttl, id.map_or_else(Pass::default, |id| Pass::new(inode, id)))
     }

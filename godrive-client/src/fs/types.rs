@@ -122,8 +122,12 @@ pub enum Invalidation {
 /// directory were answered, `Pages` until reads and writes of those pages were; so neither may be called from a
 /// thread that answers operations, and a blocked `Entry` must not hold back a `Pages`.
 pub trait Invalidate: Send + Sync + 'static {
-    /// Ends when the kernel has forgotten all of it.
+    /// Ends when the kernel has forgotten all of it, or goes on by itself.
     fn invalidate(&self, what: Vec<Invalidation>) -> BoxFuture<'static, ()>;
+    /// The kernel still has pages of the inode that it was told to forget. With attributes that it may keep it would go on with them.
+    fn is_forgetting(&self, _ino: Ino) -> bool {
+        false
+    }
     /// The file has this last byte. The kernel drops attributes that cross an invalidation of their inode, and would go on with
     /// a length that is too short; it keeps bytes.
     fn reaches(&self, _ino: Ino, _offset: u64, _last: Bytes) -> BoxFuture<'static, ()> {
