@@ -58,6 +58,13 @@ impl Audit<'_> {
         Ok(walk(&state)?.0)
     }
 
+    /// The members of every chunk.
+    pub fn placed(&self) -> Result<BTreeMap<ChunkId, BTreeSet<NodeId>>, String> {
+        let chunks = self.state()?.chunks(ChunkId(0), usize::MAX).map_err(|fault| fault.to_string())?;
+        let members = |chunk: Chunk| chunk.members.iter().map(|member| member.node).collect();
+        Ok(chunks.into_iter().map(|(id, chunk)| (id, members(chunk))).collect())
+    }
+
     /// The last record in the master's log and a digest of all that the state says of names and chunks, or why it
     /// cannot be opened.
     pub fn master(&self) -> Result<(u64, u64), String> {

@@ -17,7 +17,7 @@ use godrive_client::{Client, Fs};
 use godrive_disk::{Disk, SimulatedDisk};
 use godrive_proto::net::identity::{Authority, Identity};
 use godrive_proto::net::simulated::SimulatedSockets;
-use godrive_proto::{ClusterId, NodeId, Role};
+use godrive_proto::{ChunkId, ClusterId, NodeId, Role};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
@@ -135,6 +135,7 @@ pub(crate) struct Parts {
     pub remembered: BTreeMap<Node, SimulatedDisk>,
     pub damaged: Vec<Damaged>,
     pub undamaged: Option<Undamaged>,
+    pub noted_members: BTreeMap<ChunkId, BTreeSet<NodeId>>,
     pub audited: bool,
 }
 
@@ -171,6 +172,7 @@ pub fn run(plan: &Plan, seed: u64) -> Outcome {
         remembered: BTreeMap::new(),
         damaged: Vec::new(),
         undamaged: None,
+        noted_members: BTreeMap::new(),
         audited: false,
     };
     parts.add_master(&mut sim);

@@ -25,11 +25,14 @@ impl Parts {
             let delayed = self.shared.with(|notes| notes.delayed);
             while let Some((_, event)) = schedule.next_if(|(at, _)| *at + delayed <= sim.elapsed()) {
                 tracing::info!(at = ?sim.elapsed(), ?event, "event");
-                if event == Event::Settle {
-                    self.settle(sim)?;
-                    break;
+                match event {
+                    Event::Settle => {
+                        self.settle(sim)?;
+                        break;
+                    }
+                    Event::SameMembers => self.same_members()?,
+                    event => self.happen(sim, &event),
                 }
-                self.happen(sim, &event);
             }
             sim.step().map_err(|error| error.to_string())?;
             let clients = usize::from(self.plan.workload.clients);
@@ -59,6 +62,17 @@ impl Parts {
             notes.delayed += sim.elapsed() - began;
         });
         waited
+    }
+
+    /// Of the chunks that were there when the members were noted.
+    fn same_members(&self) -> Result<(), String> {
+        let now = self.audit().placed()?;
+        for (chunk, before) in &self.noted_members {
+            if let Some(now) = now.get(chunk).filter(|now| *now != before) {
+                return Err(format!("chunk {chunk} had the members {before:?} and has {now:?}"));
+            }
+        }
+        Ok(())
     }
 
     fn wait_until(

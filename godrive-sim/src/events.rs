@@ -64,6 +64,9 @@ pub enum Event {
     Mend(Node),
     /// What follows waits until every chunk has all its replicas, see [`crate::audit::Audit::incomplete`].
     Settle,
+    /// From now on it is known who holds which chunk, and then it must be the same again.
+    NoteMembers,
+    SameMembers,
 }
 
 impl Event {
@@ -179,6 +182,7 @@ impl Parts {
             Event::Remember(node) => {
                 self.remembered.insert(*node, self.disks[node].copy());
             }
+            Event::NoteMembers => self.note_members(),
             Event::Damage(node, damage) => self.damage(*node, *damage),
             Event::Undamage => self.undamage(),
             Event::Replace(node) => self.disks[node].replace(),
@@ -188,8 +192,12 @@ impl Parts {
             }
             Event::Mend(node) => self.mend(sim, *node),
             // The drive waits.
-            Event::Settle => {}
+            Event::Settle | Event::SameMembers => {}
         }
+    }
+
+    fn note_members(&mut self) {
+        self.noted_members = self.audit().placed().unwrap_or_else(|why| panic!("a master that runs: {why}"));
     }
 
     pub(crate) fn kill(&self, sim: &mut Sim<'_>, node: Node) {

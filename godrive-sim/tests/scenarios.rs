@@ -51,6 +51,7 @@ scenarios! {
     crash_master "crash-master" 1..3;
     crash_client "crash-client" 1..3;
     crash_all "crash-all" 1..4;
+    restart "restart" 1..4;
     late_datagrams "late-datagrams" 1..3;
     rot "rot" 1..3;
     full "full" 1..3;

@@ -231,7 +231,7 @@ fn retire(hub: &mut Hub, now: Instant, progress: &Progress) -> Result<(), Fault>
         let left = || hub.slaves.leftovers.values().any(|places| places.keys().any(|(at, _)| *at == node));
         let ready = match hub.nodes.health(now, node) {
             Health::Alive => hub.nodes.get(node).is_some_and(|known| known.inventoried) && !left(),
-            Health::Suspect => false,
+            Health::Awaited | Health::Suspect => false,
             Health::Dead => true,
         };
         if ready {
