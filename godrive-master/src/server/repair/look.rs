@@ -203,7 +203,9 @@ fn reclaimable(hub: &mut Hub, now: Instant, progress: &mut Progress, view: &mut 
             .into_iter()
             .filter(|node| !confirmed.contains(node) && !hub.nodes.is_given_up(now, *node))
             .collect();
-        if waiting.is_empty() {
+        // A copy that is under way leaves a replica that has to be known.
+        let copying = progress.joins.contains_key(&chunk) || hub.epochs.contains_key(&chunk);
+        if waiting.is_empty() && !copying {
             forgotten.push(chunk);
         }
         for node in waiting {
