@@ -65,6 +65,18 @@ impl Audit<'_> {
         Ok(chunks.into_iter().map(|(id, chunk)| (id, members(chunk))).collect())
     }
 
+    /// What the slave's disk holds, but for what is put aside and copies that did not end.
+    pub fn held_at(&self, slave: Node) -> Vec<String> {
+        match self.held(slave, &self.disks[&slave]) {
+            Ok(held) => {
+                let rows = held.rows.iter().filter(|(_, row)| !row.partial);
+                rows.map(|(id, row)| format!("chunk {id} (epoch {}, version {})", row.epoch, row.version))
+                    .collect()
+            }
+            Err(error) => vec![format!("the disk of {slave} cannot be opened: {error}")],
+        }
+    }
+
     /// The last record in the master's log and a digest of all that the state says of names and chunks, or why it
     /// cannot be opened.
     pub fn master(&self) -> Result<(u64, u64), String> {

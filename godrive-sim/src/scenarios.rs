@@ -4,6 +4,7 @@ mod disks;
 mod linear;
 mod mixed;
 mod network;
+mod operations;
 
 use crate::cluster::{Node, Plan, Progress};
 use crate::events::Event;
@@ -72,8 +73,11 @@ pub const DISKS: &[Scenario] = disks::ALL;
 pub const NETWORK: &[Scenario] = network::ALL;
 pub const MIXED: &[Scenario] = mixed::ALL;
 
+/// What people do with slaves.
+pub const OPERATIONS: &[Scenario] = operations::ALL;
+
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
-    [ALL, DISKS, NETWORK, MIXED, LINEAR].into_iter().flatten()
+    [ALL, DISKS, NETWORK, OPERATIONS, MIXED, LINEAR].into_iter().flatten()
 }
 
 pub fn named(name: &str) -> Option<&'static Scenario> {
