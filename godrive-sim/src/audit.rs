@@ -1,8 +1,8 @@
 //! The state in which a run must end, or which the next fault needs: what the master's record says of every chunk, and
 //! nothing else, is what the slaves' disks hold. It looks at copies of the disks, opened as after a kill.
 //!
-//! What remains by design is allowed for: replicas of chunks that were deleted and are not reclaimed yet, replicas put
-//! aside and unfinished copies (both for a week), unlinked inodes that a session has open or that lie in the trash, and
+//! At rest each chunk has as many members as it should, no more, and nobody else has a replica of it; what was deleted is
+//! reclaimed. What remains by design is allowed for: replicas put aside and unfinished copies (both for a week), unlinked inodes that a session has open or that lie in the trash, and
 //! what the session of a client that died has open. Where a client still works, members may be ahead of the record, all of
 //! them alike.
 
@@ -56,6 +56,25 @@ impl Audit<'_> {
     pub fn tree(&self) -> Result<Tree, Fault> {
         let state = self.state().map_err(|text| Fault::new(godrive_proto::Code::Disk, text))?;
         Ok(walk(&state)?.0)
+    }
+
+    /// The members of every chunk.
+    pub fn placed(&self) -> Result<BTreeMap<ChunkId, BTreeSet<NodeId>>, String> {
+        let chunks = self.state()?.chunks(ChunkId(0), usize::MAX).map_err(|fault| fault.to_string())?;
+        let members = |chunk: Chunk| chunk.members.iter().map(|member| member.node).collect();
+        Ok(chunks.into_iter().map(|(id, chunk)| (id, members(chunk))).collect())
+    }
+
+    /// What the slave's disk holds, but for what is put aside and copies that did not end.
+    pub fn held_at(&self, slave: Node) -> Vec<String> {
+        match self.held(slave, &self.disks[&slave]) {
+            Ok(held) => {
+                let rows = held.rows.iter().filter(|(_, row)| !row.partial);
+                rows.map(|(id, row)| format!("chunk {id} (epoch {}, version {})", row.epoch, row.version))
+                    .collect()
+            }
+            Err(error) => vec![format!("the disk of {slave} cannot be opened: {error}")],
+        }
     }
 
     /// The last record in the master's log and a digest of all that the state says of names and chunks, or why it
@@ -140,11 +159,14 @@ impl Audit<'_> {
             return Ok(());
         }
         names(state, &chunks, findings)?;
+        for (id, deleted) in state.deleted(ChunkId(0), usize::MAX)? {
+            findings.push(format!("chunk {id} was deleted and is not reclaimed from {:?}", deleted.members));
+        }
         for held in slaves {
             for (id, row) in held.rows.iter().filter(|(_, row)| !row.partial) {
                 let member =
                     chunks.get(id).is_some_and(|chunk| chunk.members.iter().any(|m| m.node == held.node));
-                if !member && state.deleted_chunk(*id)?.is_none() {
+                if !member {
                     findings.push(format!(
                         "node {} holds chunk {id} (epoch {}, version {}), which is not its",
                         held.node, row.epoch, row.version
@@ -164,8 +186,9 @@ impl Audit<'_> {
         findings: &mut Vec<String>,
     ) {
         let nodes: BTreeSet<NodeId> = chunk.members.iter().map(|member| member.node).collect();
-        // One more than that stays where a member was given up, and answered after all when another one joined.
-        if nodes.len() < self.replicas || nodes.len() != chunk.members.len() {
+        // While somebody works, one that is too many may not have left yet.
+        let right = if at_rest { nodes.len() == self.replicas } else { nodes.len() >= self.replicas };
+        if !right || nodes.len() != chunk.members.len() {
             findings.push(format!("chunk {id} has the members {:?}, not {}", chunk.members, self.replicas));
         }
         if chunk.quarantined || chunk.pending.is_some() || chunk.unsettled {
@@ -259,4 +282,45 @@ fn walk(state: &State) -> Result<(Tree, BTreeMap<Ino, u64>), Fault> {
         }
     }
     Ok((tree, inodes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use godrive_proto::data::{Contents, LayoutTag, Member};
+    use godrive_proto::{Epoch, LogIndex};
+
+    fn never_written(members: u128) -> Chunk {
+        let address = ([127, 0, 0, 1], 1).into();
+        Chunk {
+            ino: ROOT,
+            index: 0,
+            references: 1,
+            chunk_bytes: 1 << 16,
+            layout: LayoutTag::Replicated,
+            birth: 1,
+            epoch: Epoch(1),
+            pending: None,
+            members: (0..members).map(|n| Member { node: NodeId(n), disk: DiskId(n), address }).collect(),
+            held: Contents::default(),
+            held_at: LogIndex(0),
+            stable: Contents::default(),
+            open_by: None,
+            unsettled: false,
+            used_bytes: 0,
+            quarantined: false,
+        }
+    }
+
+    #[test]
+    fn at_rest_a_chunk_has_exactly_its_replicas() {
+        let audit = Audit { disks: &BTreeMap::new(), cluster: ClusterId(1), replicas: 3 };
+        let found = |members, at_rest| {
+            let mut findings = Vec::new();
+            audit.members(ChunkId(1), &never_written(members), &[], at_rest, &mut findings);
+            findings.len()
+        };
+        assert_eq!([2, 3, 4].map(|members| found(members, true)), [1, 0, 1]);
+        assert_eq!([2, 3, 4].map(|members| found(members, false)), [1, 0, 0]);
+    }
 }

@@ -7,6 +7,7 @@ use crate::damage::{Damaged, Undamaged};
 use crate::events::Event;
 use crate::histories::Checked;
 use crate::lying::LyingDisk;
+use crate::operator;
 use crate::oracle::Tally;
 use crate::shared::Shared;
 use crate::sharing::{self, Sharing};
@@ -17,7 +18,8 @@ use godrive_client::{Client, Fs};
 use godrive_disk::{Disk, SimulatedDisk};
 use godrive_proto::net::identity::{Authority, Identity};
 use godrive_proto::net::simulated::SimulatedSockets;
-use godrive_proto::{ClusterId, NodeId, Role};
+use godrive_proto::net::{Endpoint, Options, Sockets};
+use godrive_proto::{ChunkId, ClusterId, NodeId, Role};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,6 +40,7 @@ pub enum Node {
     Master,
     Slave(u16),
     Client(u16),
+    Operator,
 }
 
 impl fmt::Display for Node {
@@ -46,6 +49,7 @@ impl fmt::Display for Node {
             Self::Master => f.write_str("master"),
             Self::Slave(number) => write!(f, "slave-{number}"),
             Self::Client(number) => write!(f, "client-{number}"),
+            Self::Operator => f.write_str("operator"),
         }
     }
 }
@@ -56,6 +60,7 @@ pub(crate) fn node_id(node: Node) -> NodeId {
         Node::Master => 1,
         Node::Slave(number) => 100 + u128::from(number),
         Node::Client(number) => 200 + u128::from(number),
+        Node::Operator => 2,
     })
 }
 
@@ -67,6 +72,8 @@ pub struct Plan {
     pub workload: Workload,
     /// What the clients do instead of the stamped blocks, if anything: histories are kept and checked.
     pub sharing: Option<Sharing>,
+    /// Somebody looks after the cluster, see [`crate::operator`].
+    pub operator: bool,
     /// The slaves' disks sync nothing: a run that must fail.
     pub lying_disks: bool,
     /// In the order of their times.
@@ -85,6 +92,7 @@ impl Plan {
             replicas: 3,
             workload,
             sharing: None,
+            operator: false,
             lying_disks: false,
             schedule: Vec::new(),
             progress: Vec::new(),
@@ -135,6 +143,7 @@ pub(crate) struct Parts {
     pub remembered: BTreeMap<Node, SimulatedDisk>,
     pub damaged: Vec<Damaged>,
     pub undamaged: Option<Undamaged>,
+    pub noted_members: BTreeMap<ChunkId, BTreeSet<NodeId>>,
     pub audited: bool,
 }
 
@@ -171,11 +180,15 @@ pub fn run(plan: &Plan, seed: u64) -> Outcome {
         remembered: BTreeMap::new(),
         damaged: Vec::new(),
         undamaged: None,
+        noted_members: BTreeMap::new(),
         audited: false,
     };
     parts.add_master(&mut sim);
     (1..=plan.slaves).for_each(|number| parts.add_slave(&mut sim, number));
     (0..plan.workload.clients).for_each(|number| parts.add_client(&mut sim, number));
+    if plan.operator {
+        parts.add_operator(&mut sim);
+    }
     let ended = parts.drive(&mut sim).and_then(|()| parts.look_at_the_end(&mut sim));
     parts.outcome(&sim, ended)
 }
@@ -184,7 +197,8 @@ impl Parts {
     pub fn nodes(&self) -> Vec<Node> {
         let slaves = (1..=self.plan.slaves).map(Node::Slave);
         let clients = (0..self.plan.workload.clients).map(Node::Client);
-        [Node::Master].into_iter().chain(slaves).chain(clients).collect()
+        let operator = self.plan.operator.then_some(Node::Operator);
+        [Node::Master].into_iter().chain(slaves).chain(clients).chain(operator).collect()
     }
 
     fn identity(&self, node: Node) -> Identity {
@@ -192,6 +206,7 @@ impl Parts {
             Node::Master => Role::Master,
             Node::Slave(_) => Role::Slave,
             Node::Client(_) => Role::Client,
+            Node::Operator => Role::Admin,
         };
         let mut key = [9; 32];
         key[..16].copy_from_slice(&node_id(node).0.to_le_bytes());
@@ -282,6 +297,22 @@ impl Parts {
             match sharing {
                 None => Worker::new(number, fs, shared, load, seed).run().await,
                 Some(sharing) => sharing::Client { id: number, fs, shared, load, sharing }.run(seed).await,
+            }
+        });
+    }
+
+    fn add_operator(&mut self, sim: &mut Sim<'_>) {
+        let (identity, sockets) = (self.identity(Node::Operator), self.sockets());
+        let master = SocketAddr::new(sim.lookup("master"), MASTER_PORT);
+        let (seed, shared) = (self.dice.random(), self.shared.clone());
+        sim.host(Node::Operator.to_string(), move || {
+            let (identity, sockets, shared) = (identity.clone(), sockets.clone(), shared.clone());
+            async move {
+                let options = Options { rng_seed: Some(transport_seed(seed)), ..Options::default() };
+                let sockets: Arc<dyn Sockets> = sockets;
+                let endpoint = Endpoint::new(&sockets, any(0), &identity, &options)?;
+                operator::work(endpoint, master, shared).await;
+                Ok(())
             }
         });
     }

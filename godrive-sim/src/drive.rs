@@ -2,9 +2,10 @@
 //! then a look at what is left.
 
 use crate::audit::{Audit, Tree};
-use crate::cluster::{Outcome, Parts};
+use crate::cluster::{Node, Outcome, Parts, node_id};
 use crate::events::Event;
 use crate::walker;
+use godrive_proto::admin::Status;
 use std::time::Duration;
 use turmoil::Sim;
 
@@ -25,11 +26,18 @@ impl Parts {
             let delayed = self.shared.with(|notes| notes.delayed);
             while let Some((_, event)) = schedule.next_if(|(at, _)| *at + delayed <= sim.elapsed()) {
                 tracing::info!(at = ?sim.elapsed(), ?event, "event");
-                if event == Event::Settle {
-                    self.settle(sim)?;
-                    break;
-                }
-                self.happen(sim, &event);
+                let waited = match event {
+                    Event::Settle => self.put_off(sim, Self::settle),
+                    Event::Emptied(node) => self.put_off(sim, |parts, sim| parts.emptied(sim, node)),
+                    Event::Balance => self.put_off(sim, Self::balanced),
+                    Event::SameMembers => self.same_members(),
+                    event => {
+                        self.happen(sim, &event);
+                        continue;
+                    }
+                };
+                waited?;
+                break;
             }
             sim.step().map_err(|error| error.to_string())?;
             let clients = usize::from(self.plan.workload.clients);
@@ -48,17 +56,81 @@ impl Parts {
         Audit { disks: &self.disks, cluster: self.cluster, replicas: self.plan.replicas.into() }
     }
 
-    /// Everything that follows is put off until the cluster has healed.
-    fn settle(&mut self, sim: &mut Sim<'_>) -> Result<(), String> {
+    /// Everything that follows is put off until the cluster is as it should be.
+    fn put_off<'a>(
+        &mut self,
+        sim: &mut Sim<'a>,
+        wait: impl FnOnce(&mut Self, &mut Sim<'a>) -> Result<(), String>,
+    ) -> Result<(), String> {
         let began = sim.elapsed();
         self.shared.with(|notes| notes.settling = true);
-        let waited = self.wait_until(sim, "the cluster did not heal", |audit| audit.incomplete());
-        tracing::info!(took = ?(sim.elapsed() - began), "settled");
+        let waited = wait(self, sim);
+        tracing::info!(took = ?(sim.elapsed() - began), "waited");
         self.shared.with(|notes| {
             notes.settling = false;
             notes.delayed += sim.elapsed() - began;
         });
         waited
+    }
+
+    fn settle(&mut self, sim: &mut Sim<'_>) -> Result<(), String> {
+        self.wait_until(sim, "the cluster did not heal", |audit| audit.incomplete())
+    }
+
+    /// A slave that is forgotten has nothing left at all; of a drained one, what left its chunks is still being deleted.
+    fn emptied(&mut self, sim: &mut Sim<'_>, slave: Node) -> Result<(), String> {
+        let node = node_id(slave);
+        let mut forgotten = false;
+        self.wait_for_status(sim, "a slave was not emptied", |status| {
+            let known = status.nodes.iter().find(|known| known.node == node);
+            forgotten = known.is_none();
+            known.is_none_or(|known| known.intent == "draining" && known.replicas == 0)
+        })?;
+        let members: Vec<_> = self.audit().placed()?.into_iter().filter(|(_, m)| m.contains(&node)).collect();
+        if !members.is_empty() {
+            return Err(format!("{slave} is said to be empty and is a member: {members:?}"));
+        }
+        let held = self.audit().held_at(slave);
+        if forgotten && !held.is_empty() {
+            return Err(format!(
+                "{slave} is forgotten and holds something:\n      {}",
+                held.join("\n      ")
+            ));
+        }
+        self.wait_until(sim, "an empty slave still holds something", |audit| audit.held_at(slave))
+    }
+
+    fn balanced(&mut self, sim: &mut Sim<'_>) -> Result<(), String> {
+        self.wait_for_status(sim, "nothing moved to level disks", |status| status.rebalance.done > 0)
+    }
+
+    /// Of the chunks that were there when the members were noted.
+    fn same_members(&self) -> Result<(), String> {
+        let now = self.audit().placed()?;
+        for (chunk, before) in &self.noted_members {
+            if let Some(now) = now.get(chunk).filter(|now| *now != before) {
+                return Err(format!("chunk {chunk} had the members {before:?} and has {now:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Until the master, asked from now on, says so.
+    fn wait_for_status(
+        &self,
+        sim: &mut Sim<'_>,
+        what: &str,
+        mut is_so: impl FnMut(&Status) -> bool,
+    ) -> Result<(), String> {
+        let began = sim.elapsed();
+        while !self.shared.with(|notes| notes.desk.status_since(began).is_some_and(&mut is_so)) {
+            if sim.elapsed() - began > HEALED_AFTER {
+                let last = self.shared.with(|notes| notes.desk.status_since(began).cloned());
+                return Err(format!("{what} within {HEALED_AFTER:?}: {last:?}"));
+            }
+            sim.step().map_err(|error| error.to_string())?;
+        }
+        Ok(())
     }
 
     fn wait_until(

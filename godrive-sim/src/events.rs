@@ -1,9 +1,10 @@
 //! What happens to a simulated cluster, and how it is done.
 
-use crate::cluster::{DISK_BYTES, Node, Parts};
+use crate::cluster::{DISK_BYTES, Node, Parts, node_id};
 use crate::damage::Damage;
 use crate::weather::Weather;
 use godrive_disk::{Disk, Faults, SimulatedDisk};
+use godrive_proto::admin::Intention;
 use std::time::Duration;
 use turmoil::Sim;
 
@@ -64,6 +65,15 @@ pub enum Event {
     Mend(Node),
     /// What follows waits until every chunk has all its replicas, see [`crate::audit::Audit::incomplete`].
     Settle,
+    /// From now on it is known who holds which chunk, and then it must be the same again.
+    NoteMembers,
+    SameMembers,
+    /// The operator tells the master what to do with the slave.
+    Intend(Node, Intention),
+    /// What follows waits until the slave is said to be empty; then nothing may be there.
+    Emptied(Node),
+    /// What follows waits until the master has moved a replica to level disks.
+    Balance,
 }
 
 impl Event {
@@ -88,6 +98,8 @@ impl Event {
             Self::Damage(_, damage) => damage.name(),
             Self::Replace(_) => "disk replaced",
             Self::Clone(..) => "disk cloned",
+            Self::Intend(_, Intention::Drain) => "drained",
+            Self::Intend(_, Intention::Decommission) => "decommissioned",
             _ => return None,
         })
     }
@@ -179,6 +191,10 @@ impl Parts {
             Event::Remember(node) => {
                 self.remembered.insert(*node, self.disks[node].copy());
             }
+            Event::Intend(node, intention) => {
+                self.shared.with(|notes| notes.desk.order(node_id(*node), *intention));
+            }
+            Event::NoteMembers => self.note_members(),
             Event::Damage(node, damage) => self.damage(*node, *damage),
             Event::Undamage => self.undamage(),
             Event::Replace(node) => self.disks[node].replace(),
@@ -188,8 +204,12 @@ impl Parts {
             }
             Event::Mend(node) => self.mend(sim, *node),
             // The drive waits.
-            Event::Settle => {}
+            Event::Settle | Event::SameMembers | Event::Emptied(_) | Event::Balance => {}
         }
+    }
+
+    fn note_members(&mut self) {
+        self.noted_members = self.audit().placed().unwrap_or_else(|why| panic!("a master that runs: {why}"));
     }
 
     pub(crate) fn kill(&self, sim: &mut Sim<'_>, node: Node) {

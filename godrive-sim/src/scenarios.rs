@@ -4,6 +4,7 @@ mod disks;
 mod linear;
 mod mixed;
 mod network;
+mod operations;
 
 use crate::cluster::{Node, Plan, Progress};
 use crate::events::Event;
@@ -51,6 +52,11 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario { name: "crash-all", about: "the whole cluster loses power at one moment", plan: crash_all },
     Scenario {
+        name: "restart",
+        about: "the master, then all nodes start anew, and nothing moves when all come back soon",
+        plan: restart,
+    },
+    Scenario {
         name: "late-datagrams",
         about: "what a client and a slave sent arrives seconds late",
         plan: late,
@@ -67,8 +73,11 @@ pub const DISKS: &[Scenario] = disks::ALL;
 pub const NETWORK: &[Scenario] = network::ALL;
 pub const MIXED: &[Scenario] = mixed::ALL;
 
+/// What people do with slaves.
+pub const OPERATIONS: &[Scenario] = operations::ALL;
+
 pub fn all() -> impl Iterator<Item = &'static Scenario> {
-    [ALL, DISKS, NETWORK, MIXED, LINEAR].into_iter().flatten()
+    [ALL, DISKS, NETWORK, OPERATIONS, MIXED, LINEAR].into_iter().flatten()
 }
 
 pub fn named(name: &str) -> Option<&'static Scenario> {
@@ -193,6 +202,31 @@ fn crash_all(dice: &mut SmallRng) -> Plan {
     let schedule =
         vec![(about(dice, 10), Event::PowerLoss(all.clone())), (about(dice, 13), Event::Start(all))];
     plan(s(50), schedule, both(s(35), s(50), 30))
+}
+
+/// The slaves one after the other, before and after the master, all within its patience.
+fn restart(dice: &mut SmallRng) -> Plan {
+    let slaves: Vec<Node> = (1..=4).map(Node::Slave).collect();
+    let mut schedule = vec![];
+    for (at, with_slaves) in [(6, false), (30, true)] {
+        let at = about(dice, at);
+        schedule.extend([(at, Event::Settle), (at, Event::NoteMembers)]);
+        schedule.push((at, Event::Kill(vec![Node::Master])));
+        let start = at + Duration::from_millis(dice.random_range(100..3000));
+        let mut starts = vec![(start, Event::Start(vec![Node::Master]))];
+        if with_slaves {
+            schedule.push((at, Event::Kill(slaves.clone())));
+            let start = |slave: &Node| {
+                let late = Duration::from_millis(dice.random_range(0..4000));
+                (start + late - Duration::from_millis(50), Event::Start(vec![*slave]))
+            };
+            starts.extend(slaves.iter().map(start));
+            starts.sort_by_key(|(at, _)| *at);
+        }
+        schedule.append(&mut starts);
+        schedule.push((start + s(15), Event::SameMembers));
+    }
+    plan(s(60), schedule, at_last(s(60), 30))
 }
 
 fn late(dice: &mut SmallRng) -> Plan {

@@ -2,6 +2,7 @@
 
 use crate::cluster::Node;
 use crate::histories::Histories;
+use crate::operator::Desk;
 use crate::oracle::Oracle;
 use crate::walker::Seen;
 use godrive_proto::Ino;
@@ -28,6 +29,7 @@ pub struct Notes {
     pub oracle: Oracle,
     /// See [`crate::sharing`].
     pub histories: Histories,
+    pub desk: Desk,
     /// Clients whose machines sleep: nothing is asked of them.
     pub asleep: BTreeSet<u16>,
     /// The operation that each client is in and since when, for the report of a hang; of a client that does several at

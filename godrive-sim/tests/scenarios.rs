@@ -51,6 +51,7 @@ scenarios! {
     crash_master "crash-master" 1..3;
     crash_client "crash-client" 1..3;
     crash_all "crash-all" 1..4;
+    restart "restart" 1..4;
     late_datagrams "late-datagrams" 1..3;
     rot "rot" 1..3;
     full "full" 1..3;
@@ -71,6 +72,8 @@ scenarios! {
     flapping "flapping" 1..3;
     pauses "pauses" 1..2;
     clocks "clocks" 1..2;
+    drain "drain" 1..5;
+    balance "balance" 1..3;
     mixed_1 "mixed" 1..9;
     mixed_2 "mixed" 9..17;
     mixed_3 "mixed" 17..25;
@@ -79,7 +82,7 @@ scenarios! {
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    for name in ["calm", "partition-slave", "crash-all", "mixed"] {
+    for name in ["calm", "partition-slave", "crash-all", "drain", "mixed"] {
         let scenario = scenarios::named(name).unwrap();
         let run = |seed| cluster::run(&scenario.plan(seed), seed).trace;
         let first = run(5);

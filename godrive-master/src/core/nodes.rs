@@ -2,7 +2,8 @@
 //!
 //! A node is *alive*, *suspect* (its connection is lost, heartbeats are missing, or it did not answer a seal: no
 //! new replicas go there) or *dead* (silent for long: its replicas are repaired elsewhere). After a restart of
-//! the master the nodes known from the log begin as suspect, as if last heard at the start.
+//! the master the nodes known from the log are *awaited*, as if last heard at the start: nobody has seen them fail, so
+//! until they would be dead their replicas count as being there.
 //!
 //! A disk id has one bearer. A second one is refused while the first is not dead, because two nodes that
 //! serve the same disk's chunks are a copied directory or a copied key.
@@ -31,6 +32,7 @@ pub struct Settings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {
     Alive,
+    Awaited,
     Suspect,
     Dead,
 }
@@ -39,6 +41,7 @@ impl Health {
     pub fn word(self) -> &'static str {
         match self {
             Self::Alive => "alive",
+            Self::Awaited => "awaited",
             Self::Suspect => "suspect",
             Self::Dead => "dead",
         }
@@ -53,6 +56,8 @@ pub struct Node {
     pub disks: Vec<DiskState>,
     pub heard: Instant,
     pub connected: bool,
+    /// Known from the log, and not registered since this master began.
+    awaited: bool,
     /// Its inventory of this connection is complete.
     pub inventoried: bool,
     /// Did not answer a command; forgiven after a while of heartbeats.
@@ -118,6 +123,7 @@ impl Nodes {
             disks: disks.collect(),
             heard: now,
             connected: false,
+            awaited: true,
             inventoried: false,
             suspected: None,
             errors: 0,
@@ -165,6 +171,7 @@ impl Nodes {
             disks: request.disks.clone(),
             heard: now,
             connected: true,
+            awaited: false,
             inventoried: false,
             suspected: before.and_then(|node| node.suspected),
             errors: before.map_or(0, |node| node.errors),
@@ -239,6 +246,8 @@ impl Nodes {
         let silent = now.since(node.heard);
         if silent >= self.settings.dead_after {
             Health::Dead
+        } else if node.awaited {
+            Health::Awaited
         } else if !node.connected || node.suspected.is_some() || silent >= self.settings.suspect_after {
             Health::Suspect
         } else {

@@ -128,8 +128,17 @@ fn after_a_restart_known_nodes_have_the_grace_of_silence() {
     let mut nodes = nodes();
     let address = SocketAddr::from(([127, 0, 0, 1], 1));
     nodes.recovered(s(100), Known { node: A, address, domain: String::new(), disks: vec![DiskId(1)] });
-    assert_eq!(nodes.replica_health(s(101), A, DiskId(1)), Health::Suspect);
+    assert_eq!(nodes.replica_health(s(109), A, DiskId(1)), Health::Awaited);
+    // That it does not answer is no news.
+    nodes.suspect(s(109), A);
+    assert_eq!(nodes.replica_health(s(109), A, DiskId(1)), Health::Awaited);
     assert_eq!(nodes.replica_health(s(110), A, DiskId(1)), Health::Dead);
+    // Once it has been here it has no more grace than others.
+    nodes.recovered(s(100), Known { node: A, address, domain: String::new(), disks: vec![DiskId(1)] });
+    nodes.register(s(101), A, &announce(&[1])).unwrap();
+    assert_eq!(nodes.replica_health(s(101), A, DiskId(1)), Health::Alive);
+    nodes.disconnected(A);
+    assert_eq!(nodes.replica_health(s(102), A, DiskId(1)), Health::Suspect);
 }
 
 #[test]

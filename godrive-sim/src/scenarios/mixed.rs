@@ -2,6 +2,7 @@
 
 use super::disks::{master_damage, master_damaged, some_damage, some_faults, while_down};
 use super::network::{asleep, some_bridge, some_flaps, some_pause, some_step, some_weather};
+use super::operations::{some_way, wiped_when_empty};
 use super::{Scenario, any_client, any_slave, at_last, plan, s, two_slaves};
 use crate::cluster::{Node, Plan};
 use crate::damage::Damage;
@@ -34,6 +35,7 @@ type Schedule = Vec<(Duration, Event)>;
 /// - A loss of power of one slave, or a failing disk, loses what that slave had not synced: as a wound of one.
 /// - A loss of power of all slaves or of the master undoes what was not fsynced; the oracle is told.
 /// - A fault of a client costs what it had not flushed; the oracle is told. It has no part in what the slaves hold.
+/// - A slave that is said to be empty is wiped: that takes nothing from anybody, whatever happened while it was emptied.
 /// - The damaged master is put back as it was if it refuses; what it has acknowledged is then all there.
 fn mixed(dice: &mut SmallRng) -> Plan {
     let mut schedule = vec![];
@@ -55,6 +57,7 @@ fn mixed(dice: &mut SmallRng) -> Plan {
         }
     }
     let mut plan = plan(at + s(20), schedule, at_last(at + s(20), 20));
+    plan.operator = true;
     // The faults matter here, not the load.
     plan.workload.pause = Duration::from_millis(50);
     plan.at_least = 500;
@@ -66,11 +69,12 @@ fn round(dice: &mut SmallRng, at: Duration) -> Schedule {
         true => dice.random_range(50..2000),
         false => dice.random_range(2000..14_000),
     });
-    let (mut round, fair) = match dice.random_range(0..10) {
+    let (mut round, fair) = match dice.random_range(0..11) {
         0..3 => (wounds(dice, at, lasts), true),
         3 => (one_wound(dice, at, lasts), false),
         4 => (power(dice, at, lasts), false),
         5 => (master_damaged(at, master_damage(dice)).to_vec(), false),
+        6 => (emptied(dice, at, lasts), false),
         _ => (outage(dice, at, lasts), false),
     };
     if !fair && dice.random_bool(0.5) {
@@ -87,6 +91,17 @@ fn round(dice: &mut SmallRng, at: Duration) -> Schedule {
             round.push((at + Duration::from_millis(dice.random_range(0..3000)), some_step(dice, node)));
         }
     }
+    round
+}
+
+/// A slave is drained or decommissioned while something else happens, and gets an empty disk when that is done.
+fn emptied(dice: &mut SmallRng, at: Duration, lasts: Duration) -> Schedule {
+    let (slave, ways) = (any_slave(dice), some_way(dice));
+    let mut round = vec![(at, Event::Intend(slave, ways[0]))];
+    let during = at + Duration::from_millis(dice.random_range(0..600));
+    round.extend(outage(dice, during, lasts));
+    let over = round.iter().map(|(at, _)| *at).max().unwrap_or(at);
+    round.extend(wiped_when_empty(slave, over, ways[1]));
     round
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The planner is a function of a view. First come chunks with the fewest living replicas; a chunk whose
 //! missing node may only be restarting waits, unless so few replicas are left that the next failure could
-//! take the chunk from its users. Then members that are too many leave, then what is on drained disks is copied
+//! take the chunk from its users. Nodes that are awaited after a restart of the master are no failures yet. Then members that are too many leave, then what is on drained disks is copied
 //! elsewhere (and so becomes too many), then full disks give to empty ones. Limits bound the copies per node and in
 //! all, and what is not endangered keeps to each node's budget of bytes. Replicas that nobody needs any more
 //! are removed in batches that take no part in any of these limits: deletion delays no repair, and nothing delays it.
@@ -158,11 +158,12 @@ impl ChunkView {
         if self.busy || alive == 0 {
             return None;
         }
-        let endangered = alive < limits.min_replicas || (alive <= 1 && limits.replicas > 1);
-        if endangered && alive < limits.replicas {
+        let present = alive + self.count(|member| member.health == Health::Awaited);
+        let endangered = present < limits.min_replicas || (present <= 1 && limits.replicas > 1);
+        if endangered && present < limits.replicas {
             return Some(Need::Endangered { alive });
         }
-        if alive + self.count(|member| member.health == Health::Suspect) < limits.replicas {
+        if present + self.count(|member| member.health == Health::Suspect) < limits.replicas {
             return Some(Need::Missing { alive });
         }
         if let Some(leaves) = surplus::leaver(self, limits.replicas, candidates) {

@@ -27,7 +27,7 @@ fn disk(node: NodeId) -> DiskId {
 
 /// Lines, of nodes with one disk of 100 bytes each and chunks of 10:
 /// `disk 4 [free80] [full] [rack1]`; `chunk 7 a1 s2 d3 x4 [left5] [busy]` with members that are alive, suspect, dead,
-/// or alive and drained; `settled 7 a1 a2 a3 [open]`; `copying 1 2`; `spent 4`; `unneeded 5 7 e3`. Disks come first.
+/// alive and drained, or awaited (`w`); `settled 7 a1 a2 a3 [open]`; `copying 1 2`; `spent 4`; `unneeded 5 7 e3`. Disks come first.
 fn planned(text: &str) -> String {
     let mut view = View::default();
     let mut racks: BTreeMap<NodeId, String> = BTreeMap::new();
@@ -110,6 +110,7 @@ fn chunk(words: &[&str], racks: &BTreeMap<NodeId, String>) -> ChunkView {
             b's' => (Health::Suspect, false),
             b'd' => (Health::Dead, false),
             b'x' => (Health::Alive, true),
+            b'w' => (Health::Awaited, false),
             _ => return None,
         };
         let node = node(word);
@@ -162,6 +163,29 @@ fn a_restarting_node_has_grace_unless_the_chunk_is_at_risk() {
          chunk 2 a1 s2 s3",
         "save 2: 1 -> 4",
     );
+}
+
+/// They have not registered since the master began; what missed replicas before misses them still.
+#[test]
+fn awaited_nodes_are_no_failures() {
+    check(
+        "disk 1
+         disk 4
+         disk 5
+         chunk 1 a1 w2 w3
+         chunk 2 a1 a2 w3
+         chunk 3 a4 w2
+         chunk 4 a4
+         chunk 5 w1 w2 w3
+         chunk 6 a1 d2 w3",
+        "save 4: 4 -> 5
+         join 3: 4 -> 1
+         join 6: 1 -> 5",
+    );
+    // Once they would be back, if they were.
+    check("disk 4\n chunk 1 a1 d2 d3", "save 1: 1 -> 4");
+    // Nor does anything leave or move on their word.
+    check("disk 1\n disk 2\n disk 3\n disk 4\n chunk 1 a1 a2 a3 w4\n chunk 2 a1 a2 x3 w4", "");
 }
 
 #[test]

@@ -3,17 +3,21 @@
 //! A member failed, a writer was revoked, a replica joins, replicas disagree: always the same procedure, run by one
 //! task per chunk. Log that the epoch is pending; seal the members, which stop working for the old epoch and say
 //! what they have; elect; bring laggards and joiners level; log the new epoch; install it. Whoever needs
-//! the chunk meanwhile waits for the end of the same task.
+//! the chunk meanwhile waits for the end of the same task. Members that are awaited after a restart of the master are
+//! waited for before it begins, or each chunk in use would lose them and be copied to them again.
 
 mod round;
 
+use super::hub::Hub;
 use super::requests::Context;
 use super::shared::Shared;
+use crate::core::nodes::Health;
 use crate::core::placement::Candidate;
 use godrive_proto::data::Layout;
 use godrive_proto::frame::{Class, RequestHeader};
 use godrive_proto::lease::{Problem, ReportRequest};
 use godrive_proto::net::Connection;
+use godrive_proto::time::Instant;
 use godrive_proto::{ChunkId, Code, Fault, NodeId, Operation, Role, SessionId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -36,6 +40,7 @@ pub enum Cause {
 /// A change that failed is tried again after this, or when a slave comes back; so many at one time.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 64;
+const LOOK_FOR_MEMBERS_EVERY: Duration = Duration::from_millis(50);
 /// Members that fail while they are installed cost another round, and so does a commit during the election.
 const ROUNDS: usize = 3;
 
@@ -145,6 +150,9 @@ enum Ended {
 
 /// Rounds until one ends with all members installed.
 async fn run(shared: &Arc<Shared>, chunk: ChunkId, cause: &Cause) -> Result<(), Fault> {
+    while shared.with(|hub, now| awaits_members(hub, now, chunk))? {
+        tokio::time::sleep(LOOK_FOR_MEMBERS_EVERY).await;
+    }
     let mut unfit = BTreeSet::new();
     for round in 1..=ROUNDS {
         let Ended::Installed { missing } = round::one_round(shared, chunk, cause, &unfit).await? else {
@@ -165,6 +173,11 @@ async fn run(shared: &Arc<Shared>, chunk: ChunkId, cause: &Cause) -> Result<(), 
         Code::Unavailable,
         format!("chunk {chunk}: its members fail faster than its epochs change"),
     ))
+}
+
+fn awaits_members(hub: &Hub, now: Instant, chunk: ChunkId) -> Result<bool, Fault> {
+    let members = hub.state.chunk(chunk)?.map_or(Vec::new(), |known| known.members);
+    Ok(members.iter().any(|member| hub.nodes.health(now, member.node) == Health::Awaited))
 }
 
 /// A command to a slave, sent at once; await what is returned for the answer.

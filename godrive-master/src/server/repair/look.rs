@@ -203,7 +203,9 @@ fn reclaimable(hub: &mut Hub, now: Instant, progress: &mut Progress, view: &mut 
             .into_iter()
             .filter(|node| !confirmed.contains(node) && !hub.nodes.is_given_up(now, *node))
             .collect();
-        if waiting.is_empty() {
+        // A copy that is under way leaves a replica that has to be known.
+        let copying = progress.joins.contains_key(&chunk) || hub.epochs.contains_key(&chunk);
+        if waiting.is_empty() && !copying {
             forgotten.push(chunk);
         }
         for node in waiting {
@@ -231,7 +233,7 @@ fn retire(hub: &mut Hub, now: Instant, progress: &Progress) -> Result<(), Fault>
         let left = || hub.slaves.leftovers.values().any(|places| places.keys().any(|(at, _)| *at == node));
         let ready = match hub.nodes.health(now, node) {
             Health::Alive => hub.nodes.get(node).is_some_and(|known| known.inventoried) && !left(),
-            Health::Suspect => false,
+            Health::Awaited | Health::Suspect => false,
             Health::Dead => true,
         };
         if ready {

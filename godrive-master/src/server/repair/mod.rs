@@ -177,6 +177,10 @@ fn settle(shared: &Arc<Shared>, progress: &mut Progress, ended: Ended) {
     match ended {
         Ended::Join(chunk, done) => {
             let Some(joining) = progress.joins.remove(&chunk) else { return };
+            // Of a chunk that was deleted meanwhile they may have a replica again.
+            if let Some(confirmed) = progress.confirmed.get_mut(&chunk) {
+                confirmed.retain(|node| !joining.nodes.contains(node));
+            }
             shared.with(|hub, now| {
                 hub.repairs.active(progress.joins.values());
                 if !done {
