@@ -70,7 +70,7 @@ pub enum Event {
     SameMembers,
     /// The operator tells the master what to do with the slave.
     Intend(Node, Intention),
-    /// What follows waits until the slave is said to be empty; then nothing may be there.
+    /// What follows waits until the slave is said to be empty; then nothing may be there that anybody needs.
     Emptied(Node),
     /// What follows waits until the master has moved a replica to level disks.
     Balance,

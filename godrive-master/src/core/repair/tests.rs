@@ -178,8 +178,8 @@ fn awaited_nodes_are_no_failures() {
          chunk 4 a4
          chunk 5 w1 w2 w3
          chunk 6 a1 d2 w3",
-        "save 4: 4 -> 5
-         join 3: 4 -> 1
+        "save 4: 4 -> 1
+         join 3: 4 -> 5
          join 6: 1 -> 5",
     );
     // Once they would be back, if they were.
