@@ -4,9 +4,9 @@ use crate::cluster::{CHUNK, Cluster};
 use crate::kernel::Kernel;
 use bytes::Bytes;
 use godrive_client::CloseMode;
-use godrive_client::driver::{Config as DriverConfig, Declared};
+use godrive_client::driver::{BoxFuture, Config as DriverConfig, Declared};
 use godrive_client::fs::config::Config;
-use godrive_client::fs::{Backend, Caller, Fs, Handle, SetAttr, Whence};
+use godrive_client::fs::{Backend, Caller, Found, Fs, Handle, Invalidate, Invalidation, SetAttr, Whence};
 use godrive_proto::lease::{GetLayout, GetLayouts, OpenChunks, RecallRequest};
 use godrive_proto::meta::{Barrier, Commit, Create, Lookup, NewNode, RenameMode};
 use godrive_proto::{Ino, LeaseId, LogIndex, Operation, ROOT};
@@ -118,6 +118,33 @@ async fn under_a_lease_nothing_is_asked_twice() {
         assert!(other.try_open(ino, libc::O_RDONLY).is_some());
     }
     assert_eq!(cluster.world.lock().master.requests, before);
+}
+
+/// A kernel that has not dropped the pages of one inode yet.
+struct Slow(Ino);
+
+impl Invalidate for Slow {
+    fn invalidate(&self, _: Vec<Invalidation>) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
+    }
+
+    fn is_forgetting(&self, ino: Ino) -> bool {
+        ino == self.0
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn attributes_may_not_be_kept_where_pages_are_still_to_be_dropped() {
+    let cluster = Cluster::new(1);
+    let fs = cluster.mount(1);
+    let ((slow, _), (other, _)) = (create(&fs, b"slow").await, create(&fs, b"other").await);
+    fs.set_invalidate(Arc::new(Slow(slow)));
+    assert!(fs.getattr(slow).await.unwrap().value.ttl.is_zero());
+    assert!(!fs.getattr(other).await.unwrap().value.ttl.is_zero());
+    for (name, kept) in [(&b"slow"[..], false), (b"other", true)] {
+        let Found::Entry(entry) = fs.lookup(ROOT, name).await.unwrap().value else { panic!("it exists") };
+        assert_eq!(!entry.attr_ttl.is_zero(), kept);
+    }
 }
 
 #[tokio::test(start_paused = true)]
