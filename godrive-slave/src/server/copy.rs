@@ -124,7 +124,7 @@ impl Copy<'_> {
         if !self.store.is_stable(done.position) {
             self.store.sync().await?;
         }
-        self.shared.ring_if_due(&self.store);
+        self.shared.ring_if_due(self.store);
         Ok(done.contents)
     }
 
