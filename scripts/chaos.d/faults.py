@@ -339,8 +339,12 @@ KINDS = [kill_slave, kill_slaves, kill_master, kill_all, kill_mount, lose_mount,
 KINDS += [flapping, link_down, packets, packets, packets_and_kill, storm, storm, storm, damage_disks, damage_disks, wipe, rollback, clone, full_disk]
 
 
+def cards(only):
+    return [kind for kind in KINDS if not only or kind.__name__ in only]
+
+
 def deck(random, only):
     """Without end: all kinds in a random order, then again in another one."""
-    kinds = [kind for kind in KINDS if not only or kind.__name__ in only]
+    kinds = cards(only)
     while True:
         yield from random.sample(kinds, len(kinds))

@@ -14,6 +14,7 @@ from network import Network
 
 # What is to hold is measured; a machine that is shared is given this much more before it counts as broken.
 MARGIN = 1.5
+WHOLE_DECK_MINUTES = 10
 RESUME_DEADLINE_S, HEALTHY_DEADLINE_S, REPAIR_DEADLINE_S = 90, 180, 240
 STEPS_PER_MINUTE = 500
 STOPPED = 130
@@ -75,9 +76,9 @@ class Run:
 
     def repaired(self, names):
         """Waits for the scrub, for repair, and until the damaged disks are sound when looked at from outside."""
-        end, report = now() + REPAIR_DEADLINE_S, ""
+        end, report, rounds = now() + REPAIR_DEADLINE_S, "", 0
         while now() < end:
-            begun = now()
+            begun, rounds = now(), rounds + 1
             self.wait_for_scrub(names)
             if not self.cluster.wait_healthy(max(1, end - now())):
                 break
@@ -89,6 +90,8 @@ class Run:
                 faults.revive(self, name)
                 clean &= sound or self.only_asides(name, report)
             if clean:
+                if rounds > 1:
+                    self.violation(f"damage to {' '.join(names)} was found by {rounds} scrubs, not by one")
                 return
         self.violation(f"damage to {' '.join(names)} not repaired within {REPAIR_DEADLINE_S} s: {report[:400]} {self.cluster.why_unhealthy()}")
 
@@ -136,7 +139,9 @@ class Run:
         self.resumed("the start", self.begun, 60)
         deck = faults.deck(random.Random(f"{self.seed}/deck"), self.only)
         end, count = now() + self.minutes * 60, 0
-        while now() < end:
+        # A long run deals every card at least once.
+        least = len(faults.cards(self.only)) if self.minutes >= WHOLE_DECK_MINUTES else 0
+        while now() < end or count < least:
             count += 1
             draws, fault = random.Random(f"{self.seed}/{count}"), next(deck)
             rest = draws.uniform(1, 6)

@@ -4,6 +4,7 @@
  *     sync_ms 300      each sync takes so much longer
  *     sync_eio         each sync fails
  *     write_eio        each write fails
+ *     read_ms 300      each read takes so much longer
  *     read_eio         each read fails
  *
  * Only files below the directory in GODRIVE_DISK count: a slave has several disks.
@@ -74,6 +75,8 @@ int fsync(int fd) {
 
 ssize_t pread64(int fd, void *buffer, size_t count, off64_t offset) {
     NEXT(pread64);
+    long ms = fault(fd, "read_ms");
+    if (ms) wait_ms(ms);
     if (fault(fd, "read_eio")) {
         errno = EIO;
         return -1;
