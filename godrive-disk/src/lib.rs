@@ -60,7 +60,8 @@ pub trait DiskFile: Send + Sync + 'static {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Writes all of the pieces, one after the other (pwritev).
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()>;
-    /// Takes room for a range behind the end, which reads as zeros; the file may be longer afterwards also after an error.
+    /// Takes room for a range of which nothing but zeros was written; the file reaches over it, also where it takes only a part before
+    /// an error.
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Gives the range back to the disk; it reads as zeros. The length stays.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()>;

@@ -198,14 +198,15 @@ impl DiskFile for RealFile {
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
         let (at, longer) = Self::offsets(offset, len)?;
         // SAFETY: plain system call on an open descriptor.
-        if unsafe { libc::fallocate(self.file.as_raw_fd(), 0, at, longer) } == 0 {
-            return Ok(());
+        while unsafe { libc::fallocate(self.file.as_raw_fd(), 0, at, longer) } != 0 {
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::EOPNOTSUPP | libc::ENOSYS) => return crate::write_zeros(self, offset, len),
+                _ => return Err(error),
+            }
         }
-        let error = io::Error::last_os_error();
-        if error.raw_os_error() != Some(libc::EOPNOTSUPP) {
-            return Err(error);
-        }
-        crate::write_zeros(self, offset, len)
+        Ok(())
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {

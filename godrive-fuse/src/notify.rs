@@ -278,13 +278,28 @@ impl Forgetting {
         Dropping { forgetting: self.clone(), ino }
     }
 
+    /// What `ask` says while no pages of the inode are being dropped: read(2) asks for attributes before it looks at pages.
+    pub async fn settled<T, E, F: Future<Output = Result<T, E>>>(
+        &self,
+        ino: Ino,
+        ask: impl Fn() -> F,
+    ) -> Result<T, E> {
+        loop {
+            self.over(ino).await;
+            // A recall waits for who holds the answer, so the wait is without it.
+            let answer = ask().await?;
+            if self.is_over(ino) {
+                return Ok(answer);
+            }
+        }
+    }
+
     /// The kernel has forgotten what it was told to.
     pub fn is_over(&self, ino: Ino) -> bool {
         !self.inodes.lock().contains_key(&ino)
     }
 
-    /// Returns when that is so.
-    pub async fn over(&self, ino: Ino) {
+    async fn over(&self, ino: Ino) {
         loop {
             let mut ended = std::pin::pin!(self.ended.notified());
             ended.as_mut().enable();
@@ -460,15 +475,32 @@ mod tests {
             (forgetting.begin(Ino(1)), forgetting.begin(Ino(1)), forgetting.begin(Ino(2)));
         let waiting = tokio::spawn({
             let forgetting = forgetting.clone();
-            async move { forgetting.over(Ino(1)).await }
+            async move { forgetting.settled(Ino(1), || async { Ok::<_, ()>(7) }).await }
         });
         drop(first);
         tokio::task::yield_now().await;
         assert!(!forgetting.is_over(Ino(1)) && !waiting.is_finished());
         drop(second);
-        waiting.await.unwrap();
+        assert_eq!(waiting.await.unwrap(), Ok(7));
         assert!(forgetting.is_over(Ino(1)) && !forgetting.is_over(Ino(2)));
         drop(other);
         assert!(forgetting.is_over(Ino(2)));
+
+        // One that begins while the answer is sought is waited for too.
+        let (asked, began) = (std::cell::Cell::new(0), std::cell::RefCell::new(None));
+        let answer = forgetting.settled(Ino(3), || {
+            asked.set(asked.get() + 1);
+            if asked.get() == 1 {
+                *began.borrow_mut() = Some(forgetting.begin(Ino(3)));
+            }
+            std::future::ready(Ok::<_, ()>(asked.get()))
+        });
+        let end = async {
+            while began.borrow().is_none() {
+                tokio::task::yield_now().await;
+            }
+            drop(began.take());
+        };
+        assert_eq!(tokio::join!(answer, end).0, Ok(2));
     }
 }

@@ -41,11 +41,17 @@ pub struct What {
     pub ino: Ino,
     /// The second directory of a rename, the directory of a link, the target of a copy.
     pub other: Option<Ino>,
+    locks: bool,
 }
 
 impl What {
     pub fn new(name: &'static str, ino: Ino) -> Self {
-        Self { name, ino, other: None }
+        Self { name, ino, other: None, locks: true }
+    }
+
+    /// One for which the kernel holds none of the locks that a notification needs.
+    pub fn without_locks(name: &'static str, ino: Ino) -> Self {
+        Self { locks: false, ..Self::new(name, ino) }
     }
 
     pub fn and(self, other: Ino) -> Self {
@@ -53,7 +59,7 @@ impl What {
     }
 
     fn touches(&self, ino: Ino) -> bool {
-        self.ino == ino || self.other == Some(ino)
+        self.locks && (self.ino == ino || self.other == Some(ino))
     }
 }
 
@@ -229,6 +235,8 @@ mod tests {
         assert_eq!(operations.waiting_on(Ino(2)), Some(Duration::from_millis(5)));
         assert_eq!(operations.waiting_on(Ino(3)), None);
         drop(guard);
+        assert_eq!(operations.waiting_on(Ino(1)), None);
+        let _guard = operations.begin(What::without_locks("getattr", Ino(1)), 0);
         assert_eq!(operations.waiting_on(Ino(1)), None);
     }
 }

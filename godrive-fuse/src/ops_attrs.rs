@@ -62,22 +62,17 @@ fn libc_mode(mode: u32) -> u16 {
 impl Mount {
     pub(crate) fn op_getattr(&self, ino: INodeNo, reply: ReplyAttr) {
         let ino = convert::ino(ino);
-        let what = What::new("getattr", ino);
+        let what = What::without_locks("getattr", ino);
         let known = self.fs.try_getattr(ino).filter(|_| self.forgetting.is_over(ino));
         if let Some(known) = known {
             return finish(what, reply, known, answer_attr);
         }
         let (fs, forgetting) = (self.fs.clone(), self.forgetting.clone());
-        let work = async move {
-            loop {
-                forgetting.over(ino).await;
-                // A recall waits for who holds the answer, so the wait is without it.
-                let attr = fs.getattr(ino).await?;
-                if forgetting.is_over(ino) {
-                    return Ok(attr);
-                }
-            }
+        let ask = move || {
+            let fs = fs.clone();
+            async move { fs.getattr(ino).await }
         };
+        let work = async move { forgetting.settled(ino, ask).await };
         self.answers.spawn(what, reply, work, answer_attr);
     }
 

@@ -77,9 +77,10 @@ impl Filesystem for Versioned {
         self.asked_attributes.fetch_add(1, Ordering::SeqCst);
         let all = self.clone();
         self.runtime.spawn(async move {
-            all.notifications.forgetting().over(Ino(ino.0)).await;
+            let forgetting = all.notifications.forgetting();
+            let known = forgetting.settled(Ino(ino.0), || async { Ok::<_, ()>(all.attr(ino)) }).await;
             all.notifications.invalidate(vec![Invalidation::Attributes(Ino(ino.0))]).await;
-            reply.attr(&TTL, &all.attr(ino));
+            reply.attr(&TTL, &known.unwrap());
         });
     }
 

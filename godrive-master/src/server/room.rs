@@ -29,13 +29,10 @@ impl Room {
         self.disk.clone()
     }
 
-    /// Whether the state may grow. Takes the ballast again if there is room for it.
+    /// Whether the state may grow. Takes the ballast if there is room for it.
     pub fn is_enough(&self) -> io::Result<bool> {
-        let enough = self.disk.space()?.free_bytes > self.reserve_bytes;
-        if enough && self.disk.is_short() {
-            self.disk.refill()?;
-        }
-        Ok(enough)
+        self.disk.refill(self.reserve_bytes / 2);
+        Ok(self.disk.space()?.free_bytes > self.reserve_bytes)
     }
 }
 

@@ -51,7 +51,8 @@ fn checkpoint(shared: &Shared, store: &DiskStore) -> Result<(), godrive_proto::F
     let now = shared.clock.wall();
     godrive_disk::blocking(store.is_instant(), || {
         store.checkpoint(now)?;
-        store.refill_reserve()
+        store.refill_reserve();
+        Ok(())
     })
 }
 

@@ -29,7 +29,7 @@ pub(super) struct State {
 impl DiskStore {
     /// Enough has changed that the next checkpoint should not wait.
     pub fn checkpoint_is_due(&self) -> bool {
-        let due_bytes = if self.disk.is_short() { DUE_BYTES_SHORT } else { DUE_BYTES };
+        let due_bytes = if self.disk.is_cut() { DUE_BYTES_SHORT } else { DUE_BYTES };
         self.failure().is_none()
             && (self.grown.load(Ordering::Relaxed) >= due_bytes
                 || self.index.lock().dirty_replicas() >= DUE_REPLICAS)

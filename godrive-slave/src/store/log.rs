@@ -4,7 +4,7 @@
 
 use crate::core::leaves::Location;
 use crate::core::record::{BLOCK, FORMAT, Record};
-use godrive_disk::{Disk, DiskFile, GroupSync, SyncFailed};
+use godrive_disk::{Disk, DiskFile, GroupSync, Reserved, SyncFailed};
 use godrive_proto::DiskId;
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -72,7 +72,7 @@ pub struct Log {
 }
 
 struct Shared {
-    disk: Arc<dyn Disk>,
+    disk: Arc<Reserved>,
     id: DiskId,
     segment_blocks: u32,
     tail: Mutex<Tail>,
@@ -114,13 +114,13 @@ impl Tail {
 impl Log {
     /// Begins a new segment, durably.
     pub fn begin(
-        disk: Arc<dyn Disk>,
+        disk: Arc<Reserved>,
         id: DiskId,
         segment: u32,
         next_sequence: u64,
         segment_bytes: u64,
     ) -> io::Result<Self> {
-        let file = create_segment(&*disk, id, segment, next_sequence)?;
+        let file = create_segment(&disk, id, segment, next_sequence)?;
         let tail = Tail::new(segment, file, next_sequence);
         let instant = disk.is_instant();
         let shared = Arc::new(Shared {
@@ -153,7 +153,10 @@ impl Log {
         pieces.push(&header);
         pieces.extend_from_slice(data);
         let offset = u64::from(tail.block) * BLOCK as u64;
-        if let Err(error) = tail.file.write_at(&pieces, offset) {
+        let write = || tail.file.write_at(&pieces, offset);
+        // Data never takes what is kept for records without it.
+        let written = if data.is_empty() { self.shared.disk.with_room(write) } else { write() };
+        if let Err(error) = written {
             // What was written in part is given back; it could never verify as a record.
             if let Err(second) = tail.file.set_len(offset) {
                 tracing::warn!(%second, segment = tail.segment, "cannot cut a segment after a failed write");
@@ -176,7 +179,8 @@ impl Log {
 
     pub fn punch(&self, first: Location, blocks: u32) -> io::Result<()> {
         let (offset, len) = (u64::from(first.block) * BLOCK as u64, u64::from(blocks) * BLOCK as u64);
-        self.shared.file(first.segment)?.punch(offset, len)
+        let file = self.shared.file(first.segment)?;
+        self.shared.disk.with_room(|| file.punch(offset, len))
     }
 
     /// Removes a segment that nothing refers to any more.
@@ -269,7 +273,7 @@ impl Shared {
         self.make_stable(&*tail.file, tail.next_sequence - 1)?;
         let segment =
             tail.segment.checked_add(1).ok_or_else(|| io::Error::other("segment numbers are used up"))?;
-        let file = create_segment(&*self.disk, self.id, segment, tail.next_sequence)?;
+        let file = create_segment(&self.disk, self.id, segment, tail.next_sequence)?;
         *tail = Tail::new(segment, file, tail.next_sequence);
         Ok(())
     }
@@ -290,7 +294,7 @@ impl Shared {
         if let Some(file) = self.open.lock().get(&segment) {
             return Ok(file.clone());
         }
-        let file = self.disk.open(&path(segment), false)?;
+        let file = self.disk.plain().open(&path(segment), false)?;
         self.open.lock().put(segment, file.clone());
         Ok(file)
     }
@@ -304,16 +308,19 @@ fn sync_error(error: io::Error) -> io::Error {
 
 /// Nothing is left of a segment that could not be made.
 fn create_segment(
-    disk: &dyn Disk,
+    disk: &Reserved,
     id: DiskId,
     segment: u32,
     next_sequence: u64,
 ) -> io::Result<Arc<dyn DiskFile>> {
     let path = path(segment);
     let create = || {
-        let file = disk.open(&path, true)?;
-        file.set_len(0)?;
-        file.write_at(&[&segment_header(id, segment, next_sequence)], 0)?;
+        let file = disk.with_room(|| {
+            let file = disk.plain().open(&path, true)?;
+            file.set_len(0)?;
+            file.write_at(&[&segment_header(id, segment, next_sequence)], 0)?;
+            Ok(file)
+        })?;
         file.sync().map_err(sync_error)?;
         disk.sync_directory(DIRECTORY).map_err(sync_error)?;
         Ok(file)

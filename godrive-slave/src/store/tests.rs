@@ -482,7 +482,7 @@ fn what_the_cluster_needs_goes_on_when_others_have_taken_all_room() {
     let options = Options { reserve_bytes: Some(8 << 20), ..options() };
     let open = || DiskStore::open(Arc::new(disk.clone()), options, DiskId(9), NOW).unwrap();
     let store = open();
-    store.refill_reserve().unwrap();
+    store.refill_reserve();
     let bytes = vec![3; 10 * LEAF];
     let extent = Extent { offset: 0, len: bytes.len() as u32, fill: Fill::Bytes };
     for chunk in 1..=50 {
@@ -493,6 +493,10 @@ fn what_the_cluster_needs_goes_on_when_others_have_taken_all_room() {
     assert_eq!(store.state().health, DiskHealth::Full);
     let refused = apply(&store, &delta_of(1, 1, 1, vec![extent], &bytes), &bytes).unwrap_err();
     assert_eq!(refused.code, Code::NoSpace);
+    // Nor does a copy that may take of the reserve take what is kept for records without data.
+    let copy = Adoption { into_reserve: true, ..adoption(99, 1, 7, 0) };
+    assert_eq!(store.adopt(&copy).unwrap_err().code, Code::NoSpace);
+    assert!(!store.disk.is_cut());
     let mut epoch = 1;
     for _round in 0..20 {
         epoch += 1;
@@ -511,8 +515,8 @@ fn what_the_cluster_needs_goes_on_when_others_have_taken_all_room() {
     store.checkpoint(NOW).unwrap();
     assert!(disk.space().unwrap().free_bytes > 0, "what was deleted is given back");
     disk.set_capacity(1 << 30);
-    store.refill_reserve().unwrap();
-    assert!(!store.disk.is_short());
+    store.refill_reserve();
+    assert!(!store.disk.is_cut());
     assert_eq!(store.state().health, DiskHealth::Healthy);
 }
 
@@ -645,6 +649,17 @@ fn adoption(chunk: u64, version: u64, bytes: u8, based_on: u64) -> Adoption {
         epoch: Epoch(2),
         now: NOW,
     }
+}
+
+#[test]
+fn a_copy_that_began_before_the_chunk_was_deleted_does_not_make_it_anew() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    store.adopt(&adoption(1, 4, 7, 0)).unwrap();
+    store.delete(&[(ChunkId(1), Epoch(3))], NOW).unwrap();
+    assert_eq!(store.adopt(&adoption(1, 4, 7, 0)).unwrap_err().code, Code::WrongEpoch);
+    assert_eq!(store.row(ChunkId(1)).unwrap(), None);
+    store.adopt(&Adoption { epoch: Epoch(3), ..adoption(1, 4, 7, 0) }).unwrap();
 }
 
 #[test]

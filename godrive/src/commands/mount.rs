@@ -47,21 +47,25 @@ pub async fn mount(line: cli::Mount) -> Result<()> {
     Ok(())
 }
 
-/// Whether the mount has a daemon that goes on: the last one of a mount that was just taken away is waited for.
+/// Whether the mount has a daemon that serves it. One that runs without the mount is about to serve it, or to end: that is waited for.
 pub async fn is_served(home: &Home, name: NodeName, path: &Path) -> Result<bool> {
-    let Some(pid) = process::running(home, name)? else { return Ok(false) };
-    if mounts::state(path).await? != State::NotMounted {
-        return Ok(true);
+    let end = Instant::now() + MOUNT_DEADLINE;
+    while let Some(pid) = process::running(home, name)? {
+        if mounts::state(path).await? != State::NotMounted {
+            return Ok(true);
+        }
+        if Instant::now() >= end {
+            bail!(
+                "the daemon {pid} of the mount at {} runs, but nothing is mounted there: {} says why; \
+                 `godrive umount --force {}` ends it",
+                path.display(),
+                home.node(name).join("log").display(),
+                path.display()
+            );
+        }
+        tokio::time::sleep(process::TICK).await;
     }
-    let ending = Daemon { pid, config: home.config(name) };
-    if process::gone(&ending, Kind::Mount.program(), MOUNT_DEADLINE).await? {
-        return Ok(false);
-    }
-    bail!(
-        "the daemon {pid} of a mount that was at {} is still ending: try again, or end it with `godrive umount --force {}`",
-        path.display(),
-        path.display()
-    );
+    Ok(false)
 }
 
 /// Another file system, or a mount that lives, at the place of a new one.

@@ -5,7 +5,7 @@ use crate::admin::Admin;
 use crate::cli;
 use crate::cluster::create::Maker;
 use crate::cluster::layout::{Cluster, Home, Kind, NodeName};
-use crate::cluster::mounts;
+use crate::cluster::mounts::{self, State};
 use crate::cluster::plan::{self, Existing, Plan, Step, Wanted};
 use crate::cluster::process::{self, Started};
 use crate::remote::{Remote, explained};
@@ -54,9 +54,11 @@ async fn existing(home: &Home) -> Result<Existing> {
     };
     for &name in &existing.nodes {
         let runs = match existing.mounts.get(&name.number).filter(|_| name.kind == Kind::Mount) {
-            Some(path) => is_served(home, name, path).await?,
-            None => process::running(home, name)?.is_some(),
+            // One that runs without its mount may be waiting for the cluster, or ending: it is looked at again when its turn comes.
+            Some(path) => mounts::state(path).await? != State::NotMounted,
+            None => true,
         };
+        let runs = runs && process::running(home, name)?.is_some();
         if runs {
             existing.running.insert(name);
         }
@@ -80,7 +82,12 @@ async fn perform(home: &Home, plan: &Plan, maker: &mut Maker) -> Result<()> {
                 let name = NodeName { kind: Kind::Mount, number: *number };
                 maker.mount(home, &made(&cluster)?, name, path)?;
             }
-            Step::Start(name) if name.kind == Kind::Mount => start_mount(home, *name).await?,
+            Step::Start(name) if name.kind == Kind::Mount => {
+                let path = home.mounts()?.remove(&name.number).context("the mount has no configuration")?;
+                if !is_served(home, *name, &path).await? {
+                    start_mount(home, *name).await?;
+                }
+            }
             Step::Start(name) => {
                 let mut node = process::start(home, *name)?;
                 if name.kind == Kind::Master {

@@ -40,6 +40,9 @@ pub enum Cause {
 /// A change that failed is tried again after this, or when a slave comes back; so many at one time.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 64;
+/// The longest that an epoch change waits for members that have not registered since the master's start: well below the
+/// deadline of a mount, which may need the chunk.
+const AWAIT_MEMBERS: Duration = Duration::from_secs(5);
 const LOOK_FOR_MEMBERS_EVERY: Duration = Duration::from_millis(50);
 /// Members that fail while they are installed cost another round, and so does a commit during the election.
 const ROUNDS: usize = 3;
@@ -150,7 +153,8 @@ enum Ended {
 
 /// Rounds until one ends with all members installed.
 async fn run(shared: &Arc<Shared>, chunk: ChunkId, cause: &Cause) -> Result<(), Fault> {
-    while shared.with(|hub, now| awaits_members(hub, now, chunk))? {
+    let until = shared.clock.now().after(AWAIT_MEMBERS);
+    while shared.with(|hub, now| Ok::<_, Fault>(now < until && awaits_members(hub, now, chunk)?))? {
         tokio::time::sleep(LOOK_FOR_MEMBERS_EVERY).await;
     }
     let mut unfit = BTreeSet::new();
