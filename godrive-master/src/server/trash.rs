@@ -5,11 +5,11 @@ use super::requests::Context;
 use super::shared::Shared;
 use crate::core::record::Body;
 use crate::core::state::values::{Inode, Trashed};
-use crate::core::trash::{Due, Planner, View};
+use crate::core::trash::{Due, Planner, Point, View};
 use godrive_proto::admin::{ListTrashRequest, TrashEntry, TrashPage, TrashStatus};
 use godrive_proto::limits::MAX_TRASH_PAGE;
 use godrive_proto::time::Instant;
-use godrive_proto::{Code, Fault, Ino, ROOT};
+use godrive_proto::{Code, Fault, Ino, LogIndex, ROOT};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +54,7 @@ fn view(hub: &Hub, now: Instant) -> Result<View, Fault> {
     let disks = hub.nodes.candidates(now, &hub.reserved);
     Ok(View {
         now,
-        wall: hub.wall().max(hub.state.time()),
+        log: Point { time: hub.state.time(), index: hub.state.applied() },
         keep_s: trash.keep_s,
         max_entries: hub.config.trash.max_entries,
         entries: trash.entries,
@@ -68,8 +68,8 @@ fn view(hub: &Hub, now: Instant) -> Result<View, Fault> {
 /// Drops a page of what is due, and says how many entries that were.
 fn drop_due(hub: &mut Hub, due: &mut Due) -> Result<usize, Fault> {
     let (mut over, mut early) = (Vec::new(), 0);
-    for (ino, trashed, _) in hub.state.trashed(None, PAGE)? {
-        let is_over = due.until.is_some_and(|until| trashed.removed <= until);
+    for (ino, trashed, inode) in hub.state.trashed(None, PAGE)? {
+        let is_over = due.is_over(trashed.removed, LogIndex(inode.change));
         if !is_over && due.entries == 0 && due.bytes == 0 {
             break;
         }
