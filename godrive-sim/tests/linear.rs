@@ -11,6 +11,7 @@ const TRIED: &[Row] = &[
     ("linear-calm", 1..2, 8_000),
     ("linear-crowd", 1..2, 10_000),
     ("linear-loss", 1..2, 8_000),
+    ("linear-weather", 1..2, 5_000),
     ("linear-slaves", 1..2, 12_000),
     ("linear-master", 1..2, 12_000),
     ("linear-partitions", 1..2, 10_000),
@@ -58,6 +59,7 @@ scenarios! {
     calm "linear-calm";
     crowd "linear-crowd";
     loss "linear-loss";
+    weather "linear-weather";
     slaves "linear-slaves";
     master "linear-master";
     partitions "linear-partitions";
