@@ -4,6 +4,7 @@
 use crate::audit::{Audit, Tree};
 use crate::cluster::{Node, Outcome, Parts, node_id};
 use crate::events::Event;
+use crate::shared::Done;
 use crate::walker;
 use godrive_proto::admin::Status;
 use std::time::Duration;
@@ -212,6 +213,19 @@ impl Parts {
                         "too little progress: {operations} operations of client {} between {:?} and {:?}, not {}",
                         span.client, span.from, span.to, span.operations
                     ));
+                }
+            }
+            for window in &self.plan.windows {
+                let later = |at| at + notes.delayed;
+                let within = |done: &&Done| {
+                    done.client == window.client
+                        && window.kinds.contains(&done.kind)
+                        && done.began >= later(window.begun)
+                        && (later(window.from)..later(window.to)).contains(&done.ended)
+                };
+                let operations = notes.done.iter().filter(within).count();
+                if !window.operations.contains(&operations) {
+                    failures.push(format!("{operations} operations, which is wrong: {window:?}"));
                 }
             }
             Outcome {
