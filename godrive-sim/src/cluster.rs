@@ -158,6 +158,8 @@ pub(crate) struct Parts {
     pub damaged: Vec<Damaged>,
     pub undamaged: Option<Undamaged>,
     pub noted_members: BTreeMap<ChunkId, BTreeSet<NodeId>>,
+    /// A slave's disk was damaged since the cluster was seen whole.
+    pub wounded: bool,
     pub audited: bool,
 }
 
@@ -195,6 +197,7 @@ pub fn run(plan: &Plan, seed: u64) -> Outcome {
         damaged: Vec::new(),
         undamaged: None,
         noted_members: BTreeMap::new(),
+        wounded: false,
         audited: false,
     };
     parts.add_master(&mut sim);
