@@ -141,6 +141,19 @@ pub struct Outcome {
     pub failures: Vec<String>,
 }
 
+impl Outcome {
+    /// Of a run that failed, for people.
+    pub fn report(&self, scenario: &str, seed: u64) -> Option<String> {
+        (!self.failures.is_empty()).then(|| {
+            format!(
+                "{}\n{:#?}\nagain: cargo run --release -p godrive-sim -- --scenario {scenario} --seed {seed} --log info",
+                self.failures.join("\n"),
+                self.errors
+            )
+        })
+    }
+}
+
 pub(crate) struct Parts {
     pub plan: Plan,
     pub trace: Trace,

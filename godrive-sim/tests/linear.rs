@@ -1,6 +1,7 @@
 //! Histories of objects that three clients share are linearizable, whatever goes wrong. More with
 //! `godrive-sim --scenario linear-kills --seed N --runs M`.
 
+use godrive_sim::summary::Summary;
 use godrive_sim::{cluster, scenarios};
 use std::ops::Range;
 
@@ -25,18 +26,17 @@ const TRIED: &[Row] = &[
 fn holds(name: &str) {
     let (_, seeds, at_least) = TRIED.iter().find(|(tried, ..)| *tried == name).unwrap();
     let scenario = scenarios::named(name).unwrap();
+    let mut summary = Summary::default();
+    let mut failures = Vec::new();
     let mut operations = 0;
     for seed in seeds.clone() {
         let outcome = cluster::run(&scenario.plan(seed), seed);
-        assert!(
-            outcome.failures.is_empty(),
-            "{}\n{:#?}\nagain: cargo run --release -p godrive-sim -- --scenario {name} --seed {seed} --log info",
-            outcome.failures.join("\n"),
-            outcome.errors
-        );
+        summary.add(&outcome);
+        failures.extend(outcome.report(name, seed));
         operations += outcome.checked.operations;
     }
-    println!("{name}: {operations} operations checked");
+    println!("{name}: {operations} operations checked; {summary}");
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
     assert!(operations >= *at_least, "{name}: only {operations} operations were checked, not {at_least}");
 }
 

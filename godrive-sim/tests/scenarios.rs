@@ -11,17 +11,14 @@ const RUNS: u64 = 100;
 fn holds(name: &str, seeds: Range<u64>) {
     let scenario = scenarios::named(name).unwrap();
     let mut summary = Summary::default();
+    let mut failures = Vec::new();
     for seed in seeds {
         let outcome = cluster::run(&scenario.plan(seed), seed);
-        assert!(
-            outcome.failures.is_empty(),
-            "{}\n{:#?}\nagain: cargo run --release -p godrive-sim -- --scenario {name} --seed {seed} --log info",
-            outcome.failures.join("\n"),
-            outcome.errors
-        );
         summary.add(&outcome);
+        failures.extend(outcome.report(name, seed));
     }
     println!("{name}: {summary}");
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 macro_rules! scenarios {
