@@ -9,7 +9,7 @@ use crate::histories::Checked;
 use crate::lying::LyingDisk;
 use crate::operator;
 use crate::oracle::Tally;
-use crate::shared::Shared;
+use crate::shared::{Kind, Shared};
 use crate::sharing::{self, Sharing};
 use crate::trace::{Digest, Trace};
 use crate::weather::Network;
@@ -26,6 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 use turmoil::Sim;
@@ -80,6 +81,7 @@ pub struct Plan {
     pub schedule: Vec<(Duration, Event)>,
     /// Each client must have at least so many operations acknowledged in each of these spans.
     pub progress: Vec<Progress>,
+    pub windows: Vec<Window>,
     /// So many operations of all clients must be acknowledged, or the run has shown nothing.
     pub at_least: usize,
 }
@@ -96,6 +98,7 @@ impl Plan {
             lying_disks: false,
             schedule: Vec::new(),
             progress: Vec::new(),
+            windows: Vec::new(),
             at_least: 200,
         }
     }
@@ -107,6 +110,17 @@ pub struct Progress {
     pub from: Duration,
     pub to: Duration,
     pub operations: usize,
+}
+
+/// How many operations of these kinds a client ends in the span, of those that it has begun at some moment or later.
+#[derive(Clone, Debug)]
+pub struct Window {
+    pub client: u16,
+    pub kinds: &'static [Kind],
+    pub begun: Duration,
+    pub from: Duration,
+    pub to: Duration,
+    pub operations: RangeInclusive<usize>,
 }
 
 /// What came out of a run.
@@ -127,6 +141,19 @@ pub struct Outcome {
     pub failures: Vec<String>,
 }
 
+impl Outcome {
+    /// Of a run that failed, for people.
+    pub fn report(&self, scenario: &str, seed: u64) -> Option<String> {
+        (!self.failures.is_empty()).then(|| {
+            format!(
+                "{}\n{:#?}\nagain: cargo run --release -p godrive-sim -- --scenario {scenario} --seed {seed} --log info",
+                self.failures.join("\n"),
+                self.errors
+            )
+        })
+    }
+}
+
 pub(crate) struct Parts {
     pub plan: Plan,
     pub trace: Trace,
@@ -144,6 +171,8 @@ pub(crate) struct Parts {
     pub damaged: Vec<Damaged>,
     pub undamaged: Option<Undamaged>,
     pub noted_members: BTreeMap<ChunkId, BTreeSet<NodeId>>,
+    /// A slave's disk was damaged since the cluster was seen whole.
+    pub wounded: bool,
     pub audited: bool,
 }
 
@@ -181,6 +210,7 @@ pub fn run(plan: &Plan, seed: u64) -> Outcome {
         damaged: Vec::new(),
         undamaged: None,
         noted_members: BTreeMap::new(),
+        wounded: false,
         audited: false,
     };
     parts.add_master(&mut sim);

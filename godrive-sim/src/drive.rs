@@ -4,15 +4,20 @@
 use crate::audit::{Audit, Tree};
 use crate::cluster::{Node, Outcome, Parts, node_id};
 use crate::events::Event;
+use crate::shared::Done;
 use crate::walker;
+use godrive_disk::{Disk, SimulatedDisk};
 use godrive_proto::admin::Status;
 use std::time::Duration;
 use turmoil::Sim;
 
 /// After the workload's end: closing and verifying everything must be done within this.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// Damage that nobody reads is found by the scrub, which pauses for a minute between two passes.
 const HEALED_AFTER: Duration = Duration::from_secs(300);
+/// Damage that nobody reads is found by the scrub, which pauses for so long between two passes.
+const SCRUB_PAUSE: Duration = Duration::from_secs(60);
+/// What was found is repaired within this.
+const REPAIRED_AFTER: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Clients that come at the end, only to look.
 const WALKERS: [u16; 2] = [90, 91];
@@ -74,7 +79,22 @@ impl Parts {
     }
 
     fn settle(&mut self, sim: &mut Sim<'_>) -> Result<(), String> {
-        self.wait_until(sim, "the cluster did not heal", |audit| audit.incomplete())
+        let limit = self.healed_after();
+        self.wait_until(sim, limit, "the cluster did not heal", |audit| audit.incomplete())?;
+        self.wounded = false;
+        Ok(())
+    }
+
+    /// What is damaged on a slave's disk is found in one pass of the scrub and then repaired.
+    fn healed_after(&self) -> Duration {
+        if !self.wounded {
+            return HEALED_AFTER;
+        }
+        let used =
+            |disk: &SimulatedDisk| disk.space().map_or(0, |space| space.total_bytes - space.free_bytes);
+        let most = self.slave_disks().map(used).max().unwrap_or(0);
+        let pass = most as f64 / godrive_slave::Config::default().scrub_bytes_per_s as f64;
+        SCRUB_PAUSE + Duration::from_secs_f64(pass) + REPAIRED_AFTER
     }
 
     /// Of a drained slave, what left its chunks is still being deleted. One that is forgotten may have been silent for so
@@ -94,7 +114,9 @@ impl Parts {
         if forgotten {
             return Ok(());
         }
-        self.wait_until(sim, "an empty slave still holds something", |audit| audit.held_at(slave))
+        self.wait_until(sim, HEALED_AFTER, "an empty slave still holds something", |audit| {
+            audit.held_at(slave)
+        })
     }
 
     fn balanced(&mut self, sim: &mut Sim<'_>) -> Result<(), String> {
@@ -133,6 +155,7 @@ impl Parts {
     fn wait_until(
         &mut self,
         sim: &mut Sim<'_>,
+        limit: Duration,
         what: &str,
         left: impl Fn(Audit<'_>) -> Vec<String>,
     ) -> Result<(), String> {
@@ -142,8 +165,8 @@ impl Parts {
             if findings.is_empty() {
                 return Ok(());
             }
-            if sim.elapsed() - began > HEALED_AFTER {
-                return Err(format!("{what} within {HEALED_AFTER:?}:\n      {}", findings.join("\n      ")));
+            if sim.elapsed() - began > limit {
+                return Err(format!("{what} within {limit:?}:\n      {}", findings.join("\n      ")));
             }
             tracing::debug!(first = findings[0], count = findings.len(), "not yet");
             let next = sim.elapsed() + LOOK_EVERY;
@@ -158,7 +181,8 @@ impl Parts {
         if self.plan.workload.may_be_unreadable || self.plan.lying_disks {
             return Ok(());
         }
-        self.wait_until(sim, "the cluster did not come to rest", |audit| audit.wrong_at_rest())?;
+        let limit = self.healed_after();
+        self.wait_until(sim, limit, "the cluster did not come to rest", |audit| audit.wrong_at_rest())?;
         for number in WALKERS {
             self.add_mount(sim, number, 0, move |fs, shared, _| walker::walk(number, fs, shared));
         }
@@ -184,7 +208,7 @@ impl Parts {
                 return Err(format!("a client sees another tree than the master's:\n{one:?}\n{tree:?}"));
             }
         }
-        self.wait_until(sim, "who only looked left something", |audit| audit.wrong_at_rest())?;
+        self.wait_until(sim, HEALED_AFTER, "who only looked left something", |audit| audit.wrong_at_rest())?;
         self.audited = true;
         Ok(())
     }
@@ -212,6 +236,19 @@ impl Parts {
                         "too little progress: {operations} operations of client {} between {:?} and {:?}, not {}",
                         span.client, span.from, span.to, span.operations
                     ));
+                }
+            }
+            for window in &self.plan.windows {
+                let later = |at| at + notes.delayed;
+                let within = |done: &&Done| {
+                    done.client == window.client
+                        && window.kinds.contains(&done.kind)
+                        && done.began >= later(window.begun)
+                        && (later(window.from)..later(window.to)).contains(&done.ended)
+                };
+                let operations = notes.done.iter().filter(within).count();
+                if !window.operations.contains(&operations) {
+                    failures.push(format!("{operations} operations, which is wrong: {window:?}"));
                 }
             }
             Outcome {

@@ -174,6 +174,7 @@ impl Parts {
                 if let Some(disk) = self.disks.get(node) {
                     crate::damage::flip_anywhere(disk, *flips, &mut self.dice);
                     self.may_refuse.insert(*node);
+                    self.wounded |= *node != Node::Master;
                 }
             }
             Event::Fill(spare_bytes) => {
@@ -195,7 +196,10 @@ impl Parts {
                 self.shared.with(|notes| notes.desk.order(node_id(*node), *intention));
             }
             Event::NoteMembers => self.note_members(),
-            Event::Damage(node, damage) => self.damage(*node, *damage),
+            Event::Damage(node, damage) => {
+                self.wounded |= *node != Node::Master;
+                self.damage(*node, *damage);
+            }
             Event::Undamage => self.undamage(),
             Event::Replace(node) => self.disks[node].replace(),
             Event::Clone(from, to) => {
@@ -258,7 +262,7 @@ impl Parts {
         if ones.contains(&Node::Master) { others } else { ones }
     }
 
-    fn slave_disks(&self) -> impl Iterator<Item = &SimulatedDisk> {
+    pub(crate) fn slave_disks(&self) -> impl Iterator<Item = &SimulatedDisk> {
         self.disks.iter().filter(|(node, _)| matches!(node, Node::Slave(_))).map(|(_, disk)| disk)
     }
 

@@ -6,8 +6,9 @@ mod mixed;
 mod network;
 mod operations;
 
-use crate::cluster::{Node, Plan, Progress};
+use crate::cluster::{Node, Plan, Progress, Window};
 use crate::events::Event;
+use crate::shared::Kind;
 use crate::workload::Workload;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -43,7 +44,11 @@ pub const ALL: &[Scenario] = &[
         about: "a slave is heard but hears nothing, then the reverse",
         plan: partition_one_way,
     },
-    Scenario { name: "crash-slave", about: "a slave loses power twice", plan: crash_slave },
+    Scenario {
+        name: "crash-slave",
+        about: "slaves lose power and come back, and one is killed",
+        plan: crash_slave,
+    },
     Scenario { name: "crash-master", about: "the master is killed, then loses power", plan: crash_master },
     Scenario {
         name: "crash-client",
@@ -128,6 +133,19 @@ fn both(from: Duration, to: Duration, operations: usize) -> Vec<Progress> {
     (0..2).map(|client| Progress { client, from, to, operations }).collect()
 }
 
+/// At least one write and the `fsync` behind it, of each client, between this moment and so much later.
+fn synced_within(limit: Duration, from: Duration) -> [Window; 2] {
+    each(&[Kind::Fsync], from, from + limit, 1)
+}
+
+fn each(kinds: &'static [Kind], from: Duration, to: Duration, least: usize) -> [Window; 2] {
+    [0, 1].map(|client| Window { client, kinds, begun: from, from, to, operations: least..=usize::MAX })
+}
+
+/// Ending the membership of one slave takes no longer while enough others are there.
+const AFTER_A_KILL: Duration = Duration::from_secs(10);
+const AFTER_A_PARTITION: Duration = Duration::from_secs(15);
+
 fn calm(_: &mut SmallRng) -> Plan {
     plan(s(20), vec![], both(s(2), s(20), 200))
 }
@@ -138,22 +156,21 @@ fn loss(_: &mut SmallRng) -> Plan {
 
 fn partition_slave(dice: &mut SmallRng) -> Plan {
     let slave = Node::Slave(dice.random_range(1..=4));
-    let cut = about(dice, 6);
-    let schedule = vec![(cut, Event::Cut(slave)), (about(dice, 26), Event::Heal(slave))];
+    let (cut, heal) = (about(dice, 6), about(dice, 26));
+    let schedule = vec![(cut, Event::Cut(slave)), (heal, Event::Heal(slave))];
     // Ten seconds are granted for noticing and changing the epochs of the chunks it was a member of.
-    plan(
-        s(40),
-        schedule,
-        [both(s(0), s(6), 40), both(cut + s(10), s(26), 50), both(s(30), s(40), 50)].concat(),
-    )
+    let progress = [both(s(0), s(6), 40), both(cut + s(10), s(26), 50), both(s(30), s(40), 50)].concat();
+    let windows = [synced_within(AFTER_A_KILL, cut), synced_within(AFTER_A_PARTITION, heal)].concat();
+    Plan { windows, ..plan(s(45), schedule, progress) }
 }
 
 fn partition_client(dice: &mut SmallRng) -> Plan {
     let client = Node::Client(1);
-    let cut = about(dice, 6);
-    let schedule = vec![(cut, Event::Cut(client)), (about(dice, 26), Event::Heal(client))];
+    let (cut, heal) = (about(dice, 6), about(dice, 26));
+    let schedule = vec![(cut, Event::Cut(client)), (heal, Event::Heal(client))];
     let other = Progress { client: 0, from: cut + s(12), to: s(26), operations: 50 };
-    plan(s(50), schedule, [vec![other], both(s(36), s(50), 30)].concat())
+    let windows = synced_within(AFTER_A_PARTITION, heal).to_vec();
+    Plan { windows, ..plan(s(50), schedule, [vec![other], both(s(36), s(50), 30)].concat()) }
 }
 
 fn partition_one_way(dice: &mut SmallRng) -> Plan {
@@ -164,19 +181,27 @@ fn partition_one_way(dice: &mut SmallRng) -> Plan {
     schedule.extend(others.iter().map(|other| (first + s(8), Event::Join(*other, slave))));
     schedule.extend(others.iter().map(|other| (second, Event::PartOneWay(slave, *other))));
     schedule.extend(others.iter().map(|other| (second + s(8), Event::Join(*other, slave))));
-    plan(s(50), schedule, both(s(40), s(50), 30))
+    let windows = [first, second].map(|at| synced_within(AFTER_A_PARTITION, at + s(8))).concat();
+    Plan { windows, ..plan(s(52), schedule, both(s(40), s(50), 30)) }
 }
 
 fn crash_slave(dice: &mut SmallRng) -> Plan {
     let one = Node::Slave(dice.random_range(1..=4));
     let two = Node::Slave(dice.random_range(1..=4));
+    let three = Node::Slave(dice.random_range(1..=4));
+    // The third stays away for longer than it takes to go on without it.
+    let deaths = [about(dice, 6), about(dice, 30), about(dice, 50)];
     let schedule = vec![
-        (about(dice, 6), Event::PowerLoss(vec![one])),
+        (deaths[0], Event::PowerLoss(vec![one])),
         (about(dice, 12), Event::Start(vec![one])),
-        (about(dice, 30), Event::PowerLoss(vec![two])),
+        (deaths[1], Event::PowerLoss(vec![two])),
         (about(dice, 33), Event::Start(vec![two])),
+        (deaths[2], Event::Kill(vec![three])),
+        (about(dice, 65), Event::Start(vec![three])),
     ];
-    plan(s(50), schedule, [both(s(20), s(30), 40), both(s(42), s(50), 30)].concat())
+    let progress = [both(s(20), s(30), 40), both(s(42), s(50), 30), both(s(70), s(80), 30)].concat();
+    let windows = deaths.map(|at| synced_within(AFTER_A_KILL, at)).concat();
+    Plan { windows, ..plan(s(80), schedule, progress) }
 }
 
 fn crash_master(dice: &mut SmallRng) -> Plan {
@@ -254,5 +279,6 @@ fn rot(dice: &mut SmallRng) -> Plan {
 fn full(dice: &mut SmallRng) -> Plan {
     let spare_bytes = dice.random_range(0..300_000);
     let schedule = vec![(about(dice, 6), Event::Fill(spare_bytes)), (about(dice, 25), Event::Empty)];
-    plan(s(45), schedule, both(s(35), s(45), 30))
+    let windows = [each(&[Kind::Read], s(8), s(25), 30), each(&[Kind::Removal], s(8), s(25), 10)].concat();
+    Plan { windows, ..plan(s(45), schedule, both(s(35), s(45), 30)) }
 }

@@ -24,6 +24,25 @@ pub struct Folder {
     pub disturbances: u64,
 }
 
+/// What some spans of a run ask for by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Read,
+    Removal,
+    /// A write and the `close` behind it; it began when the write did.
+    Close,
+    /// The same with an `fsync`.
+    Fsync,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Done {
+    pub kind: Kind,
+    pub client: u16,
+    pub began: Duration,
+    pub ended: Duration,
+}
+
 #[derive(Default)]
 pub struct Notes {
     pub oracle: Oracle,
@@ -37,6 +56,7 @@ pub struct Notes {
     pub doing: BTreeMap<(u16, u16), (Duration, String)>,
     /// When each acknowledged operation of each client ended.
     pub acknowledged: Vec<(u16, Duration)>,
+    pub done: Vec<Done>,
     /// The folder that each client works in.
     pub folders: BTreeMap<u16, Folder>,
     pub made_folders: u32,
@@ -93,6 +113,12 @@ impl Shared {
     pub fn acknowledged(&self, client: u16) {
         let at = turmoil::sim_elapsed().unwrap_or_default();
         self.with(|notes| notes.acknowledged.push((client, at)));
+    }
+
+    /// It began then and has ended well.
+    pub fn done(&self, kind: Kind, client: u16, began: Duration) {
+        let ended = turmoil::sim_elapsed().unwrap_or_default();
+        self.with(|notes| notes.done.push(Done { kind, client, began, ended }));
     }
 
     pub fn error(&self, what: &str, error: &impl std::fmt::Display) {

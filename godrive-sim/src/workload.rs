@@ -4,7 +4,7 @@
 
 use crate::folder::{self, Change};
 use crate::oracle::{Place, Safety};
-use crate::shared::{Folder, Shared};
+use crate::shared::{Folder, Kind, Shared};
 use crate::stamp::{self, Found, Stamp};
 use godrive_client::fs::{Caller, Found as Looked, Handle};
 use godrive_client::{Fs, FsError};
@@ -53,6 +53,8 @@ pub struct Worker {
     rng: SmallRng,
     sequence: u64,
     handle: Option<Handle>,
+    /// When the last write began that no `close` or `fsync` has followed.
+    wrote: Option<Duration>,
     folder: Option<OwnFolder>,
     /// Files and folders that were given up after an error or a disturbance.
     given_up: BTreeSet<Ino>,
@@ -72,7 +74,18 @@ impl Worker {
         // A client that starts anew goes on with stamps that were not used.
         let sequence = turmoil::sim_elapsed().unwrap_or_default().as_micros() as u64;
         let rng = SmallRng::seed_from_u64(seed);
-        Self { id, fs, shared, load, rng, sequence, handle: None, folder: None, given_up: BTreeSet::new() }
+        Self {
+            id,
+            fs,
+            shared,
+            load,
+            rng,
+            sequence,
+            handle: None,
+            wrote: None,
+            folder: None,
+            given_up: BTreeSet::new(),
+        }
     }
 
     /// Works until the time is over, then closes and verifies everything.
@@ -134,6 +147,7 @@ impl Worker {
     /// After an error the handle may be poisoned: what was not flushed is in doubt, and a new handle must work.
     async fn give_up(&mut self) {
         self.shared.with(|notes| notes.oracle.failed(self.id, SHARED));
+        self.wrote = None;
         if let Some(handle) = self.handle.take() {
             self.shared.doing(self.id, "flush after an error");
             // Its outcome says nothing new: the writes are in doubt already.
@@ -165,10 +179,12 @@ impl Worker {
     async fn read(&mut self, place: u64) -> Outcome<()> {
         let handle = self.handle().await?;
         self.shared.doing(self.id, format!("read block {place}"));
+        let began = now();
         let reading = self.shared.with(|notes| notes.oracle.read_begins((SHARED, place)));
         let bytes = self.read_bytes(handle, place * STRIDE, BLOCK_BYTES).await?;
         let found = stamp::read(&bytes, place);
         self.shared.with(|notes| notes.oracle.read_ends(self.id, reading, found));
+        self.shared.done(Kind::Read, self.id, began);
         Ok(())
     }
 
@@ -187,12 +203,14 @@ impl Worker {
         self.shared.doing(self.id, format!("write block {place}"));
         self.shared.with(|notes| notes.oracle.write_begins((SHARED, place), stamp));
         let bytes = stamp::block(stamp, place, BLOCK_BYTES);
+        let began = now();
         let written = self.fs.write(handle, place * STRIDE, bytes, false).await;
         let written = written.inspect_err(|error| self.shared.error("write", error))?;
         if *written as usize != BLOCK_BYTES {
             self.shared.problem(format!("a write of {BLOCK_BYTES} bytes took {}", *written));
         }
         self.shared.with(|notes| notes.oracle.write_ends((SHARED, place), stamp));
+        self.wrote = Some(began);
         Ok(())
     }
 
@@ -207,7 +225,14 @@ impl Worker {
         let below = self.sequence + 1;
         self.fs.fsync(handle, false).await.inspect_err(|error| self.shared.error("fsync", error))?;
         self.shared.with(|notes| notes.oracle.safe(self.id, SHARED, below, Safety::Stable));
+        self.synced(Kind::Fsync);
         Ok(())
+    }
+
+    fn synced(&mut self, kind: Kind) {
+        if let Some(began) = self.wrote.take() {
+            self.shared.done(kind, self.id, began);
+        }
     }
 
     async fn close(&mut self) {
@@ -219,6 +244,10 @@ impl Worker {
             Ok(()) => notes.oracle.safe(self.id, SHARED, below, Safety::Held),
             Err(_) => notes.oracle.failed(self.id, SHARED),
         });
+        match flushed {
+            Ok(()) => self.synced(Kind::Close),
+            Err(_) => self.wrote = None,
+        }
         self.fs.release(handle);
     }
 
@@ -267,14 +296,16 @@ impl Worker {
     async fn prepare(&mut self, name: &[u8], stamp: Stamp) -> Outcome<()> {
         let (ino, handle) = self.open_or_create(name).await?;
         self.shared.doing(self.id, "write a file to publish");
+        let began = now();
         let written =
             self.fs.write(handle, 0, stamp::block(stamp, 0, PUBLISHED_BYTES), false).await.map(drop);
         self.shared.doing(self.id, "close a file to publish");
         let flushed = self.fs.flush(handle).await;
         self.fs.release(handle);
         let prepared = written.and(flushed);
-        if prepared.is_err() {
-            self.given_up.insert(ino);
+        match prepared {
+            Ok(()) => self.shared.done(Kind::Close, self.id, began),
+            Err(_) => drop(self.given_up.insert(ino)),
         }
         prepared
     }
@@ -303,7 +334,9 @@ impl Worker {
             let Some((sequence, change)) = own.round.pop_front() else { return };
             let (file, stamp) = (own.known.file, Stamp { client: self.id, sequence });
             self.shared.doing(self.id, format!("{change:?} in folder {file}"));
+            let began = now();
             self.shared.with(|notes| notes.oracle.write_begins((file, 0), stamp));
+            let removes = matches!(change, Change::Remove { .. });
             if let Err(error) = self.change(own.known.ino, change).await {
                 self.given_up.insert(own.known.ino);
                 self.shared.with(|notes| notes.oracle.failed(self.id, file));
@@ -311,12 +344,15 @@ impl Worker {
             }
             self.shared.with(|notes| {
                 notes.oracle.write_ends((file, 0), stamp);
-                if matches!(change, Change::Make { .. }) {
+                if !removes {
                     // The master has answered it, and what came before it.
                     notes.oracle.safe(self.id, file, sequence + 1, Safety::Held);
                 }
             });
             self.shared.acknowledged(self.id);
+            if removes {
+                self.shared.done(Kind::Removal, self.id, began);
+            }
             if self.rng.random_bool(0.1) {
                 match self.sync_directory(own.known.ino).await {
                     Ok(()) => self
@@ -459,6 +495,10 @@ impl Worker {
         }
         self.close().await;
     }
+}
+
+fn now() -> Duration {
+    turmoil::sim_elapsed().unwrap_or_default()
 }
 
 fn published(client: u16) -> String {

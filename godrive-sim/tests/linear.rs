@@ -1,6 +1,7 @@
 //! Histories of objects that three clients share are linearizable, whatever goes wrong. More with
 //! `godrive-sim --scenario linear-kills --seed N --runs M`.
 
+use godrive_sim::summary::Summary;
 use godrive_sim::{cluster, scenarios};
 use std::ops::Range;
 
@@ -11,6 +12,7 @@ const TRIED: &[Row] = &[
     ("linear-calm", 1..2, 8_000),
     ("linear-crowd", 1..2, 10_000),
     ("linear-loss", 1..2, 8_000),
+    ("linear-weather", 1..2, 5_000),
     ("linear-slaves", 1..2, 12_000),
     ("linear-master", 1..2, 12_000),
     ("linear-partitions", 1..2, 10_000),
@@ -24,18 +26,17 @@ const TRIED: &[Row] = &[
 fn holds(name: &str) {
     let (_, seeds, at_least) = TRIED.iter().find(|(tried, ..)| *tried == name).unwrap();
     let scenario = scenarios::named(name).unwrap();
+    let mut summary = Summary::default();
+    let mut failures = Vec::new();
     let mut operations = 0;
     for seed in seeds.clone() {
         let outcome = cluster::run(&scenario.plan(seed), seed);
-        assert!(
-            outcome.failures.is_empty(),
-            "{}\n{:#?}\nagain: cargo run --release -p godrive-sim -- --scenario {name} --seed {seed} --log info",
-            outcome.failures.join("\n"),
-            outcome.errors
-        );
+        summary.add(&outcome);
+        failures.extend(outcome.report(name, seed));
         operations += outcome.checked.operations;
     }
-    println!("{name}: {operations} operations checked");
+    println!("{name}: {operations} operations checked; {summary}");
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
     assert!(operations >= *at_least, "{name}: only {operations} operations were checked, not {at_least}");
 }
 
@@ -58,6 +59,7 @@ scenarios! {
     calm "linear-calm";
     crowd "linear-crowd";
     loss "linear-loss";
+    weather "linear-weather";
     slaves "linear-slaves";
     master "linear-master";
     partitions "linear-partitions";

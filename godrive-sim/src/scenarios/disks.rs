@@ -136,7 +136,7 @@ fn index(dice: &mut SmallRng) -> Plan {
     plan(s(50), schedule, at_last(s(50), 30))
 }
 
-fn replaced(slave: Node, at: Duration) -> [(Duration, Event); 3] {
+pub(super) fn replaced(slave: Node, at: Duration) -> [(Duration, Event); 3] {
     [(at, Event::Kill(vec![slave])), (at, Event::Replace(slave)), (at, Event::Start(vec![slave]))]
 }
 

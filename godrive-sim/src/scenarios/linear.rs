@@ -1,10 +1,12 @@
 //! Three clients share objects whose histories must be linearizable. What they take care of follows from what may be
 //! lost under the faults of the scenario: see [`Care`].
 
+use super::network::some_weather;
 use super::{Scenario, about, s};
 use crate::cluster::{Node, Plan, Progress};
 use crate::events::Event;
 use crate::sharing::{Care, Sharing};
+use crate::weather::Weather;
 use crate::workload::Workload;
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -20,6 +22,11 @@ pub(super) const ALL: &[Scenario] = &[
         plan: crowd,
     },
     Scenario { name: "linear-loss", about: "they do while datagrams are lost", plan: loss },
+    Scenario {
+        name: "linear-weather",
+        about: "while three datagrams in ten are lost, others doubled, altered, late and out of order",
+        plan: weather,
+    },
     Scenario {
         name: "linear-slaves",
         about: "while slaves are cut off, held, killed, or lose their power",
@@ -91,6 +98,19 @@ fn loss(dice: &mut SmallRng) -> Plan {
     let (lost, more) = (dice.random_range(5..25), dice.random_range(20..60));
     let schedule = vec![(s(2), Event::Lose(lost)), (s(10), Event::Lose(more)), (s(18), Event::Lose(0))];
     plan(sharing(Care::Plain, 4), s(20), schedule, all_of(s(3), s(18), 60))
+}
+
+/// What is asked again because no answer came, or comes twice, happens once.
+fn weather(dice: &mut SmallRng) -> Plan {
+    let worst = Weather { lost: 300, doubled: 100, altered: 50 };
+    let schedule = vec![
+        (s(3), Event::Weather(some_weather(dice))),
+        (s(8), Event::Delay(dice.random_range(5..100))),
+        (s(14), Event::Weather(worst)),
+        (s(30), Event::Delay(Event::USUAL_DELAY)),
+        (s(32), Event::Weather(Weather::default())),
+    ];
+    plan(sharing(Care::Plain, 4), s(45), schedule, at_last(s(45), 60))
 }
 
 /// No client loses its session by what slaves do, and no chunk more members than it may.

@@ -1,6 +1,6 @@
 //! Everything, as chance has it.
 
-use super::disks::{master_damage, master_damaged, some_damage, some_faults, while_down};
+use super::disks::{master_damage, master_damaged, replaced, some_damage, some_faults, while_down};
 use super::network::{asleep, some_bridge, some_flaps, some_pause, some_step, some_weather};
 use super::operations::{some_way, wiped_when_empty};
 use super::{Scenario, any_client, any_slave, at_last, plan, s, two_slaves};
@@ -30,9 +30,10 @@ type Schedule = Vec<(Duration, Event)>;
 ///   because it was late may have the only good copy of a block, and what the two have acknowledged since then; that
 ///   chunk is unavailable for good (see the end of docs/SEMANTICS.md). With one wounded, two have everything, and bad weather
 ///   may drop one.
-/// - *Outages* (killed, cut off, held, asleep, slow, flapping links, a split) take no bytes from anybody: they mix with
+/// - *Outages* (killed, cut off, held, asleep, slow or full disks, flapping links, a split) take no bytes from anybody: they mix with
 ///   weather and with clients' faults, and cost progress only.
-/// - A loss of power of one slave, or a failing disk, loses what that slave had not synced: as a wound of one.
+/// - A loss of power of one slave, or a failing disk, loses what that slave had not synced: as a wound of one. So is one whose
+///   index is wrong: its disk is checked, and replaced.
 /// - A loss of power of all slaves or of the master undoes what was not fsynced; the oracle is told.
 /// - A fault of a client costs what it had not flushed; the oracle is told. It has no part in what the slaves hold.
 /// - A slave that is said to be empty is wiped: that takes nothing from anybody, whatever happened while it was emptied.
@@ -69,12 +70,12 @@ fn round(dice: &mut SmallRng, at: Duration) -> Schedule {
         true => dice.random_range(50..2000),
         false => dice.random_range(2000..14_000),
     });
-    let (mut round, fair) = match dice.random_range(0..11) {
+    let (mut round, fair) = match dice.random_range(0..12) {
         0..3 => (wounds(dice, at, lasts), true),
-        3 => (one_wound(dice, at, lasts), false),
-        4 => (power(dice, at, lasts), false),
-        5 => (master_damaged(at, master_damage(dice)).to_vec(), false),
-        6 => (emptied(dice, at, lasts), false),
+        3 | 4 => (one_wound(dice, at, lasts), false),
+        5 => (power(dice, at, lasts), false),
+        6 => (master_damaged(at, master_damage(dice)).to_vec(), false),
+        7 => (emptied(dice, at, lasts), false),
         _ => (outage(dice, at, lasts), false),
     };
     if !fair && dice.random_bool(0.5) {
@@ -126,7 +127,7 @@ fn wounds(dice: &mut SmallRng, at: Duration, lasts: Duration) -> Schedule {
 
 fn one_wound(dice: &mut SmallRng, at: Duration, lasts: Duration) -> Schedule {
     let [slave, other] = two_slaves(dice);
-    match dice.random_range(0..4) {
+    match dice.random_range(0..6) {
         0 => vec![(at, Event::Damage(slave, some_damage(dice)))],
         1 => vec![
             (at, Event::Fail(slave, some_faults(dice))),
@@ -146,6 +147,21 @@ fn one_wound(dice: &mut SmallRng, at: Duration, lasts: Duration) -> Schedule {
                 (over, Event::Start(vec![other])),
             ]
         }
+        3 => {
+            // No scrub reads the index: people check the disk.
+            let mut round = vec![(at, Event::Rot(slave, dice.random_range(1..30)))];
+            let over = at + lasts;
+            round.extend([(over, Event::Kill(vec![slave])), (over + s(1), Event::Start(vec![slave]))]);
+            round.push((over + s(4), Event::Mend(slave)));
+            round
+        }
+        4 => {
+            let flips = dice.random_range(1..40);
+            let mut round = while_down(&[slave], at, lasts, |_| Damage::FlipIndex(flips));
+            // What a check finds wrong is not trusted any further.
+            round.extend(replaced(slave, at + lasts + s(10)));
+            round
+        }
         _ => vec![(at, Event::PowerLoss(vec![slave])), (at + lasts, Event::Start(vec![slave]))],
     }
 }
@@ -163,7 +179,7 @@ fn power(dice: &mut SmallRng, at: Duration, lasts: Duration) -> Schedule {
 fn outage(dice: &mut SmallRng, at: Duration, lasts: Duration) -> Schedule {
     let node = if dice.random_bool(0.3) { Node::Master } else { any_slave(dice) };
     let over = at + lasts;
-    match dice.random_range(0..9) {
+    match dice.random_range(0..10) {
         0 => vec![(at, Event::Cut(node)), (over, Event::Heal(node))],
         1 => vec![(at, Event::Kill(vec![node])), (over, Event::Start(vec![node]))],
         2 => {
@@ -187,6 +203,7 @@ fn outage(dice: &mut SmallRng, at: Duration, lasts: Duration) -> Schedule {
             let from = if dice.random_bool(0.3) && from == slave { Node::Master } else { from };
             vec![(at, Event::PartOneWay(from, to)), (over, Event::Join(from, to))]
         }
+        8 => vec![(at, Event::Fill(dice.random_range(0..300_000))), (over, Event::Empty)],
         _ => {
             let slave = any_slave(dice);
             vec![(at, Event::Slow(slave, dice.random_range(10..5000))), (over, Event::Slow(slave, 0))]

@@ -1,8 +1,11 @@
 //! Networks and clocks.
 
-use super::{Scenario, about, any_client, any_slave, at_last, both, plan, s};
-use crate::cluster::{Node, Plan};
+use super::{
+    AFTER_A_PARTITION, Scenario, about, any_client, any_slave, at_last, both, plan, s, synced_within,
+};
+use crate::cluster::{Node, Plan, Window};
 use crate::events::Event;
+use crate::shared::Kind;
 use crate::weather::Weather;
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -21,9 +24,29 @@ pub(super) const ALL: &[Scenario] = &[
     },
     Scenario { name: "flapping", about: "links go up and down several times a second", plan: flapping },
     Scenario {
-        name: "pauses",
-        about: "clients, slaves and the master stand still for one, two and ten leases",
-        plan: pauses,
+        name: "standstill",
+        about: "all slaves but one are cut off: nothing is acknowledged that only one has",
+        plan: |dice| standstill(dice, cut_off),
+    },
+    Scenario {
+        name: "standstill-one-way",
+        about: "the same, but they still hear, or are still heard",
+        plan: |dice| standstill(dice, cut_off_one_way),
+    },
+    Scenario {
+        name: "pauses-slave",
+        about: "a slave stands still for one, two and ten leases",
+        plan: |dice| pauses(dice, any_slave),
+    },
+    Scenario {
+        name: "pauses-master",
+        about: "the master stands still for one, two and ten leases",
+        plan: |dice| pauses(dice, |_| Node::Master),
+    },
+    Scenario {
+        name: "pauses-client",
+        about: "clients stand still for one, two and ten leases",
+        plan: |dice| pauses(dice, any_client),
     },
     Scenario { name: "clocks", about: "wall clocks are set hours and days ahead and back", plan: clocks },
 ];
@@ -66,12 +89,15 @@ pub(super) fn some_bridge(dice: &mut SmallRng) -> (Event, Event) {
 
 fn bridge(dice: &mut SmallRng) -> Plan {
     let mut schedule = vec![];
+    let mut windows = vec![];
     for at in [6, 30] {
         let at = about(dice, at);
         let (begin, end) = some_bridge(dice);
-        schedule.extend([(at, begin), (at + Duration::from_millis(dice.random_range(1000..18_000)), end)]);
+        let heal = at + Duration::from_millis(dice.random_range(1000..18_000));
+        schedule.extend([(at, begin), (heal, end)]);
+        windows.extend(synced_within(AFTER_A_PARTITION, heal));
     }
-    plan(s(65), schedule, at_last(s(65), 30))
+    Plan { windows, ..plan(s(65), schedule, at_last(s(65), 30)) }
 }
 
 /// The link between the node and each other one, or one of them, fails and comes back, up to so long.
@@ -95,11 +121,15 @@ pub(super) fn some_flaps(dice: &mut SmallRng, from: Duration, node: Node) -> Vec
 fn flapping(dice: &mut SmallRng) -> Plan {
     let mut schedule = vec![];
     let client = any_client(dice);
+    let mut windows = vec![];
     for (at, node) in [(5, any_slave(dice)), (20, Node::Master), (35, client)] {
         let at = about(dice, at);
-        schedule.extend(some_flaps(dice, at, node));
+        let flaps = some_flaps(dice, at, node);
+        windows
+            .extend(flaps.last().into_iter().flat_map(|(heal, _)| synced_within(AFTER_A_PARTITION, *heal)));
+        schedule.extend(flaps);
     }
-    plan(s(65), schedule, at_last(s(65), 30))
+    Plan { windows, ..plan(s(65), schedule, at_last(s(65), 30)) }
 }
 
 /// For how many leases; ten of them seldom, as they take long.
@@ -119,13 +149,58 @@ pub(super) fn asleep(
     [(from, Event::Sleep(node)), (from + lasts, Event::Wake(node)), (from + lasts + back, Event::LetGo(node))]
 }
 
-fn pauses(dice: &mut SmallRng) -> Plan {
+type Cut = (Vec<Event>, Vec<Event>);
+
+fn cut_off(_: &mut SmallRng, away: &[Node]) -> Cut {
+    (away.iter().copied().map(Event::Cut).collect(), away.iter().copied().map(Event::Heal).collect())
+}
+
+fn cut_off_one_way(dice: &mut SmallRng, away: &[Node]) -> Cut {
+    let nodes = (1..=3).map(Node::Slave).chain([Node::Master, Node::Client(0), Node::Client(1)]);
+    let (mut begin, mut end) = (vec![], vec![]);
+    let mute = dice.random();
+    for other in nodes {
+        for slave in away.iter().copied().filter(|slave| *slave != other) {
+            let (from, to) = if mute { (slave, other) } else { (other, slave) };
+            begin.push(Event::PartOneWay(from, to));
+            end.push(Event::Join(from, to));
+        }
+    }
+    (begin, end)
+}
+
+/// Two of the three slaves must have what is acknowledged, and only one is reached.
+fn standstill(dice: &mut SmallRng, cut: impl Fn(&mut SmallRng, &[Node]) -> Cut) -> Plan {
+    let reached = dice.random_range(1..=3);
+    let away: Vec<Node> = (1..=3).filter(|slave| *slave != reached).map(Node::Slave).collect();
+    let from = about(dice, 8);
+    let heal = from + Duration::from_millis(dice.random_range(5_000..30_000));
+    let (begin, end) = cut(dice, &away);
+    let schedule =
+        begin.into_iter().map(|event| (from, event)).chain(end.into_iter().map(|event| (heal, event)));
+    // What every member had before the cut has been answered by then.
+    let answered = from + s(2);
+    let nothing = |client| Window {
+        client,
+        kinds: &[Kind::Close, Kind::Fsync],
+        begun: s(0),
+        from: answered,
+        to: heal,
+        operations: 0..=0,
+    };
+    let windows = [[0, 1].map(nothing), synced_within(AFTER_A_PARTITION, heal)].concat();
+    let until = heal + s(25);
+    Plan { slaves: 3, windows, ..plan(until, schedule.collect(), at_last(until, 30)) }
+}
+
+/// Each time the next of those that `any` picks.
+fn pauses(dice: &mut SmallRng, any: impl Fn(&mut SmallRng) -> Node) -> Plan {
     let mut schedule = vec![];
     let mut at = s(5);
-    let nodes = [any_slave(dice), Node::Master, any_client(dice)];
-    for (leases, node) in [1, 2, 10].into_iter().zip(nodes.iter().cycle().skip(dice.random_range(0..3))) {
+    for leases in [1, 2, 10] {
+        let node = any(dice);
         let lasts = LEASE * leases + Duration::from_millis(dice.random_range(0..2000)) - s(1);
-        schedule.extend(asleep(*node, at, lasts, dice));
+        schedule.extend(asleep(node, at, lasts, dice));
         at += lasts + s(12);
     }
     plan(at + s(10), schedule, at_last(at + s(10), 30))
