@@ -222,6 +222,57 @@ async fn a_corrupt_member_has_no_voice_and_is_replaced() {
     assert_eq!(by_node(&slaves, corrupt).has(layout.chunk.id).unwrap().contents, contents(1, 0xa));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_whose_members_are_all_corrupt_is_told_so_at_once_and_comes_back() {
+    let cluster = Cluster::start(quick(3)).await;
+    let mut slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let (_, layout) = written(&client, &slaves, "f").await;
+    let rotten = |slaves: &[Slave], rotten| {
+        slaves.iter().for_each(|slave| *slave.store.rotten.lock().unwrap() = rotten);
+    };
+    rotten(&slaves, true);
+    // One is spared, the others have the digest that they should have, and no sound copy is found.
+    let mut now = report(&client, &layout, Problem::Corrupt(layout.members[0].node)).await.unwrap();
+    assert_eq!(now.members.len(), 2);
+    let fault = report(&client, &now, Problem::Corrupt(now.members[0].node)).await.unwrap_err();
+    assert!(fault.code == Code::Quarantined && fault.detail.contains("do not verify"), "{fault}");
+    // The members answer for what verifies, and a report of what does not is answered at once.
+    now = eventually("the members serve", async || {
+        report(&client, &now, Problem::StaleLayout).await.ok().filter(|layout| layout.epoch > now.epoch)
+    })
+    .await;
+    assert_eq!((now.held, now.members.len()), (contents(1, 0xa), 2));
+    let sealed = |slave: &Slave| {
+        slave.store.log.lock().unwrap().iter().filter(|line| line.starts_with("seal")).count()
+    };
+    let before: usize = slaves.iter().map(sealed).sum();
+    let started = Instant::now();
+    for member in &now.members {
+        let fault = report(&client, &now, Problem::Corrupt(member.node)).await.unwrap_err();
+        assert_eq!(fault.code, Code::Quarantined);
+    }
+    assert!(started.elapsed() < Duration::from_secs(2));
+    assert_eq!(slaves.iter().map(sealed).sum::<usize>(), before, "nothing is sealed for it");
+    let status = cluster.status().await;
+    assert_eq!(status.chunks.quarantined, 1);
+    assert!(status.warnings.iter().any(|warning| warning.contains("quarantined")), "{:?}", status.warnings);
+    assert!(slaves.iter().all(|slave| slave.has(layout.chunk.id).unwrap().contents == contents(1, 0xa)));
+    // A member whose disk is read again comes back.
+    rotten(&slaves, false);
+    let back = slaves.iter().position(|slave| slave.node == now.members[1].node).unwrap();
+    slaves[back].kill().await;
+    slaves[back].connect(&cluster).await.unwrap();
+    eventually("the chunk is whole again", async || {
+        let status = cluster.status().await;
+        (status.chunks.quarantined == 0 && status.chunks.healthy == 1).then_some(())
+    })
+    .await;
+    let now = report(&client, &now, Problem::StaleLayout).await.unwrap();
+    let renewed = report(&client, &now, Problem::Corrupt(layout.members[0].node)).await.unwrap();
+    assert_eq!(renewed.held, contents(1, 0xa));
+}
+
 /// Comes back after a loss of power with less than was held, and nobody looks at what it has before the test does.
 async fn lose_power(cluster: &Cluster, slave: &mut Slave, layout: &Layout, left: Contents) {
     slave.kill().await;

@@ -144,7 +144,10 @@ mod tests {
     fn what_is_over_goes_and_what_is_too_many() {
         let mut planner = Planner::default();
         let log = |second: u64| at(1_000 + second as i64, second);
-        assert!(!is_over(&look(&mut planner, 0..100, log), at(900, 0)), "it lies there since the start at least");
+        assert!(
+            !is_over(&look(&mut planner, 0..100, log), at(900, 0)),
+            "it lies there since the start at least"
+        );
         let due = look(&mut planner, 100..300, log);
         assert!(is_over(&due, at(1_190, 190)) && !is_over(&due, at(1_200, 200)), "{due:?}");
         assert!(planner.points.len() <= POINTS as usize + 2);

@@ -266,6 +266,30 @@ fn a_full_disk_refuses_and_recovers() {
     assert_eq!(numbers(&open(&disk).unwrap(), 1), [1, 2, 3]);
 }
 
+/// Its maker was killed between syncing the segment and syncing its name.
+#[test]
+fn records_in_a_segment_whose_name_was_not_durable_survive() {
+    let made = disk();
+    let mut log = open(&made).unwrap();
+    append(&mut log, 1..=1);
+    log.sync_point().run().unwrap();
+    let segment = contents(&made, 1);
+    for seed in 0..20 {
+        let disk = disk();
+        disk.create_directory("log").unwrap();
+        disk.sync_directory("").unwrap();
+        let file = disk.open(&path(1), true).unwrap();
+        file.write_at(&[&segment], 0).unwrap();
+        file.sync().unwrap();
+        let mut log = open(&disk).unwrap();
+        append(&mut log, 2..=3);
+        log.sync_point().run().unwrap();
+        drop(log);
+        disk.crash(&mut SmallRng::seed_from_u64(seed));
+        assert_eq!(numbers(&open(&disk).unwrap(), 1), [1, 2, 3], "seed {seed}");
+    }
+}
+
 /// Crashes at random points of appending, syncing, rolling and cutting: what was synced is there, what is there
 /// is what was appended, and the log goes on.
 #[test]

@@ -132,7 +132,7 @@ fn look(hub: &mut Hub, now: Instant, after: ChunkId, survey: &mut Survey) -> Res
         let living = view.alive();
         let health = &mut survey.health;
         health.total += 1;
-        if known.quarantined {
+        if known.quarantined || hub.is_damaged(now, *chunk, &known.members, None)? {
             health.quarantined += 1;
         } else if living < limits.min_replicas {
             health.unavailable += 1;

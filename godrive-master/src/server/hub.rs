@@ -24,6 +24,7 @@ use godrive_proto::time::{Clock, Instant, Timestamp};
 use godrive_proto::{ChunkId, ClusterId, Code, Fault, Ino, LogIndex, NodeId, SessionId, Term};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// A connection under a number that rises, so that a late loss of an old one does not unlink its successor.
@@ -211,6 +212,7 @@ impl Hub {
         }
         for chunk in &outcome.effects.freed {
             self.reserved.release(*chunk);
+            self.slaves.corrupt.remove(chunk);
             self.slaves.reclaim = true;
         }
         for chunk in &outcome.effects.unsettled {
@@ -247,6 +249,21 @@ impl Hub {
         if self.state.unsettled_in(ino).is_ok_and(|chunks| !chunks.iter().any(open)) {
             self.leases.unfence(now, ino, &mut self.effects);
         }
+    }
+
+    /// Every member was reported as corrupt, within this time if one is given, and none can be spared to be made anew from
+    /// the others. What verifies is still read where it is; nothing is elected against it and nothing overwritten.
+    pub fn is_damaged(
+        &self,
+        now: Instant,
+        chunk: ChunkId,
+        members: &[Member],
+        within: Option<Duration>,
+    ) -> Result<bool, Fault> {
+        let Some(corrupt) = self.slaves.corrupt.get(&chunk) else { return Ok(false) };
+        let counts = |at: &Instant| within.is_none_or(|within| now.since(*at) <= within);
+        let all = members.iter().all(|member| corrupt.get(&member.node).is_some_and(counts));
+        Ok(all && members.len() <= usize::from(self.parameters()?.min_replicas))
     }
 
     pub fn revoke(&mut self, now: Instant, session: SessionId, why: &str) {

@@ -31,6 +31,8 @@ pub struct Slaves {
     pub leftovers: BTreeMap<ChunkId, BTreeMap<(NodeId, DiskId), Epoch>>,
     /// Members that do not have their replica.
     pub lost: BTreeMap<ChunkId, BTreeSet<NodeId>>,
+    /// Members that were reported as corrupt and when, until they leave the epoch or their slave comes again.
+    pub corrupt: BTreeMap<ChunkId, BTreeMap<NodeId, Instant>>,
     /// Chunks with something to repair, as far as noticed.
     pub endangered: Worklist,
     stable: BTreeMap<ChunkId, Stable>,
@@ -166,6 +168,10 @@ impl Slaves {
             nodes.remove(&node);
             !nodes.is_empty()
         });
+        self.corrupt.retain(|_, nodes| {
+            nodes.remove(&node);
+            !nodes.is_empty()
+        });
     }
 
     fn became_stable(&mut self, node: NodeId, chunk: ChunkId, epoch: Epoch, contents: Contents) {
@@ -200,8 +206,19 @@ impl Slaves {
                 lost.remove(&member.node);
             }
         }
+        if let Some(corrupt) = self.corrupt.get_mut(&chunk) {
+            let is_in = |members: &[Member], node| members.iter().any(|member| member.node == node);
+            corrupt.retain(|node, _| is_in(before, *node) && is_in(after, *node));
+            if corrupt.is_empty() {
+                self.corrupt.remove(&chunk);
+            }
+        }
         self.endangered.put(chunk, Worklist::UNKNOWN);
         self.reclaim = true;
+    }
+
+    pub fn reported_corrupt(&mut self, now: Instant, chunk: ChunkId, node: NodeId) {
+        self.corrupt.entry(chunk).or_default().insert(node, now);
     }
 
     /// A replica was copied there that is of no epoch: the next repair joins it, or it is removed as not needed.

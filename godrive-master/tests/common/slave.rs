@@ -28,6 +28,8 @@ pub struct Store {
     pub disks: Mutex<Vec<DiskState>>,
     /// Copies come out as this, whatever their source has.
     pub copies: Mutex<Option<Contents>>,
+    /// Blocks of it do not verify where others would copy them.
+    pub rotten: Mutex<bool>,
     /// Before a seal is answered.
     pub on_seal: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
@@ -266,6 +268,9 @@ fn copy(store: &Store, boot: BootId, request: &CopyRequest) -> Result<Contents, 
     let theirs = source.replicas.lock().unwrap().get(&request.chunk).copied().ok_or(Code::NoChunk)?;
     if request.expect.is_some_and(|expected| expected != theirs.contents) {
         return Err(Fault::new(Code::WrongVersion, "the source has other contents"));
+    }
+    if *source.rotten.lock().unwrap() {
+        return Err(Fault::at(Code::Corrupt, request.source.node, "a leaf came with another sum"));
     }
     let mut replicas = store.replicas.lock().unwrap();
     let before = replicas.get(&request.chunk).copied();

@@ -44,6 +44,8 @@ const AT_ONCE: usize = 64;
 /// deadline of a mount, which may need the chunk.
 const AWAIT_MEMBERS: Duration = Duration::from_secs(5);
 const LOOK_FOR_MEMBERS_EVERY: Duration = Duration::from_millis(50);
+/// A member that was reported as corrupt this long ago is looked at anew.
+const DAMAGED_FOR: Duration = Duration::from_secs(600);
 /// Members that fail while they are installed cost another round, and so does a commit during the election.
 const ROUNDS: usize = 3;
 
@@ -54,19 +56,30 @@ pub async fn report(context: &Context, request: ReportRequest) -> Result<Layout,
     if from_client {
         context.session()?;
     }
-    let needed = context.shared.with(|hub, _| {
+    let needed = context.shared.with(|hub, now| {
         let Some(known) = hub.state.chunk(chunk)? else {
             return Err(Fault::new(Code::NoChunk, format!("chunk {chunk} does not exist (any longer)")));
         };
         let outdated = request.epoch < known.epoch;
         let only_asks = matches!(request.problem, Problem::StaleLayout);
         let unfinished = known.pending.is_some() || known.unsettled || hub.epochs.contains_key(&chunk);
-        Ok(unfinished || !(outdated || only_asks))
+        let needed = unfinished || !(outdated || only_asks);
+        if let Problem::Corrupt(node) = request.problem
+            && needed
+            && !outdated
+            && known.members.iter().any(|member| member.node == node)
+        {
+            hub.slaves.reported_corrupt(now, chunk, node);
+        }
+        Ok(needed)
     })?;
     if needed {
         tracing::info!(%chunk, epoch = %request.epoch, problem = ?request.problem, peer = %context.peer.node,
             detail = request.detail, "reported");
         for _ in 0..ROUNDS {
+            if matches!(request.problem, Problem::Corrupt(_)) {
+                context.shared.with(|hub, now| refuse_damaged(hub, now, chunk))?;
+            }
             let (own, result) = begin_or_join(&context.shared, chunk, Cause::Reported(request.problem)).await;
             result?;
             // A change that was under way for another reason knew nothing of a corrupt member, and may have kept it.
@@ -197,6 +210,22 @@ pub fn command<O: Operation>(
         connection.call::<O>(header, &request, &[], deadline).await.map(|reply| reply.body)
     });
     async move { task.await.unwrap_or_else(|error| Err(Fault::new(Code::Internal, error.to_string()))) }
+}
+
+/// Another election would have the same outcome. One that is under way, or has sealed the members, is ended first.
+fn refuse_damaged(hub: &Hub, now: Instant, chunk: ChunkId) -> Result<(), Fault> {
+    let Some(known) = hub.state.chunk(chunk)? else { return Ok(()) };
+    let unfinished = known.pending.is_some() || known.unsettled || hub.epochs.contains_key(&chunk);
+    if !unfinished && hub.is_damaged(now, chunk, &known.members, Some(DAMAGED_FOR))? {
+        return Err(damage_fault(chunk));
+    }
+    Ok(())
+}
+
+fn damage_fault(chunk: ChunkId) -> Fault {
+    let detail =
+        format!("chunk {chunk}: every member has blocks that do not verify; what they have is kept as it is");
+    Fault::new(Code::Quarantined, detail)
 }
 
 fn quarantine_fault(chunk: ChunkId) -> Fault {

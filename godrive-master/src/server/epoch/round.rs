@@ -1,7 +1,7 @@
 //! One round of an epoch change: seal, elect, level, install. A round ends with the members that did not take up
 //! the new epoch; the next one leaves those out that refused it. Or a commit overtook it; the next one elects with what that said.
 
-use super::{Cause, Ended, command, quarantine_fault};
+use super::{Cause, DAMAGED_FOR, Ended, command, damage_fault, quarantine_fault};
 use crate::core::nodes::Health;
 use crate::core::placement::{Candidate, place};
 use crate::core::record::Body;
@@ -100,6 +100,11 @@ pub async fn one_round(
     enlarge(shared, &round, cause, &mut made).await;
     release(&round, cause, &mut made);
     if made.members.len() < round.min_replicas {
+        let members = &round.known.members;
+        if shared.with(|hub, now| hub.is_damaged(now, chunk, members, Some(DAMAGED_FOR)))? {
+            tracing::error!(%chunk, "every member was found corrupt, nothing is overwritten");
+            return Err(damage_fault(chunk));
+        }
         let detail = format!(
             "chunk {chunk} has {} reachable correct replicas and needs {} (min_replicas): start the missing slaves",
             made.members.len(),
@@ -121,8 +126,9 @@ fn begin(
     let Some(known) = hub.state.chunk(chunk)? else {
         return Err(Fault::new(Code::NoChunk, format!("chunk {chunk} does not exist (any longer)")));
     };
+    let damaged = hub.is_damaged(now, chunk, &known.members, Some(DAMAGED_FOR))?;
     let corrupt = match cause {
-        Cause::Reported(Problem::Corrupt(node)) if known.members.len() > 1 => {
+        Cause::Reported(Problem::Corrupt(node)) if known.members.len() > 1 && !damaged => {
             Some(*node).filter(|node| known.members.iter().any(|member| member.node == *node))
         }
         _ => None,
@@ -339,6 +345,9 @@ async fn enlarge(shared: &Arc<Shared>, round: &Round, cause: &Cause, made: &mut 
                 Ok(_) => continue,
                 Err(fault) => {
                     tracing::warn!(chunk = %round.chunk, node = %member.node, "it cannot join: {fault}");
+                    if fault.code == Code::Corrupt && fault.node == Some(source.node) {
+                        shared.with(|hub, now| hub.slaves.reported_corrupt(now, round.chunk, source.node));
+                    }
                     continue;
                 }
             }
