@@ -249,10 +249,9 @@ impl DiskStore {
             if replica.position != adoption.based_on {
                 return Err(Fault::new(Code::Busy, format!("chunk {chunk} changed while it was copied")));
             }
-            let is_new = replica.life == Life::Vacant;
-            let sealed = if is_new { self.floor(chunk)? } else { replica.sealed };
-            if sealed > adoption.epoch || replica.leaves.chunk_bytes() != adoption.chunk_bytes {
-                let detail = format!("chunk {chunk} is sealed for epoch {sealed}: the copy is too late");
+            if replica.sealed > adoption.epoch || replica.leaves.chunk_bytes() != adoption.chunk_bytes {
+                let detail =
+                    format!("chunk {chunk} is sealed for epoch {}: the copy is too late", replica.sealed);
                 return Err(Fault::new(Code::WrongEpoch, detail));
             }
             if replica.epoch.0 > 0 && replica.epoch >= adoption.epoch && !replica.is_sealed() {

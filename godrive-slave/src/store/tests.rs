@@ -652,17 +652,6 @@ fn adoption(chunk: u64, version: u64, bytes: u8, based_on: u64) -> Adoption {
 }
 
 #[test]
-fn a_copy_that_began_before_the_chunk_was_deleted_does_not_make_it_anew() {
-    let disk = SimulatedDisk::new(1 << 30);
-    let store = open(&disk);
-    store.adopt(&adoption(1, 4, 7, 0)).unwrap();
-    store.delete(&[(ChunkId(1), Epoch(3))], NOW).unwrap();
-    assert_eq!(store.adopt(&adoption(1, 4, 7, 0)).unwrap_err().code, Code::WrongEpoch);
-    assert_eq!(store.row(ChunkId(1)).unwrap(), None);
-    store.adopt(&Adoption { epoch: Epoch(3), ..adoption(1, 4, 7, 0) }).unwrap();
-}
-
-#[test]
 fn copies_are_adopted_wholly_and_the_old_contents_kept_aside() {
     let disk = SimulatedDisk::new(1 << 30);
     let store = open(&disk);
