@@ -29,7 +29,7 @@ use std::io;
 use std::io::{IoSlice, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
@@ -268,12 +268,15 @@ impl Invalidate for Notifications {
 /// The inodes whose pages the kernel drops, from the moment at which that was asked for.
 #[derive(Default)]
 pub struct Forgetting {
+    /// How many there are: most of the time none, and then no answer takes the lock.
+    count: AtomicUsize,
     inodes: Mutex<BTreeMap<Ino, usize>>,
     ended: Notify,
 }
 
 impl Forgetting {
     fn begin(self: &Arc<Self>, ino: Ino) -> Dropping {
+        self.count.fetch_add(1, Ordering::SeqCst);
         *self.inodes.lock().entry(ino).or_default() += 1;
         Dropping { forgetting: self.clone(), ino }
     }
@@ -296,7 +299,7 @@ impl Forgetting {
 
     /// The kernel has forgotten what it was told to.
     pub fn is_over(&self, ino: Ino) -> bool {
-        !self.inodes.lock().contains_key(&ino)
+        self.count.load(Ordering::SeqCst) == 0 || !self.inodes.lock().contains_key(&ino)
     }
 
     async fn over(&self, ino: Ino) {
@@ -319,6 +322,7 @@ struct Dropping {
 impl Drop for Dropping {
     fn drop(&mut self) {
         let mut inodes = self.forgetting.inodes.lock();
+        self.forgetting.count.fetch_sub(1, Ordering::SeqCst);
         if let Some(count) = inodes.get_mut(&self.ino) {
             *count -= 1;
             if *count == 0 {

@@ -153,36 +153,14 @@ impl Parts {
                 self.others(*node).iter().for_each(|other| sim.release(node.to_string(), other.to_string()));
                 self.tell_cut(*node, false);
             }
-            Event::Sleep(node) => {
-                self.hold(sim, *node);
-                if let Node::Client(client) = node {
-                    self.shared.with(|notes| notes.asleep.insert(*client));
-                }
-                self.clocks[node].sleep(sim.elapsed());
-            }
-            Event::Wake(node) => {
-                self.clocks[node].wake();
-                if let Node::Client(client) = node {
-                    self.shared.with(|notes| notes.asleep.remove(client));
-                }
-            }
+            Event::Sleep(node) => self.sleep(sim, *node),
+            Event::Wake(node) => self.wake(*node),
             Event::Step(node, ms) => self.clocks[node].step(ms * 1_000_000),
             Event::Lose(thousandths) => sim.set_fail_rate(f64::from(*thousandths) / 1000.0),
             Event::Weather(weather) => self.network.set(*weather),
             Event::Delay(ms) => sim.set_max_message_latency(Duration::from_millis(*ms)),
-            Event::Rot(node, flips) => {
-                if let Some(disk) = self.disks.get(node) {
-                    crate::damage::flip_anywhere(disk, *flips, &mut self.dice);
-                    self.may_refuse.insert(*node);
-                    self.wounded |= *node != Node::Master;
-                }
-            }
-            Event::Fill(spare_bytes) => {
-                for disk in self.slave_disks() {
-                    let space = disk.space().unwrap_or_else(|error| panic!("a simulated disk: {error}"));
-                    disk.set_capacity(space.total_bytes - space.free_bytes + spare_bytes);
-                }
-            }
+            Event::Rot(node, flips) => self.rot(*node, *flips),
+            Event::Fill(spare_bytes) => self.fill(*spare_bytes),
             Event::Empty => self.slave_disks().for_each(|disk| disk.set_capacity(DISK_BYTES)),
             Event::Fail(node, faults) => {
                 self.may_refuse.insert(*node);
@@ -209,6 +187,36 @@ impl Parts {
             Event::Mend(node) => self.mend(sim, *node),
             // The drive waits.
             Event::Settle | Event::SameMembers | Event::Emptied(_) | Event::Balance => {}
+        }
+    }
+
+    fn sleep(&self, sim: &Sim<'_>, node: Node) {
+        self.hold(sim, node);
+        if let Node::Client(client) = node {
+            self.shared.with(|notes| notes.asleep.insert(client));
+        }
+        self.clocks[&node].sleep(sim.elapsed());
+    }
+
+    fn wake(&self, node: Node) {
+        self.clocks[&node].wake();
+        if let Node::Client(client) = node {
+            self.shared.with(|notes| notes.asleep.remove(&client));
+        }
+    }
+
+    fn rot(&mut self, node: Node, flips: u16) {
+        if let Some(disk) = self.disks.get(&node) {
+            crate::damage::flip_anywhere(disk, flips, &mut self.dice);
+            self.may_refuse.insert(node);
+            self.wounded |= node != Node::Master;
+        }
+    }
+
+    fn fill(&self, spare_bytes: u64) {
+        for disk in self.slave_disks() {
+            let space = disk.space().unwrap_or_else(|error| panic!("a simulated disk: {error}"));
+            disk.set_capacity(space.total_bytes - space.free_bytes + spare_bytes);
         }
     }
 

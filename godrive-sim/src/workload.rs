@@ -2,27 +2,25 @@
 //! fsyncs it, publishes files of its own by renaming them over a name, and fills and empties a folder of its own.
 //! Everything is told to the oracle.
 
-use crate::folder::{self, Change};
+mod folders;
+
 use crate::oracle::{Place, Safety};
-use crate::shared::{Folder, Kind, Shared};
+use crate::shared::{Kind, Shared};
 use crate::stamp::{self, Found, Stamp};
+use folders::OwnFolder;
 use godrive_client::fs::{Caller, Found as Looked, Handle};
 use godrive_client::{Fs, FsError};
-use godrive_proto::meta::{NewNode, RenameMode};
+use godrive_proto::meta::RenameMode;
 use godrive_proto::{Ino, ROOT};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The file that all clients share; each client's published file has the number 100 + client, and folders have numbers
-/// from 1000.
+/// The file that all clients share; each client's published file has the number 100 + client.
 const SHARED: u32 = 1;
 const PUBLISHED: u32 = 100;
-const FOLDERS: u32 = 1000;
-/// The most changes of a folder in a row.
-const BURST: usize = 6;
 /// Between two operations, while the cluster is to settle.
 const WHILE_SETTLING: Duration = Duration::from_millis(150);
 const SHARED_NAME: &[u8] = b"shared";
@@ -58,13 +56,6 @@ pub struct Worker {
     folder: Option<OwnFolder>,
     /// Files and folders that were given up after an error or a disturbance.
     given_up: BTreeSet<Ino>,
-}
-
-/// The folder that a client works in, and what is left to do of its present round.
-struct OwnFolder {
-    known: Folder,
-    base: u64,
-    round: VecDeque<(u64, Change)>,
 }
 
 type Outcome<T> = Result<T, FsError>;
@@ -308,133 +299,6 @@ impl Worker {
             Err(_) => drop(self.given_up.insert(ino)),
         }
         prepared
-    }
-
-    /// Some changes of the own folder, one after the other.
-    async fn change_folder(&mut self) {
-        for _ in 0..self.rng.random_range(1..=BURST) {
-            self.awake().await;
-            let disturbances = self.shared.with(|notes| notes.oracle.disturbances);
-            let own = self.folder.take();
-            // What was removed there ahead of the master may be undone: nobody asks again, so it is told at the end.
-            let disturbed = own.as_ref().filter(|own| own.known.disturbances != disturbances);
-            self.given_up.extend(disturbed.map(|own| own.known.ino));
-            let mut own = match own {
-                Some(own) if own.known.disturbances == disturbances => own,
-                _ => match self.make_folder(disturbances).await {
-                    Ok(own) => own,
-                    Err(error) => return self.shared.error("make a folder", &error),
-                },
-            };
-            if own.round.is_empty() {
-                let before = std::mem::replace(&mut own.base, self.sequence);
-                self.sequence = folder::after(self.sequence);
-                own.round = folder::round(own.base, (before > 0).then(|| folder::left(before))).into();
-            }
-            let Some((sequence, change)) = own.round.pop_front() else { return };
-            let (file, stamp) = (own.known.file, Stamp { client: self.id, sequence });
-            self.shared.doing(self.id, format!("{change:?} in folder {file}"));
-            let began = now();
-            self.shared.with(|notes| notes.oracle.write_begins((file, 0), stamp));
-            let removes = matches!(change, Change::Remove { .. });
-            if let Err(error) = self.change(own.known.ino, change).await {
-                self.given_up.insert(own.known.ino);
-                self.shared.with(|notes| notes.oracle.failed(self.id, file));
-                return self.shared.error("change a folder", &error);
-            }
-            self.shared.with(|notes| {
-                notes.oracle.write_ends((file, 0), stamp);
-                if !removes {
-                    // The master has answered it, and what came before it.
-                    notes.oracle.safe(self.id, file, sequence + 1, Safety::Held);
-                }
-            });
-            self.shared.acknowledged(self.id);
-            if removes {
-                self.shared.done(Kind::Removal, self.id, began);
-            }
-            if self.rng.random_bool(0.1) {
-                match self.sync_directory(own.known.ino).await {
-                    Ok(()) => self
-                        .shared
-                        .with(|notes| notes.oracle.safe(self.id, file, sequence + 1, Safety::Stable)),
-                    Err(error) => {
-                        self.given_up.insert(own.known.ino);
-                        self.shared.with(|notes| notes.oracle.failed(self.id, file));
-                        return self.shared.error("fsync of a folder", &error);
-                    }
-                }
-            }
-            self.folder = Some(own);
-        }
-    }
-
-    async fn make_folder(&mut self, disturbances: u64) -> Outcome<OwnFolder> {
-        self.sequence += 1;
-        let name = format!("folder-{}-{}", self.id, self.sequence);
-        self.shared.doing(self.id, "make a folder");
-        let made = self.fs.make(ROOT, name.as_bytes(), NewNode::Directory, 0o755, Caller::default()).await?;
-        let ino = made.value.attr.ino;
-        let known = self.shared.with(|notes| {
-            let known = Folder { ino, file: FOLDERS + notes.made_folders, disturbances };
-            notes.made_folders += 1;
-            notes.folders.insert(self.id, known);
-            known
-        });
-        Ok(OwnFolder { known, base: 0, round: VecDeque::new() })
-    }
-
-    async fn change(&self, folder: Ino, change: Change) -> Outcome<()> {
-        match change {
-            Change::Make { name } => {
-                let name = name.to_string();
-                let made =
-                    self.fs.make(folder, name.as_bytes(), NewNode::File, 0o644, Caller::default()).await;
-                made.map(drop)
-            }
-            Change::Remove { name } => {
-                let name = name.to_string();
-                match self.fs.try_unlink(folder, name.as_bytes()) {
-                    Some(removed) => removed,
-                    None => self.fs.unlink(folder, name.as_bytes()).await,
-                }
-            }
-        }
-    }
-
-    async fn list_folder(&mut self, other: u16) {
-        let Some(folder) = self.shared.with(|notes| notes.folders.get(&other).copied()) else { return };
-        self.shared.doing(self.id, format!("list folder {}", folder.file));
-        let reading = self.shared.with(|notes| notes.oracle.read_begins((folder.file, 0)));
-        match self.list(folder.ino).await {
-            Ok(names) => {
-                let found = folder::read(other, &names);
-                self.shared.with(|notes| {
-                    let disturbed = notes.oracle.disturbances != folder.disturbances;
-                    // What was lost in the middle of a change leaves a gap; and its own client may see what the master
-                    // has lost until it has been told.
-                    if !disturbed || (found != Found::Torn && other != self.id) {
-                        notes.oracle.read_ends(self.id, reading, found);
-                    }
-                });
-                self.shared.acknowledged(self.id);
-            }
-            Err(error) => self.shared.error("list a folder", &error),
-        }
-    }
-
-    /// One page, which is one moment's, holds all of it.
-    async fn list(&self, folder: Ino) -> Outcome<Vec<Vec<u8>>> {
-        self.awake().await;
-        let handle = self.fs.opendir(folder)?.handle;
-        let most = 4 * folder::FILES as usize;
-        let listed = match self.fs.try_readdir(handle, 0, most, true) {
-            Some(listed) => listed,
-            None => self.fs.readdir(handle, 0, most, true).await,
-        };
-        self.fs.releasedir(handle);
-        let names = listed?.value.into_iter().map(|entry| entry.name);
-        Ok(names.filter(|name| ![b".".as_slice(), b".."].contains(&name.as_slice())).collect())
     }
 
     async fn look_at(&mut self, other: u16) {

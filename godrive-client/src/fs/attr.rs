@@ -54,7 +54,7 @@ impl<B: Backend> Fs<B> {
 
     /// What the kernel has open became longer elsewhere.
     async fn tell_length(self: &Arc<Self>, inode: &Arc<Inode>) {
-        let Some(kernel) = self.kernel.lock().clone() else { return };
+        let Some(kernel) = self.kernel.get().cloned() else { return };
         let last = inode.state.lock().size().saturating_sub(1);
         match self.read_unlocked(inode, last..last + 1).await {
             Ok(Served { value, pass: _pass }) => {

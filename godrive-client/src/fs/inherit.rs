@@ -60,7 +60,7 @@ impl<B: Backend> Fs<B> {
     /// whose new contents the master does not know of get a time that says so.
     pub fn follow_up(self: &Arc<Self>, left: &Inheritance) {
         let pages = left.traces.iter().map(|(ino, _)| Invalidation::Pages(*ino, EVERYTHING)).collect();
-        if let Some(kernel) = self.kernel.lock().clone() {
+        if let Some(kernel) = self.kernel.get().cloned() {
             self.runtime.spawn(kernel.invalidate(pages));
         }
         for (ino, _) in left.traces.iter().filter(|(_, trace)| trace.uncommitted) {

@@ -65,8 +65,8 @@ use inode::{Inode, State};
 use parking_lot::Mutex;
 use stats::Stats;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use table::{Handles, Table};
 use tokio::sync::{Notify, Semaphore};
@@ -124,7 +124,7 @@ pub struct Fs<B: Backend = Driver> {
     pages: PageCache,
     tags: AtomicU64,
     stats: Stats,
-    kernel: Mutex<Option<Arc<dyn Invalidate>>>,
+    kernel: OnceLock<Arc<dyn Invalidate>>,
     /// Inodes with something to flush or commit.
     dirty: Mutex<BTreeMap<Ino, Arc<Inode>>>,
     dirty_bytes: AtomicU64,
@@ -199,7 +199,7 @@ impl<B: Backend> Fs<B> {
             pages: PageCache::new(config.cache_bytes.max(MIN_CACHE_BYTES)),
             tags: AtomicU64::new(0),
             stats: Stats::default(),
-            kernel: Mutex::new(None),
+            kernel: OnceLock::new(),
             dirty: Mutex::default(),
             dirty_bytes: AtomicU64::new(0),
             idle_owners: Mutex::default(),
@@ -227,7 +227,9 @@ impl<B: Backend> Fs<B> {
 
     /// Where invalidations of the kernel's caches go; none without a mount.
     pub fn set_invalidate(&self, kernel: Arc<dyn Invalidate>) {
-        *self.kernel.lock() = Some(kernel);
+        if self.kernel.set(kernel).is_err() {
+            tracing::error!("a file system has one kernel; another one is ignored");
+        }
     }
 
     pub fn stats(&self) -> StatsSnapshot {
@@ -258,7 +260,7 @@ impl<B: Backend> Fs<B> {
 
     /// How long the kernel may keep what is known of the inode.
     fn ttl(&self, inode: &Inode, state: &State) -> Duration {
-        let forgets = || self.kernel.lock().as_ref().is_some_and(|kernel| kernel.is_forgetting(inode.ino));
+        let forgets = || self.kernel.get().is_some_and(|kernel| kernel.is_forgetting(inode.ino));
         if state.mode().is_none() || state.gate.is_closed() || forgets() {
             return Duration::ZERO;
         }

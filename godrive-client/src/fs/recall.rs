@@ -38,7 +38,7 @@ const MAX_FLUSHES: usize = 64;
 impl<B: Backend> Fs<B> {
     /// The kernel forgets all of it, or the time is over: then it goes on by itself.
     pub(super) async fn invalidate(&self, what: Vec<Invalidation>, longest: Duration) {
-        let Some(kernel) = self.kernel.lock().clone() else { return };
+        let Some(kernel) = self.kernel.get().cloned() else { return };
         if what.is_empty() {
             return;
         }
@@ -56,7 +56,7 @@ impl<B: Backend> Fs<B> {
 
     /// The same without waiting.
     pub(super) fn invalidate_later(&self, what: Invalidation) {
-        if let Some(kernel) = self.kernel.lock().clone() {
+        if let Some(kernel) = self.kernel.get().cloned() {
             self.runtime.spawn(kernel.invalidate(vec![what]));
         }
     }

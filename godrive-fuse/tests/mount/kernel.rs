@@ -29,7 +29,7 @@ struct Counting {
     asked_slow: Arc<AtomicU32>,
 }
 
-fn attr(ino: u64, kind: FileType) -> FileAttr {
+pub fn attr(ino: u64, kind: FileType) -> FileAttr {
     FileAttr {
         ino: INodeNo(ino),
         size: 0,

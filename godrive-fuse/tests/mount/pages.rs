@@ -1,6 +1,7 @@
 //! When a lease goes back although the kernel still drops the pages, no read(2) may find the old ones: a file of two pages.
 
 use crate::cluster::eventually;
+use crate::kernel::attr;
 use fuser::{
     FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
     LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request,
@@ -36,23 +37,14 @@ impl Versioned {
     fn attr(&self, ino: INodeNo) -> FileAttr {
         let changed: SystemTime =
             UNIX_EPOCH + Duration::from_secs(u64::from(self.version.load(Ordering::SeqCst)));
-        let is_root = ino == INodeNo::ROOT;
-        FileAttr {
-            ino,
-            size: if is_root { 0 } else { 2 * PAGE },
-            blocks: 0,
-            atime: UNIX_EPOCH,
-            mtime: changed,
-            ctime: changed,
-            crtime: UNIX_EPOCH,
-            kind: if is_root { FileType::Directory } else { FileType::RegularFile },
-            perm: 0o755,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
+        match ino == INodeNo::ROOT {
+            true => attr(ino.0, FileType::Directory),
+            false => FileAttr {
+                size: 2 * PAGE,
+                mtime: changed,
+                ctime: changed,
+                ..attr(ino.0, FileType::RegularFile)
+            },
         }
     }
 }

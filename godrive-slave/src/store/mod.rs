@@ -138,8 +138,9 @@ impl DiskStore {
 
     /// Takes the part of the reserve that the disk's other users must not fill, if there is room for it.
     pub fn refill_reserve(&self) {
-        if let Ok(space) = self.disk.plain().space() {
-            self.disk.refill(self.options.reserve(space.total_bytes) / 2);
+        match self.disk.plain().space() {
+            Ok(space) => self.disk.refill(self.options.reserve(space.total_bytes) / 2),
+            Err(error) => tracing::warn!(disk = %self.id, %error, "the disk cannot be asked for its room"),
         }
     }
 
