@@ -15,8 +15,7 @@ import hashlib, json, os, subprocess, sys, threading, time
 
 SLAVES = 5
 SYNC_MS = 700
-# Longer than a mount waits before it asks another replica.
-READ_MS = 1500
+READ_MS = 300
 AT_ONCE_S = 30
 RATIO_AT_MOST = 3.0
 # Below this the ratio is noise.

@@ -4,6 +4,7 @@ use godrive_proto::net::Sockets;
 use godrive_proto::net::identity::Identity;
 use godrive_proto::time::Clock;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,8 +34,9 @@ pub struct Timeouts {
     pub delta: Duration,
     /// The slowest transfer that counts as progress, bytes per second.
     pub slowest_bytes_per_s: u64,
-    /// A read that took this long is also asked of the next member.
-    pub hedge: Duration,
+    /// A read is asked of the next member as well when that would have answered by now, within these bounds; if it was
+    /// never asked before, at the upper one. Beside the time that the bytes may take.
+    pub hedge: RangeInclusive<Duration>,
 }
 
 impl Default for Timeouts {
@@ -44,7 +46,7 @@ impl Default for Timeouts {
             renewal: Duration::from_secs(4),
             delta: Duration::from_secs(3),
             slowest_bytes_per_s: 512 << 10,
-            hedge: Duration::from_millis(500),
+            hedge: Duration::from_millis(30)..=Duration::from_millis(500),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Reads: from the least busy member, from the next when one is late or wrong, verified against the digest.
+//! Reads: from the nearest member, from the next when one is late or wrong, verified against the digest.
 
 use super::master::Master;
 use super::reports::Reports;
@@ -10,6 +10,7 @@ use godrive_proto::data::{Layout, Member, Read, ReadRequest};
 use godrive_proto::lease::Problem;
 use godrive_proto::limits::{LEAF_BYTES, MAX_READ_BYTES};
 use godrive_proto::proof::{self, Run, Wanted};
+use godrive_proto::time::Instant;
 use godrive_proto::{Code, Fault, NodeId, Version, sums};
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -25,7 +26,14 @@ const INLINE_LEAVES: u32 = 32;
 const PART: u32 = MAX_READ_BYTES as u32 / LEAF_BYTES;
 
 /// A member that was asked.
-type Asked<'a> = (NodeId, BoxFuture<'a, Result<Vec<Run>, Fault>>);
+type Asked<'a> = (Question, BoxFuture<'a, Result<Vec<Run>, Fault>>);
+
+/// Who was asked, and when.
+#[derive(Clone, Copy)]
+struct Question {
+    node: NodeId,
+    since: Instant,
+}
 
 /// A member that did not answer well, and how.
 type Failure = (NodeId, Fault);
@@ -124,10 +132,11 @@ impl Reader {
         let mut waiting = order.iter();
         let mut running: Vec<Asked<'_>> = Vec::new();
         let mut failures = Vec::new();
-        let mut ask_another = true;
+        let in_transit = transfer(count, self.master.config.timeouts.slowest_bytes_per_s.saturating_mul(16));
         loop {
-            if ask_another && let Some(member) = waiting.next() {
-                running.push((member.node, Box::pin(self.ask(member, layout, first, count, patience))));
+            if let Some(member) = waiting.next() {
+                let question = Question { node: member.node, since: self.master.timing.now() };
+                running.push((question, Box::pin(self.ask(member, layout, first, count, patience))));
             }
             if running.is_empty() {
                 return (None, failures);
@@ -136,18 +145,21 @@ impl Reader {
             let outcome = if waiting.as_slice().is_empty() {
                 Ok(done.await)
             } else {
-                timeout(self.hedge(count), done).await
+                timeout(self.slaves.hedge(waiting.as_slice()) + in_transit, done).await
             };
-            ask_another = true;
             match outcome {
-                Ok((_, Ok(leaves))) => return (Some(leaves), failures),
-                Ok((node, Err(fault))) => failures.push((node, fault)),
-                Err(_) => {
-                    Stats::add(&self.master.stats.hedges, 1);
-                    if let Some((late, _)) = running.last() {
-                        self.slaves.failed(*late);
-                    }
+                Ok((answered, Ok(leaves))) => {
+                    let took = |question: &Question| {
+                        self.master.timing.now().since(question.since).saturating_sub(in_transit)
+                    };
+                    let late = running.iter().map(|(question, _)| question);
+                    let late = late.filter(|question| question.since < answered.since);
+                    let late = late.map(|question| (question.node, took(question)));
+                    self.slaves.answered(answered.node, took(&answered), late);
+                    return (Some(leaves), failures);
                 }
+                Ok((answered, Err(fault))) => failures.push((answered.node, fault)),
+                Err(_) => Stats::add(&self.master.stats.hedges, 1),
             }
         }
     }
@@ -180,11 +192,6 @@ impl Reader {
             let detail = format!("slave {} answered chunk {} wrongly: {error}", member.node, chunk.id);
             Fault::at(Code::Corrupt, member.node, detail)
         })
-    }
-
-    fn hedge(&self, leaves: u32) -> Duration {
-        let timeouts = &self.master.config.timeouts;
-        timeouts.hedge + transfer(leaves, timeouts.slowest_bytes_per_s.saturating_mul(16))
     }
 }
 

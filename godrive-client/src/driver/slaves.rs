@@ -137,6 +137,20 @@ impl Slaves {
         self.health.lock().failed(node, self.master.timing.now());
     }
 
+    /// A read was answered. Those that were asked earlier, and how long they have been waited for, are late.
+    pub fn answered(&self, node: NodeId, took: Duration, late: impl Iterator<Item = (NodeId, Duration)>) {
+        let mut health = self.health.lock();
+        health.read(node, took);
+        for (node, waited) in late {
+            health.late(node, waited, self.master.timing.now());
+        }
+    }
+
+    /// How long a read waits before it asks one of `others` as well.
+    pub fn hedge(&self, others: &[Member]) -> Duration {
+        self.health.lock().hedge(others.iter().map(|other| other.node), &self.master.config.timeouts.hedge)
+    }
+
     /// `members` in the order in which a read asks them.
     pub fn order(&self, members: &[Member], spread: u64) -> Vec<Member> {
         let order =
@@ -150,7 +164,7 @@ impl Slaves {
         let health = self.health.lock();
         let now = self.master.timing.now();
         let mut chain = members.to_vec();
-        chain.sort_by_key(|member| health.is_avoided(member.node, now));
+        chain.sort_by_key(|member| health.is_unreachable(member.node, now));
         chain
     }
 

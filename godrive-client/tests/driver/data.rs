@@ -12,6 +12,7 @@ use godrive_proto::time::Timestamp;
 use godrive_proto::{ChunkId, Code, Epoch, Fault, NodeId, Version, sums};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use std::ops::Range;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -285,7 +286,7 @@ async fn a_lying_member_is_found_out_and_reported_while_the_read_succeeds() {
 async fn a_late_member_is_overtaken_by_the_next() {
     let cluster = Cluster::start(3);
     let mut config = config(&cluster);
-    config.timeouts.hedge = Duration::from_millis(200);
+    config.timeouts.hedge = Duration::from_millis(200)..=Duration::from_millis(200);
     config.timeouts.delta = Duration::from_secs(20);
     config.deadline = Duration::from_secs(30);
     let (driver, _) = driver_with(&cluster, config).await;
@@ -326,22 +327,56 @@ async fn reads_go_on_when_members_die_and_fail_at_the_deadline_without_any() {
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
-#[tokio::test]
-async fn different_chunks_are_read_from_different_members() {
-    let cluster = Cluster::start(3);
-    let (driver, _) = driver(&cluster).await;
-    let (layout, _) = written(&cluster, &driver).await;
-    for _ in 0..8 {
-        driver.read(&mut layout.clone(), 1, 2).await.expect("read");
-    }
-    assert_eq!(cluster.state.lock().reads.len(), 1, "one chunk stays with one member");
+/// Chunks with the same content as the one that was written.
+fn more_chunks(cluster: &Cluster, ids: Range<u64>) -> Vec<Layout> {
     let original = cluster.state.lock().replicas.all[&(NodeId(1), CHUNK)].clone();
-    for id in 100..130 {
+    let layout = |id| {
         let mut layout = cluster.place(id);
         for slave in &cluster.slaves {
             cluster.state.lock().replicas.all.insert((slave.member.node, ChunkId(id)), original.clone());
         }
         layout.held = original.contents(ChunkId(id));
+        layout
+    };
+    ids.map(layout).collect()
+}
+
+#[tokio::test]
+async fn a_member_much_slower_than_the_others_is_soon_asked_last() {
+    let cluster = Cluster::start(3);
+    let mut config = config(&cluster);
+    config.timeouts.hedge = Duration::from_millis(30)..=Duration::from_secs(20);
+    config.timeouts.delta = Duration::from_secs(20);
+    config.deadline = Duration::from_secs(30);
+    let (driver, _) = driver_with(&cluster, config).await;
+    written(&cluster, &driver).await;
+    let mut layouts = more_chunks(&cluster, 100..160);
+    for layout in &mut layouts[..20] {
+        driver.read(layout, 1, 2).await.expect("read");
+    }
+    {
+        let mut state = cluster.state.lock();
+        assert_eq!(state.reads.len(), 3, "all are known: {:?}", state.reads);
+        state.reads.clear();
+        state.slow_reads.insert(NodeId(1), Duration::from_secs(5));
+    }
+    for layout in &mut layouts {
+        driver.read(layout, 1, 2).await.expect("a quick one answers");
+    }
+    let asked = cluster.state.lock().reads[&NodeId(1)];
+    assert!(driver.counts().hedges >= 1 && asked <= 10, "of 60 reads, {asked} asked the slow one");
+}
+
+#[tokio::test]
+async fn different_chunks_are_read_from_different_members() {
+    let cluster = Cluster::start(3);
+    let driver = patient(&cluster).await;
+    let (layout, _) = written(&cluster, &driver).await;
+    for _ in 0..8 {
+        driver.read(&mut layout.clone(), 1, 2).await.expect("read");
+    }
+    assert_eq!(cluster.state.lock().reads.len(), 1, "one chunk stays with one member");
+    for mut layout in more_chunks(&cluster, 100..130) {
         driver.read(&mut layout, 1, 2).await.expect("read");
     }
     let reads = cluster.state.lock().reads.clone();

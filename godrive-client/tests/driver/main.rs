@@ -84,7 +84,7 @@ pub fn config(cluster: &Cluster) -> Config {
     config.timeouts.connect = Duration::from_millis(400);
     config.timeouts.renewal = Duration::from_millis(400);
     config.timeouts.delta = Duration::from_secs(1);
-    config.timeouts.hedge = Duration::from_secs(1);
+    config.timeouts.hedge = Duration::from_secs(1)..=Duration::from_secs(1);
     config
 }
 
@@ -111,6 +111,7 @@ pub async fn patient(cluster: &Cluster) -> Arc<Driver> {
     config.deadline = Duration::from_secs(60);
     config.timeouts.connect = Duration::from_secs(20);
     config.timeouts.delta = Duration::from_secs(20);
+    config.timeouts.hedge = Duration::from_secs(20)..=Duration::from_secs(20);
     driver_with(cluster, config).await.0
 }
 

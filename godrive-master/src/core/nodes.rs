@@ -3,7 +3,7 @@
 //! A node is *alive*, *suspect* (its connection is lost, heartbeats are missing, or it did not answer a seal: no
 //! new replicas go there) or *dead* (silent for long: its replicas are repaired elsewhere). After a restart of
 //! the master the nodes known from the log are *awaited*, as if last heard at the start: nobody has seen them fail, so
-//! until they would be dead their replicas count as being there.
+//! until they would be dead their replicas count as being there. So they are when the master itself stood still.
 //!
 //! A disk id has one bearer. A second one is refused while the first is not dead, because two nodes that
 //! serve the same disk's chunks are a copied directory or a copied key.
@@ -56,7 +56,7 @@ pub struct Node {
     pub disks: Vec<DiskState>,
     pub heard: Instant,
     pub connected: bool,
-    /// Known from the log, and not registered since this master began.
+    /// Not heard since this master began, or since it stood still.
     awaited: bool,
     /// Its inventory of this connection is complete.
     pub inventoried: bool,
@@ -75,6 +75,7 @@ pub struct Nodes {
     nodes: BTreeMap<NodeId, Node>,
     bearers: BTreeMap<DiskId, NodeId>,
     slowness: Slowness,
+    looked: Option<Instant>,
 }
 
 /// What the log knows of a node.
@@ -94,6 +95,8 @@ pub struct SlowDisk {
 }
 
 impl Nodes {
+    const LOOKS_APART: Duration = Duration::from_secs(1);
+
     pub fn new(settings: Settings) -> Self {
         Self {
             settings,
@@ -101,6 +104,22 @@ impl Nodes {
             nodes: BTreeMap::new(),
             bearers: BTreeMap::new(),
             slowness: Slowness::default(),
+            looked: None,
+        }
+    }
+
+    /// To be called more often than [`Self::LOOKS_APART`]. A master that was stopped, or whose machine slept, has heard
+    /// nobody meanwhile: of the time between two looks no more than that counts as silence.
+    pub fn look(&mut self, now: Instant) {
+        let Some(before) = self.looked.replace(now) else { return };
+        let stood_still = now.since(before).saturating_sub(Self::LOOKS_APART);
+        if stood_still.is_zero() {
+            return;
+        }
+        let patience = self.settings.suspect_after;
+        for node in self.nodes.values_mut().filter(|node| node.heard <= before) {
+            node.awaited |= before.since(node.heard) < patience && now.since(node.heard) >= patience;
+            node.heard = node.heard.after(stood_still);
         }
     }
 
@@ -190,6 +209,7 @@ impl Nodes {
             return Err(Fault::new(Code::NotReady, "this master does not know you yet: register first"));
         };
         node.heard = now;
+        node.awaited = false;
         if node.suspected.is_some_and(|since| now.since(since) > patience) {
             node.suspected = None;
         }

@@ -193,15 +193,22 @@ fn standstill(dice: &mut SmallRng, cut: impl Fn(&mut SmallRng, &[Node]) -> Cut) 
     Plan { slaves: 3, windows, ..plan(until, schedule.collect(), at_last(until, 30)) }
 }
 
-/// Each time the next of those that `any` picks.
+/// Each time the next of those that `any` picks. If it is no slave, no replica moves for that.
 fn pauses(dice: &mut SmallRng, any: impl Fn(&mut SmallRng) -> Node) -> Plan {
     let mut schedule = vec![];
     let mut at = s(5);
     for leases in [1, 2, 10] {
         let node = any(dice);
         let lasts = LEASE * leases + Duration::from_millis(dice.random_range(0..2000)) - s(1);
+        let keeps_members = !matches!(node, Node::Slave(_));
+        if keeps_members {
+            schedule.extend([(at, Event::Settle), (at, Event::NoteMembers)]);
+        }
         schedule.extend(asleep(node, at, lasts, dice));
         at += lasts + s(12);
+        if keeps_members {
+            schedule.push((at, Event::SameMembers));
+        }
     }
     plan(at + s(10), schedule, at_last(at + s(10), 30))
 }

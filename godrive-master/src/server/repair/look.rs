@@ -36,6 +36,7 @@ pub fn limits(hub: &Hub) -> Result<Limits, Fault> {
 }
 
 pub fn turn(hub: &mut Hub, now: Instant, progress: &mut Progress) -> Result<Vec<Step>, Fault> {
+    hub.nodes.look(now);
     hub.serving()?;
     let limits = limits(hub)?;
     let mut view = begin(hub, now, progress);
