@@ -4,7 +4,7 @@ use crate::cluster::NodeStatus;
 use crate::meta::{Kind, Name};
 use crate::operation::{Role, operations};
 use crate::time::Timestamp;
-use crate::{ClusterId, DiskId, Ino, LogIndex, NodeId, SessionId, Term};
+use crate::{ChunkId, ClusterId, DiskId, Ino, LogIndex, NodeId, SessionId, Term};
 use serde::{Deserialize, Serialize};
 
 /// Sent by a [`Role::Joiner`] after it has verified the CA's hash from its token.
@@ -143,6 +143,51 @@ pub struct TrashPage {
     pub end: bool,
 }
 
+/// What is the matter with a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Damage {
+    /// No replica is known to be what was acknowledged: nothing is read until a sound one comes back.
+    Quarantined,
+    /// Every replica that is left was reported as damaged: what does not verify in any of them cannot be read.
+    Rotten,
+    /// No slave that has a replica is there: nothing that was written is read until one is.
+    Unreachable,
+    /// Fewer than `min_replicas` are there: it is read, and not written.
+    ReadOnly,
+}
+
+/// A chunk that cannot be read or written as it should.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedChunk {
+    pub chunk: ChunkId,
+    pub damage: Damage,
+    pub ino: Ino,
+    /// The bytes of the file that it is for: from `index` times `chunk_bytes`, so many.
+    pub index: u32,
+    pub chunk_bytes: u32,
+    pub members: Vec<NodeId>,
+    /// Where the file is, or was before it went to the trash, from the root and without the `/` in front. One of its names; None if none
+    /// can be found with reasonable effort.
+    #[serde(with = "serde_bytes")]
+    pub path: Option<Vec<u8>>,
+}
+
+/// The next page, by chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListDamagedRequest {
+    /// [`DamagedPage::next`] of the page before; 0 for the first.
+    pub after: ChunkId,
+    /// 1 to [`crate::limits::MAX_DAMAGED_PAGE`].
+    pub limit: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedPage {
+    pub chunks: Vec<DamagedChunk>,
+    /// None: that was all.
+    pub next: Option<ChunkId>,
+}
+
 /// Copies for one purpose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Movement {
@@ -190,6 +235,7 @@ operations! {
     0x0504 ListTrash(ListTrashRequest) -> TrashPage [Admin, Client];
     /// Removes these for good, at most [`crate::limits::MAX_TRASH_PAGE`]; those that are not in the trash are left alone. How many there were.
     0x0505 EmptyTrash(Vec<Ino>) -> u32 [Admin];
+    0x0506 ListDamaged(ListDamagedRequest) -> DamagedPage [Admin];
     /// Durable when answered; it is followed in the background.
     0x0510 Intend(IntendRequest) -> Intended [Admin];
 }

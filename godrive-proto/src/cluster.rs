@@ -162,7 +162,7 @@ pub struct NodeStatus {
     pub node: NodeId,
     pub address: SocketAddr,
     pub domain: String,
-    /// `alive`, `awaited` (since the master started), `suspect` or `dead`.
+    /// `alive`, `awaited` (since the master started, or stood still), `suspect` or `dead`.
     pub state: String,
     pub last_heard_ms: u64,
     pub disks: Vec<DiskState>,

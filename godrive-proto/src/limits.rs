@@ -47,6 +47,8 @@ pub const MAX_LOCK_WAITS: usize = 256;
 pub const MAX_LOCKS_TOLD: usize = 4096;
 /// Entries in one [`crate::admin::TrashPage`], and in one [`crate::admin::EmptyTrash`].
 pub const MAX_TRASH_PAGE: usize = 1024;
+/// Entries in one [`crate::admin::DamagedPage`].
+pub const MAX_DAMAGED_PAGE: usize = 256;
 /// Steps in one [`crate::meta::BatchRequest`].
 pub const MAX_STEPS: usize = 256;
 /// Inodes in one [`crate::meta::Accessed`].

@@ -72,8 +72,8 @@ pub enum Event {
     Intend(Node, Intention),
     /// What follows waits until the slave is said to be empty; then nothing may be there that anybody needs.
     Emptied(Node),
-    /// What follows waits until the master has moved a replica to level disks.
-    Balance,
+    /// What follows waits until the master has moved a replica to level disks; those have only so many bytes left meanwhile.
+    Balance(u64),
 }
 
 impl Event {
@@ -186,7 +186,7 @@ impl Parts {
             }
             Event::Mend(node) => self.mend(sim, *node),
             // The drive waits.
-            Event::Settle | Event::SameMembers | Event::Emptied(_) | Event::Balance => {}
+            Event::Settle | Event::SameMembers | Event::Emptied(_) | Event::Balance(_) => {}
         }
     }
 
@@ -213,7 +213,7 @@ impl Parts {
         }
     }
 
-    fn fill(&self, spare_bytes: u64) {
+    pub(crate) fn fill(&self, spare_bytes: u64) {
         for disk in self.slave_disks() {
             let space = disk.space().unwrap_or_else(|error| panic!("a simulated disk: {error}"));
             disk.set_capacity(space.total_bytes - space.free_bytes + spare_bytes);

@@ -4,8 +4,8 @@ use crate::cluster::layout::{Home, Kind, NodeName};
 use crate::cluster::process;
 use anyhow::{Context, Result};
 use godrive_proto::admin::{
-    EmptyTrash, GetStatus, Intend, IntendRequest, Intended, ListTrash, ListTrashRequest, MakeToken,
-    MakeTokenRequest, Status, TrashPage,
+    DamagedPage, EmptyTrash, GetStatus, Intend, IntendRequest, Intended, ListDamaged, ListDamagedRequest,
+    ListTrash, ListTrashRequest, MakeToken, MakeTokenRequest, Status, TrashPage,
 };
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::net::identity::Identity;
@@ -70,6 +70,10 @@ impl Admin {
     /// How many there were.
     pub async fn empty_trash(&self, inodes: Vec<Ino>) -> Result<u32> {
         self.ask::<EmptyTrash>(&inodes).await
+    }
+
+    pub async fn damaged(&self, request: ListDamagedRequest) -> Result<DamagedPage> {
+        self.ask::<ListDamaged>(&request).await
     }
 
     pub async fn intend(&self, request: IntendRequest) -> Result<Intended> {

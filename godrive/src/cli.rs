@@ -32,6 +32,8 @@ pub enum Command {
     Umount(Umount),
     /// Nodes, capacity, health of the chunks, mounts and repair
     Status(Status),
+    /// Which files have data that cannot be read or written now, and why
+    Damaged(Damaged),
     /// Print a token with which another machine joins
     Token(Token),
     /// What was removed: show it, have it back, or remove it for good
@@ -206,6 +208,21 @@ pub struct Token {
     /// How often it works
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub uses: u32,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Each line is a part of a file:\n  \
+    quarantined   no replica is known to be what was written: reads of it fail until one that is comes back\n  \
+    rotten        each replica left has damaged blocks: reads of what is damaged in all of them fail\n  \
+    unreachable   no slave that has a replica is running: reads of it fail until one does\n  \
+    read-only     too few slaves that have a replica are running: writes of it fail until more do\n\n\
+    Nothing is overwritten meanwhile. Start the slaves that are named, or mend their disks and restart them.")]
+pub struct Damaged {
+    #[command(flatten)]
+    pub home: Home,
+    /// One JSON object per line
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args, Debug)]

@@ -5,6 +5,7 @@ mod common;
 
 use common::{Cluster, eventually, noise, text};
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 struct Files {
     names: Vec<String>,
@@ -115,6 +116,40 @@ fn a_slave_is_drained_decommissioned_refused_and_taken_back() {
         let said = cluster.must_fail(2, "drain", &[target]);
         assert!(said.contains(why), "{said}");
     }
+}
+
+#[test]
+fn what_cannot_be_read_or_written_is_named() {
+    let cluster = Cluster::start(&["--slaves", "2", "--replicas", "2", "--chunk-size", "1MiB"]);
+    let files = Files::put(&cluster, "file", 2);
+    assert!(cluster.must("damaged", &[]).contains("all files can be read and written"));
+    let told = || -> BTreeSet<String> {
+        let shown = |line| {
+            let part: Value = serde_json::from_str(line).unwrap();
+            let mut on: Vec<&str> =
+                part["on"].as_array().unwrap().iter().map(|on| on.as_str().unwrap()).collect();
+            on.sort_unstable();
+            let (path, state) = (part["path"].as_str().unwrap(), part["state"].as_str().unwrap());
+            format!("{path} {} {} {state} {}", part["from"], part["to"], on.join(","))
+        };
+        cluster.must("damaged", &["--json"]).lines().map(shown).collect()
+    };
+    for (slave, state) in [("slave-1", "read-only"), ("slave-2", "unreachable")] {
+        cluster.kill(slave);
+        let parts = ["/file0", "/file1"].iter().flat_map(|path| [0, 1, 2].map(|at| (*path, at << 20)));
+        let expected: BTreeSet<String> = parts
+            .map(|(path, from)| format!("{path} {from} {} {state} slave-1,slave-2", from + (1 << 20)))
+            .collect();
+        eventually("its loss is noticed", || told() == expected);
+        eventually("people are told", || {
+            let table = cluster.must("damaged", &[]);
+            table.contains(state) && table.contains("1048576") && table.contains("/file1")
+        });
+        eventually("the status tells more", || cluster.must("status", &[]).contains("godrive damaged"));
+    }
+    cluster.must("up", &[]);
+    eventually("all is well", || told().is_empty());
+    files.check(&cluster);
 }
 
 #[test]

@@ -34,8 +34,8 @@ pub struct Timeouts {
     pub delta: Duration,
     /// The slowest transfer that counts as progress, bytes per second.
     pub slowest_bytes_per_s: u64,
-    /// A read is asked of the next member as well when that would have answered by now, within these bounds; if it was
-    /// never asked before, at the upper one. Beside the time that the bytes may take.
+    /// A read is asked of the next member as well when that would have answered twice by now, within these bounds; at the
+    /// upper one, and what the bytes may take, if that member was never asked before.
     pub hedge: RangeInclusive<Duration>,
 }
 

@@ -11,6 +11,7 @@ mod config;
 mod delta;
 mod health;
 mod keeper;
+mod latency;
 mod master;
 mod opening;
 mod reading;

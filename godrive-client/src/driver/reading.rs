@@ -1,5 +1,7 @@
 //! Reads: from the nearest member, from the next when one is late or wrong, verified against the digest.
 
+use super::health::Wait;
+use super::latency::Size;
 use super::master::Master;
 use super::reports::Reports;
 use super::retry::{Backoff, Patience};
@@ -28,11 +30,18 @@ const PART: u32 = MAX_READ_BYTES as u32 / LEAF_BYTES;
 /// A member that was asked.
 type Asked<'a> = (Question, BoxFuture<'a, Result<Vec<Run>, Fault>>);
 
-/// Who was asked, and when.
+/// Who was asked, when, and how long it is waited for before another one is asked.
 #[derive(Clone, Copy)]
 struct Question {
     node: NodeId,
     since: Instant,
+    hedge: Option<Duration>,
+}
+
+impl Question {
+    fn until(&self, now: Instant, size: Size) -> Wait {
+        Wait { node: self.node, size, took: now.since(self.since), patience: self.hedge }
+    }
 }
 
 /// A member that did not answer well, and how.
@@ -129,37 +138,36 @@ impl Reader {
     ) -> (Option<Vec<Run>>, Vec<Failure>) {
         let spread = (self.seed ^ layout.chunk.id.0).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let order = self.slaves.order(&layout.members, spread);
-        let mut waiting = order.iter();
+        let size = Size::of(count);
+        let mut waiting = order.iter().peekable();
         let mut running: Vec<Asked<'_>> = Vec::new();
         let mut failures = Vec::new();
-        let in_transit = transfer(count, self.master.config.timeouts.slowest_bytes_per_s.saturating_mul(16));
         loop {
             if let Some(member) = waiting.next() {
-                let question = Question { node: member.node, since: self.master.timing.now() };
+                let hedge = waiting.peek().map(|next| self.slaves.hedge(next, size));
+                let question = Question { node: member.node, since: self.master.timing.now(), hedge };
                 running.push((question, Box::pin(self.ask(member, layout, first, count, patience))));
             }
-            if running.is_empty() {
+            let Some(hedge) = running.last().map(|(question, _)| question.hedge) else {
                 return (None, failures);
-            }
+            };
+            let hedge = hedge.filter(|_| waiting.peek().is_some());
             let done = first_done(&mut running);
-            let outcome = if waiting.as_slice().is_empty() {
-                Ok(done.await)
-            } else {
-                timeout(self.slaves.hedge(waiting.as_slice()) + in_transit, done).await
+            let outcome = match hedge {
+                Some(hedge) => timeout(hedge, done).await,
+                None => Ok(done.await),
             };
             match outcome {
                 Ok((answered, Ok(leaves))) => {
-                    let took = |question: &Question| {
-                        self.master.timing.now().since(question.since).saturating_sub(in_transit)
-                    };
-                    let late = running.iter().map(|(question, _)| question);
-                    let late = late.filter(|question| question.since < answered.since);
-                    let late = late.map(|question| (question.node, took(question)));
-                    self.slaves.answered(answered.node, took(&answered), late);
+                    let now = self.master.timing.now();
+                    let others = running
+                        .iter()
+                        .map(|(question, _)| (question.until(now, size), question.since < answered.since));
+                    self.slaves.answered(answered.until(now, size), others);
                     return (Some(leaves), failures);
                 }
                 Ok((answered, Err(fault))) => failures.push((answered.node, fault)),
-                Err(_) => Stats::add(&self.master.stats.hedges, 1),
+                Err(_) => self.slaves.hedged(),
             }
         }
     }

@@ -1,11 +1,13 @@
 //! Connections to the slaves: one per node, made when first needed, made anew when it has ended.
 
-use super::health::Health;
+use super::health::{Health, Wait};
+use super::latency::Size;
 use super::master::Master;
 use super::stats::Stats;
 use bytes::Bytes;
 use godrive_proto::data::{CopyRange, Layout, Member};
 use godrive_proto::net::{Connection, Expect, Message, Reply};
+use godrive_proto::time::Instant;
 use godrive_proto::{Code, Fault, NodeId, Operation, Role, lease};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -28,8 +30,14 @@ pub struct Slaves {
 #[derive(Default)]
 struct Slot {
     current: Mutex<Option<Cached>>,
-    /// Held while connecting, so that many requests make one connection.
-    connecting: tokio::sync::Mutex<()>,
+    /// Held while connecting, so that many requests make one connection; the last attempt that failed.
+    connecting: tokio::sync::Mutex<Option<Failed>>,
+}
+
+struct Failed {
+    address: SocketAddr,
+    began: Instant,
+    fault: Fault,
 }
 
 #[derive(Clone)]
@@ -42,7 +50,8 @@ struct Cached {
 
 impl Slaves {
     pub fn new(master: Arc<Master>) -> Self {
-        Self { master, health: Mutex::default(), slots: Mutex::default(), last_stamp: AtomicU64::new(0) }
+        let health = Mutex::new(Health::new(master.config.timeouts.hedge.clone()));
+        Self { master, health, slots: Mutex::default(), last_stamp: AtomicU64::new(0) }
     }
 
     /// Connects to the members of chunks in the background, those of the first chunks first. A failure tells the next
@@ -80,7 +89,7 @@ impl Slaves {
 
     /// One request to one member. A connection that turns out to have ended before is made anew once.
     pub async fn call<O: Operation>(
-        &self,
+        self: &Arc<Self>,
         member: &Member,
         request: &O::Request,
         payload: &[Bytes],
@@ -93,7 +102,7 @@ impl Slaves {
     }
 
     async fn exchange(
-        &self,
+        self: &Arc<Self>,
         member: &Member,
         message: &Message,
         payload: &[Bytes],
@@ -137,18 +146,22 @@ impl Slaves {
         self.health.lock().failed(node, self.master.timing.now());
     }
 
-    /// A read was answered. Those that were asked earlier, and how long they have been waited for, are late.
-    pub fn answered(&self, node: NodeId, took: Duration, late: impl Iterator<Item = (NodeId, Duration)>) {
+    /// A read was answered by one member first; of others no answer is waited for any longer, and some were asked before it.
+    pub fn answered(&self, first: Wait, others: impl Iterator<Item = (Wait, bool)>) {
+        let now = self.master.timing.now();
         let mut health = self.health.lock();
-        health.read(node, took);
-        for (node, waited) in late {
-            health.late(node, waited, self.master.timing.now());
-        }
+        health.read(first);
+        others.for_each(|(other, overtaken)| health.unanswered(other, overtaken, now));
     }
 
-    /// How long a read waits before it asks one of `others` as well.
-    pub fn hedge(&self, others: &[Member]) -> Duration {
-        self.health.lock().hedge(others.iter().map(|other| other.node), &self.master.config.timeouts.hedge)
+    /// How long a read waits before it asks `next` as well.
+    pub fn hedge(&self, next: &Member, size: Size) -> Duration {
+        self.health.lock().hedge(next.node, size)
+    }
+
+    pub fn hedged(&self) {
+        self.health.lock().hedged();
+        Stats::add(&self.master.stats.hedges, 1);
     }
 
     /// `members` in the order in which a read asks them.
@@ -169,15 +182,39 @@ impl Slaves {
     }
 
     /// An open connection, and whether it was there already.
-    async fn connection(&self, node: NodeId, address: SocketAddr) -> Result<(Cached, bool), Fault> {
+    async fn connection(
+        self: &Arc<Self>,
+        node: NodeId,
+        address: SocketAddr,
+    ) -> Result<(Cached, bool), Fault> {
         let slot = self.slots.lock().entry(node).or_default().clone();
         if let Some(cached) = slot.open(address) {
             return Ok((cached, true));
         }
-        let _single_flight = slot.connecting.lock().await;
+        // It goes on if who asked waits no longer: the next one wants it, or is to know that it failed.
+        let (slaves, asked) = (self.clone(), self.master.timing.now());
+        let connecting = tokio::spawn(async move { slaves.connect(&slot, node, address, asked).await });
+        connecting.await.map_err(|error| Fault::at(Code::Unreachable, node, error.to_string()))?
+    }
+
+    async fn connect(
+        &self,
+        slot: &Slot,
+        node: NodeId,
+        address: SocketAddr,
+        asked: Instant,
+    ) -> Result<(Cached, bool), Fault> {
+        let mut single_flight = slot.connecting.lock().await;
         if let Some(cached) = slot.open(address) {
             return Ok((cached, true));
         }
+        // An attempt that began since says how this one would end; many may have waited for it.
+        if let Some(failed) =
+            single_flight.as_ref().filter(|failed| failed.address == address && failed.began >= asked)
+        {
+            return Err(failed.fault.clone());
+        }
+        let began = self.master.timing.now();
         let expect = Expect { role: Role::Slave, node: Some(node) };
         let connect = self.master.endpoint.connect(address, expect);
         let outcome = match timeout(self.master.config.timeouts.connect, connect).await {
@@ -194,7 +231,9 @@ impl Slaves {
             Err(fault) => {
                 self.failed(node);
                 let detail = format!("cannot connect to slave {node} at {address}: {}", fault.detail);
-                Err(Fault::at(Code::Unreachable, node, detail))
+                let fault = Fault::at(Code::Unreachable, node, detail);
+                *single_flight = Some(Failed { address, began, fault: fault.clone() });
+                Err(fault)
             }
         }
     }

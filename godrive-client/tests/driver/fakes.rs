@@ -213,6 +213,8 @@ async fn serve_master(state: &Mutex<State>, connection: &Connection, incoming: I
         );
     }
     match header.code {
+        // Whom they need they are told with each layout.
+        Slaves::CODE => answer::<Slaves>(incoming, term, Ok(Vec::new()), &[]).await,
         OpenSession::CODE => answer::<OpenSession>(incoming, term, Ok(open_session(state)), &[]).await,
         Renew::CODE => {
             if state.lock().deaf_to_renewals {

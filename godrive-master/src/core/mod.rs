@@ -17,6 +17,7 @@ pub mod rate;
 pub mod record;
 pub mod repair;
 pub mod slowness;
+pub mod standstill;
 pub mod state;
 pub mod trash;
 pub mod vote;

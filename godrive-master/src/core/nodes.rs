@@ -12,6 +12,7 @@ use super::intents::Intents;
 use super::placement::{Candidate, Reservations};
 use super::record::Purpose;
 use super::slowness::Slowness;
+use super::standstill::Standstill;
 use godrive_proto::cluster::{
     DiskHealth, DiskPlaces, DiskState, HeartbeatRequest, NodeStatus, RegisterRequest, ScrubState,
 };
@@ -56,7 +57,7 @@ pub struct Node {
     pub disks: Vec<DiskState>,
     pub heard: Instant,
     pub connected: bool,
-    /// Not heard since this master began, or since it stood still.
+    /// Known from the log, and not registered since this master began; or there when it stood still, and not heard since.
     awaited: bool,
     /// Its inventory of this connection is complete.
     pub inventoried: bool,
@@ -75,7 +76,6 @@ pub struct Nodes {
     nodes: BTreeMap<NodeId, Node>,
     bearers: BTreeMap<DiskId, NodeId>,
     slowness: Slowness,
-    looked: Option<Instant>,
 }
 
 /// What the log knows of a node.
@@ -95,8 +95,6 @@ pub struct SlowDisk {
 }
 
 impl Nodes {
-    const LOOKS_APART: Duration = Duration::from_secs(1);
-
     pub fn new(settings: Settings) -> Self {
         Self {
             settings,
@@ -104,22 +102,17 @@ impl Nodes {
             nodes: BTreeMap::new(),
             bearers: BTreeMap::new(),
             slowness: Slowness::default(),
-            looked: None,
         }
     }
 
-    /// To be called more often than [`Self::LOOKS_APART`]. A master that was stopped, or whose machine slept, has heard
-    /// nobody meanwhile: of the time between two looks no more than that counts as silence.
-    pub fn look(&mut self, now: Instant) {
-        let Some(before) = self.looked.replace(now) else { return };
-        let stood_still = now.since(before).saturating_sub(Self::LOOKS_APART);
-        if stood_still.is_zero() {
-            return;
-        }
+    /// Who was there before is awaited as after a restart.
+    pub fn stood_still(&mut self, standstill: &Standstill) {
         let patience = self.settings.suspect_after;
-        for node in self.nodes.values_mut().filter(|node| node.heard <= before) {
-            node.awaited |= before.since(node.heard) < patience && now.since(node.heard) >= patience;
-            node.heard = node.heard.after(stood_still);
+        for node in self.nodes.values_mut() {
+            let counted = standstill.counted(node.heard);
+            let was_there = standstill.found_silent_for_less_than(patience, node.heard);
+            node.awaited |= counted > node.heard && was_there && standstill.lasted() >= patience;
+            node.heard = counted;
         }
     }
 

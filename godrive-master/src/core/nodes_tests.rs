@@ -1,4 +1,5 @@
 use super::*;
+use crate::core::standstill::Watch;
 use crate::core::state::values::Intent;
 use godrive_proto::ClusterId;
 
@@ -144,36 +145,39 @@ fn after_a_restart_known_nodes_have_the_grace_of_silence() {
 #[test]
 fn who_was_there_before_the_master_stood_still_is_awaited() {
     let mut nodes = nodes();
+    let mut watch = Watch::default();
+    let mut look = |nodes: &mut Nodes, at| {
+        let standstill = watch.look(at);
+        standstill.iter().for_each(|standstill| nodes.stood_still(standstill));
+    };
     let other = NodeId(3);
-    for (at, node, disk) in [(0, other, 3), (9, A, 1), (9, B, 2)] {
+    for (at, node, disk) in [(0, other, 3), (9, A, 1), (10, B, 2)] {
         nodes.register(s(at), node, &announce(&[disk])).unwrap();
     }
-    (0..=10).for_each(|second| nodes.look(s(second)));
-    // On waking it learns that all connections are gone, and is told that one is there again.
-    nodes.disconnected(A);
-    nodes.disconnected(B);
-    nodes.register(s(70), B, &announce(&[2])).unwrap();
-    nodes.look(s(70));
+    (0..=10).for_each(|second| look(&mut nodes, s(second)));
+    // Behind the last look.
+    nodes.heartbeat(Instant(s(10).0 + 300_000_000), B, &pulse(2, DiskHealth::Healthy)).unwrap();
+    // On waking it learns that all connections are gone.
+    look(&mut nodes, s(70));
+    [A, B].into_iter().for_each(|node| nodes.disconnected(node));
     let health = |nodes: &Nodes, at| [A, B, other].map(|node| nodes.health(s(at), node));
-    assert_eq!(health(&nodes, 70), [Health::Awaited, Health::Alive, Health::Dead]);
+    assert_eq!(health(&nodes, 70), [Health::Awaited, Health::Awaited, Health::Dead]);
     nodes.register(s(71), A, &announce(&[1])).unwrap();
-    assert_eq!(health(&nodes, 72), [Health::Alive, Health::Alive, Health::Dead]);
-    // A connection may have lasted; one heartbeat is enough.
-    (71..=72).for_each(|second| nodes.look(s(second)));
-    nodes.look(s(140));
+    assert_eq!(health(&nodes, 72), [Health::Alive, Health::Awaited, Health::Dead]);
+    // A connection may have lasted: one heartbeat is enough.
+    (71..=72).for_each(|second| look(&mut nodes, s(second)));
+    look(&mut nodes, s(140));
     assert_eq!(health(&nodes, 140), [Health::Awaited, Health::Awaited, Health::Dead]);
     nodes.heartbeat(s(140), A, &pulse(1, DiskHealth::Healthy)).unwrap();
     assert_eq!(health(&nodes, 140), [Health::Alive, Health::Awaited, Health::Dead]);
-    // It was silent for 2 s before, for one that counts meanwhile, and for 7 s since.
-    (140..=147).for_each(|second| nodes.look(s(second)));
-    assert_eq!([health(&nodes, 146)[1], health(&nodes, 147)[1]], [Health::Awaited, Health::Dead]);
-    // One that looks rarely because it is busy finds the dead, too, only later.
-    for second in [150, 153] {
-        nodes.look(s(second));
-        assert_ne!(nodes.health(s(second), A), Health::Dead);
-    }
-    nodes.look(s(156));
-    assert_eq!(nodes.health(s(156), A), Health::Dead);
+    // B has been silent for a second of each standstill, for two between them, and for six since.
+    (140..=146).for_each(|second| look(&mut nodes, s(second)));
+    assert_eq!([health(&nodes, 145)[1], health(&nodes, 146)[1]], [Health::Awaited, Health::Dead]);
+    // A short one is no reason to wait for anybody.
+    nodes.heartbeat(s(146), A, &pulse(1, DiskHealth::Healthy)).unwrap();
+    nodes.disconnected(A);
+    look(&mut nodes, Instant(s(148).0 + 900_000_000));
+    assert_eq!(nodes.health(s(149), A), Health::Suspect);
 }
 
 #[test]

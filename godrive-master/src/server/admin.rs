@@ -1,5 +1,6 @@
 //! Administration: status, tokens, joining.
 
+use super::damaged::damage;
 use super::hub::Hub;
 use super::repair;
 use super::requests::Context;
@@ -132,15 +133,13 @@ fn look(hub: &mut Hub, now: Instant, after: ChunkId, survey: &mut Survey) -> Res
         let living = view.alive();
         let health = &mut survey.health;
         health.total += 1;
-        if known.quarantined || hub.is_damaged(now, *chunk, &known.members, None)? {
-            health.quarantined += 1;
-        } else if living < limits.min_replicas {
-            health.unavailable += 1;
-        } else if living < limits.replicas {
-            health.under_replicated += 1;
-        } else {
-            health.healthy += 1;
-        }
+        let of_its_kind = match damage(hub, now, known, &view, &limits)? {
+            Some(Damage::Quarantined | Damage::Rotten) => &mut health.quarantined,
+            Some(Damage::Unreachable | Damage::ReadOnly) => &mut health.unavailable,
+            None if living < limits.replicas => &mut health.under_replicated,
+            None => &mut health.healthy,
+        };
+        *of_its_kind += 1;
         survey.incomplete += u64::from(living < limits.replicas && !known.quarantined);
         let drained = view.members.iter().any(|member| member.draining && member.health == Health::Alive);
         survey.drained += u64::from(drained && living >= limits.replicas);

@@ -15,6 +15,7 @@ use crate::core::locks::Locks;
 use crate::core::nodes::Nodes;
 use crate::core::placement::{Candidate, NodeSelector, Reservations, place};
 use crate::core::record::{Answer, Body, Origin, Placed, Record};
+use crate::core::standstill::Watch;
 use crate::core::state::State;
 use godrive_proto::data::{Layout, Member};
 use godrive_proto::lease::{Mode, RecallRequest, Release, RenewRequest};
@@ -53,6 +54,7 @@ pub struct Hub {
     pub leases: Leases,
     pub locks: Locks,
     pub nodes: Nodes,
+    watch: Watch,
     pub reserved: Reservations,
     pub selector: Box<dyn NodeSelector>,
     pub slaves: Slaves,
@@ -112,6 +114,7 @@ impl Hub {
             leases: parts.leases,
             locks: Locks::new(parts.term),
             nodes: parts.nodes,
+            watch: Watch::default(),
             reserved: Reservations::default(),
             selector: parts.selector,
             slaves: Slaves::default(),
@@ -275,6 +278,27 @@ impl Hub {
             return;
         }
         self.forget_session(now, session);
+    }
+
+    /// A copy to this place failed, or may have ended after it was waited for: what is there is removed if nobody needs it.
+    pub fn may_have_copied(&mut self, chunk: ChunkId, to: Member) -> Result<(), Fault> {
+        let is_of_use = match self.state.chunk(chunk)? {
+            Some(known) => known.members.iter().any(|member| member.node == to.node),
+            None => self.state.deleted_chunk(chunk)?.is_none(),
+        };
+        if !is_of_use {
+            self.slaves.copied(chunk, to);
+        }
+        Ok(())
+    }
+
+    /// Before each step.
+    pub fn look(&mut self, now: Instant) {
+        if let Some(standstill) = self.watch.look(now) {
+            tracing::warn!(lasted = ?standstill.lasted(), "this master stood still");
+            self.nodes.stood_still(&standstill);
+            self.leases.stood_still(&standstill);
+        }
     }
 
     /// A slave is back: what could not be finished may be possible now.

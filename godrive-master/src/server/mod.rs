@@ -11,12 +11,14 @@
 mod admin;
 mod changing;
 mod checkpoint;
+mod damaged;
 mod epoch;
 mod hub;
 mod intents;
 mod inventory;
 mod journal;
 mod locking;
+mod paths;
 mod reading;
 mod repair;
 mod requests;

@@ -6,7 +6,7 @@
 
 use super::hub::{Hub, Link};
 use super::shared::Shared;
-use super::{admin, changing, epoch, intents, inventory, locking, reading, sessions, slaves, trash};
+use super::{admin, changing, damaged, epoch, intents, inventory, locking, reading, sessions, slaves, trash};
 use crate::core::leases::WaiterId;
 use crate::core::record::Origin;
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
@@ -253,6 +253,7 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
         a::Intend::CODE => answer!(context, incoming, a::Intend, intents::intend),
         a::Ping::CODE => answer!(context, incoming, a::Ping, admin::ping),
         a::ListTrash::CODE => answer!(context, incoming, a::ListTrash, trash::list),
+        a::ListDamaged::CODE => answer!(context, incoming, a::ListDamaged, damaged::list),
         a::EmptyTrash::CODE => answer!(context, incoming, a::EmptyTrash, trash::empty),
         code => {
             let detail = format!("a master does not answer operation {code:#06x}");

@@ -61,9 +61,11 @@ impl Shared {
 
     /// Runs one step under the lock, then starts what follows from it.
     pub fn with<T>(self: &Arc<Self>, step: impl FnOnce(&mut Hub, Instant) -> T) -> T {
-        let now = self.clock.now();
         let (result, outbox, next_tick, repair) = {
             let mut hub = self.hub.lock();
+            // Under the lock, so that steps come in the order of their times.
+            let now = self.clock.now();
+            hub.look(now);
             let result = step(&mut hub, now);
             hub.settle(now);
             let repair = std::mem::take(&mut hub.slaves.reclaim);

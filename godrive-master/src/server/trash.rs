@@ -1,6 +1,7 @@
 //! The trash: what it holds, and what leaves it for good, asked for or in its time.
 
 use super::hub::Hub;
+use super::paths::Paths;
 use super::requests::Context;
 use super::shared::Shared;
 use crate::core::record::Body;
@@ -9,19 +10,15 @@ use crate::core::trash::{Due, Planner, Point, View};
 use godrive_proto::admin::{ListTrashRequest, TrashEntry, TrashPage, TrashStatus};
 use godrive_proto::limits::MAX_TRASH_PAGE;
 use godrive_proto::time::Instant;
-use godrive_proto::{Code, Fault, Ino, LogIndex, ROOT};
-use std::collections::BTreeMap;
+use godrive_proto::{Code, Fault, Ino, LogIndex};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How often it is looked at what is due, and the pause after a page of it was dropped.
 const PAUSE: Duration = Duration::from_secs(1);
 const BETWEEN_PAGES: Duration = Duration::from_millis(20);
-/// Entries that are dropped under one lock, and entries of a directory in which a name is looked for under one.
+/// Entries that are dropped under one lock.
 const PAGE: usize = 256;
-const SEARCHED: usize = 1_000;
-/// Directories above each other that a path is made of; a path has no more names.
-const DEPTH: usize = 4_096;
 
 /// Runs as long as the master.
 pub async fn run(shared: Arc<Shared>) {
@@ -120,7 +117,7 @@ pub async fn list(context: &Context, request: ListTrashRequest) -> Result<TrashP
     };
     let found = context.step(step).await?;
     let end = found.len() < limit;
-    let mut paths = Paths::new(&context.shared);
+    let mut paths = Paths::new(&context.shared, usize::MAX);
     let mut entries = Vec::with_capacity(found.len());
     for (ino, trashed, inode) in found {
         let path = paths.below(trashed.parent, &trashed.name.0).await?;
@@ -141,72 +138,5 @@ fn entry(ino: Ino, trashed: Trashed, inode: &Inode, path: Option<Vec<u8>>) -> Tr
         parent: trashed.parent,
         name: trashed.name,
         path,
-    }
-}
-
-/// The paths of directories, in the tree or in the trash, as far as they were asked for.
-struct Paths<'a> {
-    shared: &'a Arc<Shared>,
-    /// None: one above it is gone.
-    known: BTreeMap<Ino, Option<Vec<u8>>>,
-}
-
-impl<'a> Paths<'a> {
-    fn new(shared: &'a Arc<Shared>) -> Self {
-        Self { shared, known: BTreeMap::from([(ROOT, Some(Vec::new()))]) }
-    }
-
-    async fn below(&mut self, parent: Ino, name: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
-        let above = self.of(parent).await?;
-        Ok(above.map(|above| if above.is_empty() { name.to_vec() } else { [&above, name].join(&b'/') }))
-    }
-
-    async fn of(&mut self, directory: Ino) -> Result<Option<Vec<u8>>, Fault> {
-        let (mut at, mut climbed) = (directory, Vec::new());
-        let mut path = loop {
-            if let Some(known) = self.known.get(&at) {
-                break known.clone();
-            }
-            let Some((above, name)) = self.place(at).await?.filter(|_| climbed.len() < DEPTH) else {
-                break None;
-            };
-            climbed.push((at, name));
-            at = above;
-        };
-        for (ino, name) in climbed.into_iter().rev() {
-            path = path.map(|above| if above.is_empty() { name.clone() } else { [above, name].join(&b'/') });
-            self.known.insert(ino, path.clone());
-        }
-        Ok(path)
-    }
-
-    /// The directory that one is in, and its name there.
-    async fn place(&self, directory: Ino) -> Result<Option<(Ino, Vec<u8>)>, Fault> {
-        let trashed = self.shared.with(|hub, _| hub.state.trashed_name(directory))?;
-        if let Some(trashed) = trashed {
-            return Ok(Some((trashed.parent, trashed.name.0)));
-        }
-        // Names are found by their directory, not by what they lead to: it is looked through, some entries under one lock.
-        let mut after = 0;
-        loop {
-            let page = self.shared.with(|hub, _| {
-                let Some(parent) = hub.state.existing(directory)?.map(|inode| inode.parent) else {
-                    return Ok(None);
-                };
-                if hub.state.existing(parent)?.is_none() {
-                    return Ok(None);
-                }
-                Ok::<_, Fault>(Some((parent, hub.state.read_directory(parent, after, SEARCHED)?)))
-            })?;
-            let Some((parent, page)) = page else { return Ok(None) };
-            if let Some((_, entry)) = page.entries.iter().find(|(_, entry)| entry.ino == directory) {
-                return Ok(Some((parent, entry.name.0.clone())));
-            }
-            match page.entries.last() {
-                Some((position, _)) if !page.end => after = *position,
-                _ => return Ok(None),
-            }
-            tokio::task::yield_now().await;
-        }
     }
 }

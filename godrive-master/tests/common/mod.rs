@@ -9,7 +9,7 @@ pub mod slave;
 use gate::{Gate, GatedDisk};
 use godrive_disk::{Disk, SimulatedDisk};
 use godrive_master::{Config, Master, World, config};
-use godrive_proto::admin::{GetStatus, Status};
+use godrive_proto::admin::{DamagedChunk, GetStatus, ListDamaged, ListDamagedRequest, Status};
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
 use godrive_proto::lease::*;
 use godrive_proto::meta::*;
@@ -57,6 +57,7 @@ pub fn quick(replicas: u8) -> Config {
 pub struct Cluster {
     pub authority: Arc<Authority>,
     pub id: ClusterId,
+    pub stores: slave::Stores,
     pub config: Config,
     identity: Identity,
     directory: tempfile::TempDir,
@@ -100,6 +101,7 @@ impl Cluster {
             gate: Arc::default(),
             simulated: None,
             next_node: AtomicU64::new(100),
+            stores: slave::Stores::default(),
         }
     }
 
@@ -190,6 +192,13 @@ impl Cluster {
 
     pub async fn status(&self) -> Status {
         self.admin().await.call::<GetStatus>(&()).await.unwrap()
+    }
+
+    pub async fn damaged(&self) -> Vec<DamagedChunk> {
+        let request = ListDamagedRequest { after: ChunkId(0), limit: 100 };
+        let page = self.admin().await.call::<ListDamaged>(&request).await.unwrap();
+        assert_eq!(page.next, None);
+        page.chunks
     }
 }
 

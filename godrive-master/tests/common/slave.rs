@@ -9,13 +9,12 @@ use godrive_proto::net::{Connection, Endpoint, Incoming};
 use godrive_proto::*;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::task::AbortHandle;
 
-/// What all fake slaves of this process hold, so that one can copy from another.
-type Everyone = Mutex<BTreeMap<NodeId, Arc<Store>>>;
-static EVERYONE: OnceLock<Everyone> = OnceLock::new();
+/// What all fake slaves of a cluster hold, so that one can copy from another.
+pub type Stores = Arc<Mutex<BTreeMap<NodeId, Arc<Store>>>>;
 
 #[derive(Default)]
 pub struct Store {
@@ -30,8 +29,11 @@ pub struct Store {
     pub copies: Mutex<Option<Contents>>,
     /// Blocks of it do not verify where others would copy them.
     pub rotten: Mutex<bool>,
+    /// Copies are made and not answered while this is held.
+    pub copying: tokio::sync::Mutex<()>,
     /// Before a seal is answered.
     pub on_seal: Mutex<Option<Box<dyn Fn() + Send>>>,
+    all: Stores,
 }
 
 pub struct Slave {
@@ -59,9 +61,8 @@ impl Slave {
     /// One that has not announced itself.
     pub fn prepare(cluster: &Cluster) -> Self {
         let identity = cluster.issue(Role::Slave);
-        let store = Arc::new(Store::default());
-        let everyone = EVERYONE.get_or_init(Mutex::default);
-        everyone.lock().unwrap().insert(identity.node, store.clone());
+        let store = Arc::new(Store { all: cluster.stores.clone(), ..Store::default() });
+        cluster.stores.lock().unwrap().insert(identity.node, store.clone());
         let disk = DiskId(identity.node.0 * 10);
         *store.disks.lock().unwrap() = vec![disk_state(disk)];
         Self {
@@ -195,7 +196,9 @@ async fn answer(store: Arc<Store>, disk: DiskId, boot: BootId, incoming: Incomin
         }
         Copy::CODE => {
             let request = incoming.decode::<Copy>().unwrap();
-            match copy(&store, boot, &request) {
+            let copied = copy(&store, boot, &request);
+            let _may_answer = store.copying.lock().await;
+            match copied {
                 Ok(contents) => incoming.reply::<Copy>(header, &contents, &[]).await,
                 Err(fault) => incoming.fail(header, fault).await,
             }
@@ -264,7 +267,7 @@ fn copy(store: &Store, boot: BootId, request: &CopyRequest) -> Result<Contents, 
     if store.disks.lock().unwrap().iter().any(failed) {
         return Err(Fault::new(Code::Disk, "the disk is out of service"));
     }
-    let source = EVERYONE.get().unwrap().lock().unwrap().get(&request.source.node).cloned().unwrap();
+    let source = store.all.lock().unwrap().get(&request.source.node).cloned().unwrap();
     let theirs = source.replicas.lock().unwrap().get(&request.chunk).copied().ok_or(Code::NoChunk)?;
     if request.expect.is_some_and(|expected| expected != theirs.contents) {
         return Err(Fault::new(Code::WrongVersion, "the source has other contents"));

@@ -522,6 +522,15 @@ fn admin() -> Vec<Sample> {
         name: Name(b"a".to_vec()),
         path: Some(b"a".to_vec()),
     };
+    let damaged = DamagedChunk {
+        chunk: ChunkId(301),
+        damage: Damage::Rotten,
+        ino: Ino(5),
+        index: 2,
+        chunk_bytes: 4096,
+        members: vec![NodeId(1), NodeId(2)],
+        path: Some(b"d/a".to_vec()),
+    };
     let join = JoinRequest {
         token_id: 1,
         secret: vec![2; 16],
@@ -536,6 +545,10 @@ fn admin() -> Vec<Sample> {
             TrashPage { entries: vec![trashed], end: true },
         ),
         sample::<EmptyTrash>(vec![Ino(1), Ino(2)], 2),
+        sample::<ListDamaged>(
+            ListDamagedRequest { after: ChunkId(300), limit: 7 },
+            DamagedPage { chunks: vec![damaged], next: Some(ChunkId(301)) },
+        ),
         sample::<Join>(join, joined),
         sample::<MakeToken>(
             MakeTokenRequest { role: Role::Client, valid_for_s: 3600, uses: 2 },

@@ -79,10 +79,9 @@ fn balance(dice: &mut SmallRng) -> Plan {
         (at, Event::Emptied(slave)),
         (at, Event::Kill(vec![slave])),
         (at, Event::Replace(slave)),
-        (at, Event::Fill(dice.random_range(6_000_000..12_000_000))),
         (at, Event::Intend(slave, Intention::Undrain)),
         (at, Event::Start(vec![slave])),
-        (at, Event::Balance),
+        (at, Event::Balance(dice.random_range(2_500_000..4_000_000))),
         (at + s(5), Event::Empty),
     ];
     let mut plan = plan(at + s(25), schedule, at_last(at + s(25), 30));

@@ -78,6 +78,7 @@ fn moved_away(shared: &Shared, store: &DiskStore, request: &InstallRequest) -> R
 pub async fn delete(shared: &Arc<Shared>, request: DeleteRequest) -> Result<(), Fault> {
     let mut by_disk: BTreeMap<DiskId, Vec<(ChunkId, Epoch)>> = BTreeMap::new();
     for (chunk, epoch) in request.chunks {
+        super::copy::deleting(shared, chunk, epoch);
         let mut holders = Vec::new();
         for store in shared.usable() {
             if store.row(chunk)?.is_some() {

@@ -14,9 +14,11 @@ use godrive_proto::data::{Contents, Fetch, FetchRequest, GetSums, Sums, SumsRequ
 use godrive_proto::frame::{Class, RequestHeader};
 use godrive_proto::limits::GROUP_LEAVES;
 use godrive_proto::net::Connection;
-use godrive_proto::{ChunkId, Code, Fault, Version, sums};
+use godrive_proto::{ChunkId, Code, Epoch, Fault, Version, sums};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Leaves per fetch: 1 MiB.
@@ -34,13 +36,21 @@ pub async fn copy(
     header: RequestHeader,
 ) -> Result<Contents, Fault> {
     crate::core::delta::check_chunk_bytes(request.chunk_bytes)?;
-    let _copying = Copying::begin(shared, request.chunk)?;
+    let copying = Copying::begin(shared, request.chunk)?;
     let _permit =
         shared.copies.acquire().await.map_err(|error| Fault::new(Code::Internal, error.to_string()))?;
     let store = shared.copy_target(request.chunk, request.disk)?;
     let source = shared.peers.connection(&request.source, deadline(&header).min(CALL)).await?;
-    let mut copy =
-        Copy { shared, store, source, request, class: header.class, leaves: Leaves::new(), whole: true };
+    let mut copy = Copy {
+        shared,
+        copying,
+        store,
+        source,
+        request,
+        class: header.class,
+        leaves: Leaves::new(),
+        whole: true,
+    };
     for round in 1.. {
         let last = round == ROUNDS && copy.request.expect.is_none();
         match copy.round(last).await {
@@ -57,25 +67,61 @@ pub async fn copy(
 }
 
 /// One copy of a chunk at a time, and none while what an earlier one left is removed.
-pub(super) struct Copying<'a>(&'a Shared, ChunkId);
+pub(super) struct Copying<'a> {
+    shared: &'a Shared,
+    chunk: ChunkId,
+    registration: u64,
+}
 
 impl<'a> Copying<'a> {
     pub(super) fn begin(shared: &'a Shared, chunk: ChunkId) -> Result<Self, Fault> {
-        if !shared.copying.lock().insert(chunk) {
-            return Err(Fault::new(Code::Busy, format!("chunk {chunk} is being copied already")));
+        match shared.copying.lock().entry(chunk) {
+            Entry::Vacant(entry) => drop(entry.insert(Epoch(0))),
+            Entry::Occupied(_) => {
+                return Err(Fault::new(Code::Busy, format!("chunk {chunk} is being copied already")));
+            }
         }
-        Ok(Self(shared, chunk))
+        Ok(Self { shared, chunk, registration: shared.registrations.load(Ordering::SeqCst) })
+    }
+
+    /// What the master asked for on a connection that is over would be missing in the inventory of the next.
+    pub(super) fn check_registration(&self) -> Result<(), Fault> {
+        if self.registration == self.shared.registrations.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let detail = format!("this slave has registered again since the copy of chunk {} began", self.chunk);
+        Err(Fault::new(Code::Unreachable, detail))
+    }
+
+    /// What was copied for this epoch stays, unless it was deleted meanwhile: then nobody would know of it.
+    pub(super) fn settle(&self, store: &DiskStore, epoch: Epoch) -> Result<(), Fault> {
+        let Self { shared, chunk, .. } = self;
+        let floor = shared.copying.lock().get(chunk).copied().unwrap_or_default();
+        if epoch >= floor {
+            return Ok(());
+        }
+        let over = Epoch(floor.0.saturating_sub(1));
+        godrive_disk::blocking(store.is_instant(), || store.delete(&[(*chunk, over)], shared.clock.wall()))?;
+        Err(Fault::new(Code::NoChunk, format!("chunk {chunk} was deleted while it was copied")))
+    }
+}
+
+/// To be called before a deletion is carried out.
+pub(super) fn deleting(shared: &Shared, chunk: ChunkId, epoch: Epoch) {
+    if let Some(floor) = shared.copying.lock().get_mut(&chunk) {
+        *floor = epoch.next().max(*floor);
     }
 }
 
 impl Drop for Copying<'_> {
     fn drop(&mut self) {
-        self.0.copying.lock().remove(&self.1);
+        self.shared.copying.lock().remove(&self.chunk);
     }
 }
 
 struct Copy<'a> {
     shared: &'a Arc<Shared>,
+    copying: Copying<'a>,
     store: &'a Arc<DiskStore>,
     source: Connection,
     request: CopyRequest,
@@ -118,6 +164,7 @@ impl Copy<'_> {
             }
         }
         let done = self.adopt(&target, changed, based_on, keep_aside)?;
+        self.copying.settle(self.store, self.request.epoch)?;
         if self.whole {
             self.shared.healed(chunk);
         }
@@ -236,6 +283,7 @@ impl Copy<'_> {
                 position: row.position,
             });
         }
+        self.copying.check_registration()?;
         let fetched = changed.iter().filter_map(|change| self.leaves.get(&change.leaf));
         let adoption = Adoption {
             chunk,

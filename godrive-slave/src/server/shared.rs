@@ -38,7 +38,10 @@ pub struct Shared {
     pub copies: Semaphore,
     /// Ranges that are being fetched for a delta.
     pub ranges: Semaphore,
-    pub copying: Mutex<BTreeSet<ChunkId>>,
+    /// Chunks that are being copied here, and below which epoch they were deleted meanwhile.
+    pub copying: Mutex<BTreeMap<ChunkId, Epoch>>,
+    /// Begun: each lists anew what is here.
+    pub registrations: AtomicU64,
     /// Rings when a checkpoint is due.
     pub checkpoint_due: Notify,
     pub errors: AtomicU64,
@@ -109,6 +112,7 @@ impl Shared {
             copies: Semaphore::new(COPIES),
             ranges: Semaphore::new(RANGES),
             copying: Mutex::default(),
+            registrations: AtomicU64::new(0),
             checkpoint_due: Notify::new(),
             errors: AtomicU64::new(reasons.len() as u64),
             scrubbed_leaves: AtomicU64::new(0),

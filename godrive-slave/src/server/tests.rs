@@ -7,6 +7,7 @@ use crate::core::leaves::LeafSum;
 use crate::core::replica::Key;
 use crate::store::{Adoption, DiskStore};
 use godrive_disk::{Faults, SimulatedDisk};
+use godrive_proto::cluster::DeleteRequest;
 use godrive_proto::data::{Contents, DeltaRequest, Extent, Fill};
 use godrive_proto::limits::LEAF_BYTES;
 use godrive_proto::net::identity::Authority;
@@ -118,6 +119,36 @@ fn leave_partial(store: &DiskStore, chunk: u64, at: Timestamp) {
         now: at,
     };
     store.adopt(&adoption).unwrap();
+}
+
+#[tokio::test]
+async fn a_copy_that_ends_after_the_deletion_of_its_chunk_leaves_nothing() {
+    let shared = open(&[SimulatedDisk::new(1 << 30), SimulatedDisk::new(1 << 30)]);
+    let store = &shared.stores()[1];
+    let delete = async |epoch| {
+        let request = DeleteRequest { chunks: vec![(ChunkId(1), Epoch(epoch))] };
+        commands::delete(&shared, request).await.unwrap();
+    };
+    let copying = Copying::begin(&shared, ChunkId(1)).unwrap();
+    // The replica of an earlier epoch goes; the copy is for a later one.
+    delete(8).await;
+    leave_partial(store, 1, Timestamp(5));
+    copying.settle(store, Epoch(9)).unwrap();
+    assert!(store.row(ChunkId(1)).unwrap().is_some());
+    delete(9).await;
+    leave_partial(store, 1, Timestamp(5));
+    assert_eq!(copying.settle(store, Epoch(9)).unwrap_err().code, Code::NoChunk);
+    assert_eq!(store.row(ChunkId(1)).unwrap(), None);
+    drop(copying);
+    // A later copy, for a surplus replica's node becomes a member again.
+    let copying = Copying::begin(&shared, ChunkId(1)).unwrap();
+    copying.check_registration().unwrap();
+    leave_partial(store, 1, Timestamp(5));
+    copying.settle(store, Epoch(9)).unwrap();
+    assert!(store.row(ChunkId(1)).unwrap().is_some());
+    // The next inventory would be without it.
+    shared.registrations.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(copying.check_registration().unwrap_err().code, Code::Unreachable);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+mod damaged;
 mod down;
 pub mod files;
 mod intend;
@@ -21,6 +22,7 @@ pub async fn run(command: Command) -> Result<()> {
         Command::Mount(line) => mount::mount(line).await,
         Command::Umount(line) => mount::umount(&line).await,
         Command::Status(line) => status::run(&line).await,
+        Command::Damaged(line) => damaged::run(&line).await,
         Command::Token(line) => token::run(&line).await,
         Command::Trash(line) => trash::run(&line).await,
         Command::Drain(line) => intend::run(&line.target, Intention::Drain, line.wait).await,

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 /// A process of this folder.
-struct Local {
+pub(super) struct Local {
     name: NodeName,
     pid: Option<i32>,
     /// Of mounts: where, and how it answers.
@@ -47,7 +47,7 @@ pub async fn run(line: &cli::Status) -> Result<()> {
     status.map(drop)
 }
 
-async fn locals(home: &Home) -> Result<Vec<Local>> {
+pub(super) async fn locals(home: &Home) -> Result<Vec<Local>> {
     let mut locals = Vec::new();
     let paths = home.mounts()?;
     for name in home.nodes()? {
@@ -67,7 +67,7 @@ fn name_of(node: &NodeStatus, locals: &[Local]) -> String {
     name_of_id(&node.node.to_string(), locals)
 }
 
-fn name_of_id(id: &str, locals: &[Local]) -> String {
+pub(super) fn name_of_id(id: &str, locals: &[Local]) -> String {
     match locals.iter().find(|local| local.id.as_deref() == Some(id)) {
         Some(local) => local.name.to_string(),
         None => id[..8].to_owned(),
@@ -229,6 +229,9 @@ fn human(status: &Status, locals: &[Local]) -> String {
         "\nchunks    {} in all: {} healthy, {} under-replicated, {} unavailable, {} quarantined\n",
         chunks.total, chunks.healthy, chunks.under_replicated, chunks.unavailable, chunks.quarantined
     );
+    if chunks.unavailable + chunks.quarantined > 0 {
+        text += "          which files that concerns: godrive damaged\n";
+    }
     for (what, movement) in
         [("repair", &status.repair), ("drain", &status.drain), ("rebalance", &status.rebalance)]
     {

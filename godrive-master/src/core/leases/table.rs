@@ -2,6 +2,7 @@
 
 use super::queue::{Due, Queue};
 use super::{Effect, Need};
+use crate::core::standstill::Standstill;
 use godrive_proto::lease::{ByteRange, Lease, Mode, Release};
 use godrive_proto::time::Instant;
 use godrive_proto::{Ino, LeaseId, SessionId, Term};
@@ -95,6 +96,13 @@ impl Leases {
         let Some(known) = self.sessions.get_mut(&session) else { return false };
         known.renewed = now;
         true
+    }
+
+    /// Those that could not renew meanwhile are not taken for lost. To revoke later than a session gives up is always safe.
+    pub fn stood_still(&mut self, standstill: &Standstill) {
+        for known in self.sessions.values_mut() {
+            known.renewed = standstill.counted(known.renewed);
+        }
     }
 
     /// True if the session still has to say what it holds.

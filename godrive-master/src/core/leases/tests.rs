@@ -2,6 +2,7 @@
 //! `GOLDEN=write` rewrites what follows; read the difference before you keep it.
 
 use super::*;
+use crate::core::standstill::Watch;
 use godrive_proto::lease::Mode;
 use godrive_proto::lease::Release;
 use godrive_proto::time::Instant;
@@ -87,6 +88,14 @@ impl Script {
         match words.as_slice() {
             ["at", time] => {
                 self.now = ms(time);
+                self.leases.tick(self.now, &mut effects);
+            }
+            ["stand-still", until] => {
+                let mut watch = Watch::default();
+                watch.look(self.now);
+                self.now = ms(until);
+                let standstill = watch.look(self.now).unwrap();
+                self.leases.stood_still(&standstill);
                 self.leases.tick(self.now, &mut effects);
             }
             ["open", who] => self.leases.opened(self.now, session(who)),
@@ -221,7 +230,7 @@ macro_rules! scripts {
     )+};
 }
 
-scripts!(sharing, owning, queueing, passing, lapsing, restarting, open_handles, taking_over);
+scripts!(sharing, owning, queueing, passing, lapsing, restarting, open_handles, standing_still, taking_over);
 
 #[test]
 fn an_inode_that_was_said_to_be_open_and_is_closed_keeps_nothing_open() {

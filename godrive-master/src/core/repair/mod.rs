@@ -2,10 +2,11 @@
 //!
 //! The planner is a function of a view. First come chunks with the fewest living replicas; a chunk whose
 //! missing node may only be restarting waits, unless so few replicas are left that the next failure could
-//! take the chunk from its users. Nodes that are awaited after a restart of the master are no failures yet. Then members that are too many leave, then what is on drained disks is copied
+//! take the chunk from its users. Nodes that are awaited after a restart or standstill of the master are no failures yet. Then members that are too many leave, then what is on drained disks is copied
 //! elsewhere (and so becomes too many), then full disks give to empty ones. Limits bound the copies per node and in
 //! all, and what is not endangered keeps to each node's budget of bytes. Replicas that nobody needs any more
-//! are removed in batches that take no part in any of these limits: deletion delays no repair, and nothing delays it.
+//! are removed in batches that take no part in any of these limits: deletion delays no repair, and nothing but a copy of the
+//! same chunk delays it.
 
 mod rebalance;
 mod surplus;

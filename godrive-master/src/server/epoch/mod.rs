@@ -3,7 +3,7 @@
 //! A member failed, a writer was revoked, a replica joins, replicas disagree: always the same procedure, run by one
 //! task per chunk. Log that the epoch is pending; seal the members, which stop working for the old epoch and say
 //! what they have; elect; bring laggards and joiners level; log the new epoch; install it. Whoever needs
-//! the chunk meanwhile waits for the end of the same task. Members that are awaited after a restart of the master are
+//! the chunk meanwhile waits for the end of the same task. Members that are awaited after a restart or standstill of the master are
 //! waited for before it begins, or each chunk in use would lose them and be copied to them again.
 
 mod round;
@@ -40,7 +40,7 @@ pub enum Cause {
 /// A change that failed is tried again after this, or when a slave comes back; so many at one time.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 64;
-/// The longest that an epoch change waits for members that have not registered since the master's start: well below the
+/// The longest that an epoch change waits for members that have not come back since the master started or stood still: well below the
 /// deadline of a mount, which may need the chunk.
 const AWAIT_MEMBERS: Duration = Duration::from_secs(5);
 const LOOK_FOR_MEMBERS_EVERY: Duration = Duration::from_millis(50);

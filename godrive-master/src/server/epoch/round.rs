@@ -345,8 +345,15 @@ async fn enlarge(shared: &Arc<Shared>, round: &Round, cause: &Cause, made: &mut 
                 Ok(_) => continue,
                 Err(fault) => {
                     tracing::warn!(chunk = %round.chunk, node = %member.node, "it cannot join: {fault}");
-                    if fault.code == Code::Corrupt && fault.node == Some(source.node) {
-                        shared.with(|hub, now| hub.slaves.reported_corrupt(now, round.chunk, source.node));
+                    let is_corrupt = fault.code == Code::Corrupt && fault.node == Some(source.node);
+                    let noted = shared.with(|hub, now| {
+                        if is_corrupt {
+                            hub.slaves.reported_corrupt(now, round.chunk, source.node);
+                        }
+                        hub.may_have_copied(round.chunk, member)
+                    });
+                    if let Err(fault) = noted {
+                        tracing::error!(chunk = %round.chunk, "what a failed copy left is not noted: {fault}");
                     }
                     continue;
                 }

@@ -36,7 +36,6 @@ pub fn limits(hub: &Hub) -> Result<Limits, Fault> {
 }
 
 pub fn turn(hub: &mut Hub, now: Instant, progress: &mut Progress) -> Result<Vec<Step>, Fault> {
-    hub.nodes.look(now);
     hub.serving()?;
     let limits = limits(hub)?;
     let mut view = begin(hub, now, progress);
@@ -195,6 +194,10 @@ fn reclaimable(hub: &mut Hub, now: Instant, progress: &mut Progress, view: &mut 
         if page.len() < RECLAIM { ChunkId(0) } else { page.last().map_or(ChunkId(0), |(id, _)| *id) };
     let mut forgotten = Vec::new();
     for (chunk, deleted) in page {
+        // A copy that is under way leaves a replica behind the deletion, which nobody would know.
+        if progress.joins.contains_key(&chunk) || hub.epochs.contains_key(&chunk) {
+            continue;
+        }
         let confirmed = progress.confirmed.entry(chunk).or_default();
         let left =
             hub.slaves.leftovers.get(&chunk).into_iter().flat_map(BTreeMap::keys).map(|(node, _)| *node);
@@ -204,9 +207,7 @@ fn reclaimable(hub: &mut Hub, now: Instant, progress: &mut Progress, view: &mut 
             .into_iter()
             .filter(|node| !confirmed.contains(node) && !hub.nodes.is_given_up(now, *node))
             .collect();
-        // A copy that is under way leaves a replica that has to be known.
-        let copying = progress.joins.contains_key(&chunk) || hub.epochs.contains_key(&chunk);
-        if waiting.is_empty() && !copying {
+        if waiting.is_empty() {
             forgotten.push(chunk);
         }
         for node in waiting {

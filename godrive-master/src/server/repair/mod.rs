@@ -177,10 +177,6 @@ fn settle(shared: &Arc<Shared>, progress: &mut Progress, ended: Ended) {
     match ended {
         Ended::Join(chunk, done) => {
             let Some(joining) = progress.joins.remove(&chunk) else { return };
-            // Of a chunk that was deleted meanwhile they may have a replica again.
-            if let Some(confirmed) = progress.confirmed.get_mut(&chunk) {
-                confirmed.retain(|node| !joining.nodes.contains(node));
-            }
             shared.with(|hub, now| {
                 hub.repairs.active(progress.joins.values());
                 if !done {
@@ -205,7 +201,11 @@ fn settle(shared: &Arc<Shared>, progress: &mut Progress, ended: Ended) {
             shared.with(|hub, _| {
                 for (chunk, epoch) in chunks {
                     hub.slaves.removed(Unneeded { node, chunk, epoch });
-                    if let Some(confirmed) = progress.confirmed.get_mut(&chunk) {
+                    // One of an earlier epoch, asked for while the chunk lived, says nothing of what is there now.
+                    let deleted = hub.state.deleted_chunk(chunk).ok().flatten();
+                    if deleted.is_some_and(|deleted| epoch >= deleted.epoch)
+                        && let Some(confirmed) = progress.confirmed.get_mut(&chunk)
+                    {
                         confirmed.insert(node);
                     }
                 }

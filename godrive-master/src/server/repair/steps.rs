@@ -101,7 +101,10 @@ async fn join(shared: &Arc<Shared>, chunk: ChunkId, source: NodeId, target: Cand
             keep_aside: false,
             into_reserve: false,
         };
-        command::<Copy>(shared, connection, request, Class::Repair, COPY_DEADLINE).await?;
+        if let Err(fault) = command::<Copy>(shared, connection, request, Class::Repair, COPY_DEADLINE).await {
+            shared.with(|hub, _| hub.may_have_copied(chunk, to))?;
+            return Err(fault);
+        }
     }
     let changed = change(shared, chunk, Cause::Join(target)).await;
     // The change may have been one that was under way for another reason.
