@@ -8,7 +8,7 @@ use super::inode::Inode;
 use super::{Backend, Fs};
 use godrive_proto::Ino;
 use godrive_proto::limits::MAX_ACCESSES;
-use godrive_proto::meta::{Accessed, Attr};
+use godrive_proto::meta::Accessed;
 use godrive_proto::time::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,15 +26,17 @@ impl<B: Backend> Fs<B> {
             return;
         }
         let wall = self.backend.wall();
-        {
+        let at = {
             let mut state = inode.state.lock();
-            let Some(attr) = state.attr.as_mut().filter(|attr| is_due(attr, wall)) else { return };
-            attr.atime = wall;
-            state.accessed = Some(wall);
-        }
+            let Some(attr) = state.attr.as_mut() else { return };
+            let Some(at) = time_of_access([attr.atime, attr.mtime, attr.ctime], wall) else { return };
+            attr.atime = at;
+            state.accessed = Some(at);
+            at
+        };
         let mut noted = self.accesses.lock();
         if noted.len() < MAX_NOTED || noted.contains_key(&inode.ino) {
-            noted.insert(inode.ino, wall);
+            noted.insert(inode.ino, at);
         }
     }
 
@@ -80,6 +82,29 @@ impl<B: Backend> Fs<B> {
 
 pub(super) type Accesses = BTreeMap<Ino, Timestamp>;
 
-fn is_due(attr: &Attr, now: Timestamp) -> bool {
-    attr.atime <= attr.mtime || attr.atime <= attr.ctime || now.0.saturating_sub(attr.atime.0) >= DAY_NS
+/// What a read makes of the times of access, modification and change; None: it is not noted.
+fn time_of_access([atime, mtime, ctime]: [Timestamp; 3], now: Timestamp) -> Option<Timestamp> {
+    let is_due = atime <= mtime || atime <= ctime || now.0.saturating_sub(atime.0) >= DAY_NS;
+    // The master's clock is known to some milliseconds, and who read what was changed did so after the change.
+    is_due.then(|| now.max(Timestamp(ctime.0.saturating_add(1))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_read_after_a_change_is_noted_behind_it_and_then_one_a_day() {
+        let noted =
+            |times: [i64; 3], now| time_of_access(times.map(Timestamp), Timestamp(now)).map(|at| at.0);
+        assert_eq!(noted([10, 20, 20], 30), Some(30));
+        assert_eq!(noted([20, 20, 20], 18), Some(21), "the clock seems to be behind");
+        assert_eq!(noted([21, 20, 20], 22), None);
+        assert_eq!(noted([21, 20, 20], 21 + DAY_NS), Some(21 + DAY_NS));
+        assert_eq!(
+            noted([21, 900, 20], 22),
+            Some(22),
+            "a time that a program set to be in the future stays there"
+        );
+    }
 }
