@@ -21,6 +21,8 @@ pub(super) struct OwnFolder {
     known: Folder,
     base: u64,
     round: VecDeque<(u64, Change)>,
+    /// That the mount had met when it was made.
+    errors: u64,
 }
 
 impl Worker {
@@ -30,11 +32,13 @@ impl Worker {
             self.awake().await;
             let disturbances = self.shared.with(|notes| notes.oracle.disturbances);
             let own = self.folder.take();
-            // What was removed there ahead of the master may be undone: nobody asks again, so it is told at the end.
-            let disturbed = own.as_ref().filter(|own| own.known.disturbances != disturbances);
-            self.given_up.extend(disturbed.map(|own| own.known.ino));
+            // What was removed there ahead of the master may be undone, or the mount could not carry it out: what is
+            // changed behind that would leave a gap. Nobody asks again, so it is told at the end.
+            let errors = self.fs.stats().errors_after_close;
+            let is_sound = |own: &OwnFolder| own.known.disturbances == disturbances && own.errors == errors;
+            self.given_up.extend(own.as_ref().filter(|own| !is_sound(own)).map(|own| own.known.ino));
             let mut own = match own {
-                Some(own) if own.known.disturbances == disturbances => own,
+                Some(own) if is_sound(&own) => own,
                 _ => match self.make_folder(disturbances).await {
                     Ok(own) => own,
                     Err(error) => return self.shared.error("make a folder", &error),
@@ -95,7 +99,8 @@ impl Worker {
             notes.folders.insert(self.id, known);
             known
         });
-        Ok(OwnFolder { known, base: 0, round: VecDeque::new() })
+        let errors = self.fs.stats().errors_after_close;
+        Ok(OwnFolder { known, base: 0, round: VecDeque::new(), errors })
     }
 
     async fn change(&self, folder: Ino, change: Change) -> Outcome<()> {
