@@ -18,6 +18,7 @@ mod intents;
 mod inventory;
 mod journal;
 mod locking;
+mod members;
 mod paths;
 mod reading;
 mod repair;

@@ -40,7 +40,8 @@ pub async fn copy(
     let _permit =
         shared.copies.acquire().await.map_err(|error| Fault::new(Code::Internal, error.to_string()))?;
     let store = shared.copy_target(request.chunk, request.disk)?;
-    let source = shared.peers.connection(&request.source, deadline(&header).min(CALL)).await?;
+    let source = shared.peers.connection(&request.source, deadline(&header).min(CALL)).await;
+    let source = source.map_err(|fault| Fault::at(fault.code, request.source.node, fault.detail))?;
     let mut copy = Copy {
         shared,
         copying,
@@ -90,7 +91,7 @@ impl<'a> Copying<'a> {
             return Ok(());
         }
         let detail = format!("this slave has registered again since the copy of chunk {} began", self.chunk);
-        Err(Fault::new(Code::Unreachable, detail))
+        Err(Fault::new(Code::NotReady, detail))
     }
 
     /// What was copied for this epoch stays, unless it was deleted meanwhile: then nobody would know of it.

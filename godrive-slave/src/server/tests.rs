@@ -148,7 +148,7 @@ async fn a_copy_that_ends_after_the_deletion_of_its_chunk_leaves_nothing() {
     assert!(store.row(ChunkId(1)).unwrap().is_some());
     // The next inventory would be without it.
     shared.registrations.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-    assert_eq!(copying.check_registration().unwrap_err().code, Code::Unreachable);
+    assert_eq!(copying.check_registration().unwrap_err().code, Code::NotReady);
 }
 
 #[tokio::test]

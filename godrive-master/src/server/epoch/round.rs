@@ -350,7 +350,7 @@ async fn enlarge(shared: &Arc<Shared>, round: &Round, cause: &Cause, made: &mut 
                         if is_corrupt {
                             hub.slaves.reported_corrupt(now, round.chunk, source.node);
                         }
-                        hub.may_have_copied(round.chunk, member)
+                        hub.may_have_copied(round.chunk, source, member, &fault)
                     });
                     if let Err(fault) = noted {
                         tracing::error!(chunk = %round.chunk, "what a failed copy left is not noted: {fault}");

@@ -202,10 +202,14 @@ fn settle(shared: &Arc<Shared>, progress: &mut Progress, ended: Ended) {
                 for (chunk, epoch) in chunks {
                     hub.slaves.removed(Unneeded { node, chunk, epoch });
                     // One of an earlier epoch, asked for while the chunk lived, says nothing of what is there now.
-                    let deleted = hub.state.deleted_chunk(chunk).ok().flatten();
-                    if deleted.is_some_and(|deleted| epoch >= deleted.epoch)
-                        && let Some(confirmed) = progress.confirmed.get_mut(&chunk)
-                    {
+                    let is_over = match hub.state.deleted_chunk(chunk) {
+                        Ok(deleted) => deleted.is_some_and(|deleted| epoch >= deleted.epoch),
+                        Err(fault) => {
+                            tracing::error!(%chunk, %node, "its deletion is asked for again: {fault}");
+                            false
+                        }
+                    };
+                    if is_over && let Some(confirmed) = progress.confirmed.get_mut(&chunk) {
                         confirmed.insert(node);
                     }
                 }

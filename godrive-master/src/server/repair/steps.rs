@@ -102,7 +102,7 @@ async fn join(shared: &Arc<Shared>, chunk: ChunkId, source: NodeId, target: Cand
             into_reserve: false,
         };
         if let Err(fault) = command::<Copy>(shared, connection, request, Class::Repair, COPY_DEADLINE).await {
-            shared.with(|hub, _| hub.may_have_copied(chunk, to))?;
+            shared.with(|hub, _| hub.may_have_copied(chunk, from, to, &fault))?;
             return Err(fault);
         }
     }
