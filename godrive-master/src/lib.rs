@@ -9,4 +9,4 @@ pub mod server;
 pub mod store;
 
 pub use config::Config;
-pub use server::{Master, World, run};
+pub use server::{Master, World, may_begin, run};

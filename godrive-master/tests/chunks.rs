@@ -9,7 +9,7 @@ mod guards;
 use common::chunks::*;
 use common::slave::{Slave, contents, heartbeat};
 use common::{Client, Cluster, create, eventually, quick};
-use godrive_proto::admin::{Damage, DamagedChunk};
+use godrive_proto::admin::{Damage, DamagedChunk, Intend, IntendRequest, Intention};
 use godrive_proto::cluster::{Heartbeat, InventoryPage, ReplicaState};
 use godrive_proto::data::{Contents, Layout};
 use godrive_proto::lease::*;
@@ -283,6 +283,28 @@ async fn a_chunk_whose_members_are_all_corrupt_is_told_so_at_once_and_comes_back
     assert_eq!(renewed.held, contents(1, 0xa));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn where_only_a_rotten_replica_is_left_that_is_what_people_are_told() {
+    let cluster = Cluster::start(quick(2)).await;
+    let mut slaves = slaves(&cluster, 2).await;
+    let client = cluster.client("a").await;
+    let (_, layout) = written(&client, &slaves, "f").await;
+    let damage = async |expected: Damage| {
+        let what = format!("{expected:?}");
+        eventually(&what, async || {
+            let damaged = cluster.damaged().await;
+            (damaged.iter().map(|chunk| chunk.damage).collect::<Vec<_>>() == [expected]).then_some(())
+        })
+        .await;
+    };
+    slaves[1].kill().await;
+    damage(Damage::ReadOnly).await;
+    report(&client, &layout, Problem::Corrupt(slaves[0].node)).await.unwrap_err();
+    damage(Damage::Rotten).await;
+    slaves[1].connect(&cluster).await.unwrap();
+    eventually("it can be read again", async || cluster.damaged().await.is_empty().then_some(())).await;
+}
+
 /// Comes back after a loss of power with less than was held, and nobody looks at what it has before the test does.
 async fn lose_power(cluster: &Cluster, slave: &mut Slave, layout: &Layout, left: Contents) {
     slave.kill().await;
@@ -511,6 +533,50 @@ async fn deleted_chunks_are_reclaimed_from_all_members() {
     assert_eq!(cluster.status().await.chunks.total, 0);
 }
 
+/// It left the epoch while it was away, and the chunk was deleted before it came back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_chunk_is_known_until_all_have_told_what_they_have() {
+    let cluster = Cluster::start(quick(2)).await;
+    let mut slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let remove = async |name: &str, ino| {
+        client.unlink(name).await.unwrap();
+        let closed = ReleaseRequest { leases: vec![], closed_orphans: vec![ino] };
+        client.call::<Releases>(&closed).await.unwrap();
+    };
+    let (ino, layout) = written(&client, &slaves, "f").await;
+    let at = slaves.iter().position(|slave| slave.node == layout.members[0].node).unwrap();
+    let mut away = slaves.remove(at);
+    away.kill().await;
+    eventually("both others have it", async || {
+        slaves
+            .iter()
+            .all(|slave| slave.has(layout.chunk.id).is_some_and(|r| r.epoch > layout.epoch))
+            .then_some(())
+    })
+    .await;
+    remove("f", ino).await;
+    let deleted = async |layout: &Layout| {
+        let id = layout.chunk.id;
+        eventually("both delete it", async || {
+            slaves.iter().all(|slave| slave.has(id).is_none()).then_some(())
+        })
+        .await;
+    };
+    deleted(&layout).await;
+    away.register(&cluster).await.unwrap();
+    let (ino, later) = written(&client, &slaves, "g").await;
+    remove("g", ino).await;
+    deleted(&later).await;
+    assert_eq!(cluster.status().await.reclaim_queued, 2);
+    away.go_on().await.unwrap();
+    eventually("the last replica is deleted", async || away.has(layout.chunk.id).is_none().then_some(()))
+        .await;
+    eventually("they are forgotten", async || (cluster.status().await.reclaim_queued == 0).then_some(()))
+        .await;
+    assert_eq!(*away.store.quarantined.lock().unwrap(), []);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chunk_that_is_deleted_while_it_is_copied_goes_when_that_has_ended() {
     let cluster = Cluster::start(quick(3)).await;
@@ -604,6 +670,50 @@ async fn after_a_power_loss_the_newest_common_state_is_taken_up() {
     assert_eq!(now.held, contents(1, 0xa));
     let status = cluster.status().await;
     assert!(status.warnings.iter().any(|warning| warning.contains("power loss")), "{:?}", status.warnings);
+}
+
+/// What only a lost disk had is waited for until people give it up.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_power_loss_a_member_that_does_not_come_back_is_waited_for_until_it_is_decommissioned() {
+    let mut cluster = Cluster::start(quick(3)).await;
+    let mut slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let (ino, layout) = written(&client, &slaves, "f").await;
+    hold(&slaves, &layout, contents(2, 0xb), false);
+    commit(&client, ino, &layout, contents(2, 0xb), Mode::Shared).await.unwrap();
+    drop(client);
+    for slave in &mut slaves {
+        slave.kill().await;
+    }
+    cluster.restart().await;
+    let lost = slaves.pop().unwrap().node;
+    for slave in &mut slaves {
+        slave.boot = BootId(2);
+        slave.hold(&layout, contents(1, 0xa), true);
+        slave.connect(&cluster).await.unwrap();
+    }
+    let client = cluster.client("b").await;
+    let fault = eventually("a round without the third", async || {
+        let fault = report(&client, &layout, Problem::Diverged).await.unwrap_err();
+        fault.detail.contains("decommission").then_some(fault)
+    })
+    .await;
+    assert_eq!(fault.code, Code::Unavailable, "{fault}");
+    let request = IntendRequest { node: lost, disk: None, intention: Intention::Decommission };
+    cluster.admin().await.call::<Intend>(&request).await.unwrap();
+    let now = eventually("the chunk is usable", async || {
+        let now = report(&client, &layout, Problem::StaleLayout).await.ok()?;
+        (now.epoch > layout.epoch).then_some(now)
+    })
+    .await;
+    assert_eq!((now.held, members(&now).len()), (contents(1, 0xa), 2));
+    let status = cluster.status().await;
+    assert!(status.warnings.iter().any(|warning| warning.contains("power loss")), "{:?}", status.warnings);
+    eventually("it is forgotten", async || {
+        let status = cluster.status().await;
+        status.nodes.iter().all(|node| node.node != lost).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -258,6 +258,41 @@ async fn a_log_that_ended_too_early_is_noticed_when_it_has_grown_again() {
     assert!(fault.code == Code::NotReady && fault.detail.contains("history is missing"), "{fault}");
 }
 
+/// The newest note of how far the log is synced.
+fn noted(disk: &SimulatedDisk) -> u64 {
+    let Ok(file) = disk.open("log/synced", false) else { return 0 };
+    let index = |slot: u64| {
+        let mut bytes = [0; 8];
+        file.read_at(&mut bytes, slot + 32).map_or(0, |()| u64::from_le_bytes(bytes))
+    };
+    index(0).max(index(4096))
+}
+
+/// Everybody was switched off, and nobody knows of what the last record of the log said but its disk, which has lost it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_damaged_last_record_is_noticed_also_where_nobody_is_left_who_saw_it() {
+    let (mut cluster, disk) = on_a_simulated_disk();
+    cluster.boot().await.unwrap();
+    let client = cluster.client("a").await;
+    client.make_directory("d").await.unwrap();
+    client.call::<Barrier>(&()).await.unwrap();
+    let seen = client.header().seen.0;
+    eventually("the note", async || (noted(&disk) >= seen).then_some(())).await;
+    disk.stop_after(0);
+    cluster.try_stop().await.unwrap_err();
+    disk.kill();
+    let path = "log/00000000000000000001.log";
+    let mut bytes = vec![0; disk.open(path, false).unwrap().len().unwrap() as usize];
+    disk.open(path, false).unwrap().read_at(&mut bytes, 0).unwrap();
+    let last = bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64;
+    assert!(disk.flip(path, last));
+    let error = format!("{:#}", cluster.boot().await.unwrap_err());
+    assert!(error.contains("the disk has lost data") && error.contains("`synced`"), "{error}");
+    assert!(disk.flip(path, last));
+    cluster.boot().await.unwrap();
+    assert_eq!(cluster.status().await.inodes, 2);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_id_that_was_given_out_and_lost_with_the_power_is_not_given_again() {
     let (mut cluster, disk) = on_a_simulated_disk();
@@ -306,7 +341,8 @@ async fn the_log_is_cut_behind_a_checkpoint_wherever_that_is_cut_off() {
     cluster.boot().await.unwrap();
     let client = cluster.client("a").await;
     let ino = client.create("f").await.unwrap().entry.attr.ino;
-    let segments = || disk.list("log").unwrap().len();
+    let is_segment = |name: &&String| name.ends_with(".log");
+    let segments = || disk.list("log").unwrap().iter().filter(is_segment).count();
     let (name, value, mode) = (b"user.large".to_vec(), vec![7; 65_536], SetXattrMode::Set);
     let request = SetXattrRequest { ino, name, value, mode };
     while segments() == 1 {

@@ -230,19 +230,22 @@ fn values() -> Vec<(&'static str, bytes::Bytes)> {
     ]
 }
 
-fn segment() -> Vec<u8> {
+fn segment_and_note() -> (Vec<u8>, Vec<u8>) {
     let disk = Arc::new(SimulatedDisk::new(1 << 20));
     let mut log = Log::open(disk.clone(), "log", cluster().0, LogOptions::default()).unwrap();
     log.append(Term(2), &[Record::own(Timestamp(1), Body::CloseSession)]).unwrap();
     log.sync_point().run().unwrap();
     log.append(Term(2), &[Record::own(Timestamp(1), Body::TermStarted { term: Term(3) })]).unwrap();
+    log.note().run().unwrap();
     drop(log);
     // Takes away the zeros that were written ahead.
     Log::open(disk.clone(), "log", cluster().0, LogOptions::default()).unwrap();
     let file = disk.open("log/00000000000000000001.log", false).unwrap();
     let mut bytes = vec![0; file.len().unwrap() as usize];
     file.read_at(&mut bytes, 0).unwrap();
-    bytes
+    let mut note = vec![0; 48];
+    disk.open("log/synced", false).unwrap().read_at(&mut note, 0).unwrap();
+    (bytes, note)
 }
 
 #[test]
@@ -263,7 +266,9 @@ fn bytes_on_disk_do_not_change() {
     for (what, bytes) in values() {
         line("value", what, &bytes);
     }
-    line("log", "segment", &segment());
+    let (segment, note) = segment_and_note();
+    line("log", "segment", &segment);
+    line("log", "note", &note);
     let golden = include_str!("golden/version-1.txt");
     assert!(found == golden, "the bytes changed; found:\n{found}");
 }

@@ -348,6 +348,31 @@ async fn a_cut_log_is_noticed_by_those_who_saw_more() {
     assert!(fault.code == Code::NotReady && fault.detail.contains("history is missing"), "{fault}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_has_lost_everything_does_not_begin_anew() {
+    let mut cluster = Cluster::start(quick(1)).await;
+    let mut client = cluster.client("a").await;
+    client.make_directory("d").await.unwrap();
+    cluster.restart().await;
+    cluster.stop().await;
+    let kept = tempfile::tempdir().unwrap();
+    copy_tree(cluster.path(), kept.path());
+    for again in 0..2 {
+        std::fs::remove_file(cluster.path().join("state.redb")).unwrap();
+        std::fs::remove_dir_all(cluster.path().join("log")).unwrap();
+        let error = format!("{:#}", cluster.boot().await.unwrap_err());
+        assert!(
+            error.contains("there is nothing of cluster") && error.contains("`may-begin`"),
+            "{again}: {error}"
+        );
+    }
+    copy_tree(kept.path(), cluster.path());
+    cluster.boot().await.unwrap();
+    client.reconnect(&cluster).await;
+    client.call::<Resume>(&ResumeRequest { exclusive: vec![], open: vec![], last: true }).await.unwrap();
+    assert!(client.lookup("d").await.unwrap().entry.is_some());
+}
+
 fn copy_tree(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {

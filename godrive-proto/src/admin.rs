@@ -166,6 +166,8 @@ pub struct DamagedChunk {
     pub index: u32,
     pub chunk_bytes: u32,
     pub members: Vec<NodeId>,
+    /// The file has no name any more and is in the trash.
+    pub trashed: bool,
     /// Where the file is, or was before it went to the trash, from the root and without the `/` in front. One of its names; None if none
     /// can be found with reasonable effort.
     #[serde(with = "serde_bytes")]

@@ -10,6 +10,7 @@ use crate::cluster::{Node, node_id};
 use godrive_disk::{Disk, SimulatedDisk};
 use godrive_master::core::state::State;
 use godrive_master::core::state::values::Chunk;
+use godrive_master::log::{Log, LogError, LogOptions};
 use godrive_master::store::{RecoveryOptions, recover};
 use godrive_proto::lease::LayoutRange;
 use godrive_proto::meta::Kind;
@@ -93,6 +94,28 @@ impl Audit<'_> {
         format!("{:?}", state.deleted(ChunkId(0), usize::MAX).map_err(text)?).hash(&mut all);
         format!("{:?}", state.sessions().map_err(text)?).hash(&mut all);
         Ok((state.applied().0, all.finish()))
+    }
+
+    /// What a loss of power left of the master's log, the namespace with it, is a prefix of what was written. A log that was damaged
+    /// before says nothing.
+    pub fn is_prefix_of(&self, written: &SimulatedDisk) -> Result<(), String> {
+        let records = |disk: &SimulatedDisk| {
+            let log = Log::open(Arc::new(disk.copy()), "log", self.cluster, LogOptions::default())?;
+            let entries = log.entries(log.first()).map(|entry| entry.map(|entry| (entry.index, entry)));
+            entries.collect::<Result<BTreeMap<_, _>, LogError>>()
+        };
+        let Ok(whole) = records(written) else { return Ok(()) };
+        let left = records(&self.disks[&Node::Master])
+            .map_err(|error| format!("the master's log after a loss of power: {error}"))?;
+        let first = whole.keys().next().copied().unwrap_or_default();
+        // Segments that had been removed may be back.
+        match left.range(first..).find(|(index, entry)| whole.get(index) != Some(entry)) {
+            Some((index, entry)) => Err(format!(
+                "after a loss of power record {index} is {entry:?}, and was {:?}",
+                whole.get(index)
+            )),
+            None => Ok(()),
+        }
     }
 
     fn state(&self) -> Result<State, String> {

@@ -173,6 +173,8 @@ pub(crate) struct Parts {
     pub noted_members: BTreeMap<ChunkId, BTreeSet<NodeId>>,
     /// A slave's disk was damaged since the cluster was seen whole.
     pub wounded: bool,
+    /// When the last event was.
+    pub disturbed_at: Duration,
     pub audited: bool,
 }
 
@@ -185,7 +187,8 @@ pub fn run(plan: &Plan, seed: u64) -> Outcome {
     let authority = Authority::create_seeded(cluster, EPOCH_S, [7; 32]);
     let authority = Arc::new(authority.unwrap_or_else(|fault| panic!("no authority: {fault}")));
     let disks = (1..=plan.slaves).map(Node::Slave).chain([Node::Master]);
-    let disks = disks.map(|node| (node, SimulatedDisk::new(DISK_BYTES))).collect();
+    let disks: BTreeMap<_, _> = disks.map(|node| (node, SimulatedDisk::new(DISK_BYTES))).collect();
+    godrive_master::may_begin(&disks[&Node::Master]).unwrap_or_else(|error| panic!("a new disk: {error}"));
     let mut sim = turmoil::Builder::new()
         .rng_seed(dice.random())
         .simulation_duration(Duration::from_secs(3600))
@@ -211,6 +214,7 @@ pub fn run(plan: &Plan, seed: u64) -> Outcome {
         undamaged: None,
         noted_members: BTreeMap::new(),
         wounded: false,
+        disturbed_at: Duration::ZERO,
         audited: false,
     };
     parts.add_master(&mut sim);

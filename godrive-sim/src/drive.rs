@@ -82,14 +82,15 @@ impl Parts {
     }
 
     fn settle(&mut self, sim: &mut Sim<'_>) -> Result<(), String> {
-        let limit = self.healed_after();
+        let limit = self.healed_after(sim);
         self.wait_until(sim, limit, "the cluster did not heal", |audit| audit.incomplete())?;
         self.wounded = false;
         Ok(())
     }
 
-    /// What is damaged on a slave's disk is found in one pass of the scrub and then repaired.
-    fn healed_after(&self) -> Duration {
+    /// What is damaged on a slave's disk is found in one pass of the scrub and then repaired. How much is left of the time for that, from
+    /// the last event on.
+    fn healed_after(&self, sim: &Sim<'_>) -> Duration {
         if !self.wounded {
             return HEALED_AFTER;
         }
@@ -97,7 +98,8 @@ impl Parts {
             |disk: &SimulatedDisk| disk.space().map_or(0, |space| space.total_bytes - space.free_bytes);
         let most = self.slave_disks().map(used).max().unwrap_or(0);
         let pass = most as f64 / godrive_slave::Config::default().scrub_bytes_per_s as f64;
-        SCRUB_PAUSE + Duration::from_secs_f64(pass) + REPAIRED_AFTER
+        let limit = SCRUB_PAUSE + Duration::from_secs_f64(pass) + REPAIRED_AFTER;
+        limit.saturating_sub(sim.elapsed() - self.disturbed_at)
     }
 
     /// Of a drained slave, what left its chunks is still being deleted. One that is forgotten may have been silent for so
@@ -201,7 +203,7 @@ impl Parts {
         if self.plan.workload.may_be_unreadable || self.plan.lying_disks {
             return Ok(());
         }
-        let limit = self.healed_after();
+        let limit = self.healed_after(sim);
         self.wait_until(sim, limit, "the cluster did not come to rest", |audit| audit.wrong_at_rest())?;
         for number in WALKERS {
             self.add_mount(sim, number, 0, move |fs, shared, _| walker::walk(number, fs, shared));

@@ -109,6 +109,7 @@ impl Event {
 
 impl Parts {
     pub(crate) fn happen(&mut self, sim: &mut Sim<'_>, event: &Event) {
+        self.disturbed_at = sim.elapsed();
         if let Some(kind) = event.fault() {
             *self.faults.entry(kind).or_default() += 1;
         }
@@ -239,12 +240,18 @@ impl Parts {
     }
 
     fn lose_power(&mut self, sim: &mut Sim<'_>, nodes: &[Node]) {
+        let written = nodes.contains(&Node::Master).then(|| self.disks[&Node::Master].copy());
         for node in nodes {
             sim.crash(node.to_string());
             if let Some(disk) = self.disks.get(node) {
                 disk.crash(&mut self.dice);
             }
             self.tell_dead(*node);
+        }
+        if let Some(written) = written
+            && let Err(why) = self.audit().is_prefix_of(&written)
+        {
+            self.shared.problem(why);
         }
         // Held means that every member has it: it takes the power of all slaves, or of the master that
         // knows the length, to lose what was not synced.

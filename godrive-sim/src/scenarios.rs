@@ -49,6 +49,16 @@ pub const ALL: &[Scenario] = &[
         about: "slaves lose power and come back, and one is killed",
         plan: crash_slave,
     },
+    Scenario {
+        name: "crash-two",
+        about: "two slaves are killed at one moment, then two lose power",
+        plan: crash_two,
+    },
+    Scenario {
+        name: "partition-master",
+        about: "the master is cut off from everybody and comes back",
+        plan: partition_master,
+    },
     Scenario { name: "crash-master", about: "the master is killed, then loses power", plan: crash_master },
     Scenario {
         name: "crash-client",
@@ -204,14 +214,37 @@ fn crash_slave(dice: &mut SmallRng) -> Plan {
     Plan { windows, ..plan(s(80), schedule, progress) }
 }
 
+/// As many are left as accept writes, and each chunk has a member or two.
+fn crash_two(dice: &mut SmallRng) -> Plan {
+    let mut schedule = vec![];
+    let deaths = [about(dice, 6), about(dice, 40)];
+    for (at, power) in deaths.into_iter().zip([false, true]) {
+        let slaves = two_slaves(dice).to_vec();
+        let event = if power { Event::PowerLoss(slaves.clone()) } else { Event::Kill(slaves.clone()) };
+        schedule.extend([(at, Event::Settle), (at, event), (at + s(18), Event::Start(slaves))]);
+    }
+    let windows = deaths.map(|at| synced_within(AFTER_A_KILL, at)).concat();
+    Plan { windows, ..plan(s(75), schedule, at_last(s(75), 30)) }
+}
+
+fn partition_master(dice: &mut SmallRng) -> Plan {
+    let (cut, heal) = (about(dice, 6), Duration::from_millis(dice.random_range(9_000..26_000)));
+    let schedule = vec![(cut, Event::Cut(Node::Master)), (heal, Event::Heal(Node::Master))];
+    let windows = synced_within(AFTER_A_PARTITION, heal).to_vec();
+    Plan { windows, ..plan(s(50), schedule, at_last(s(50), 30)) }
+}
+
 fn crash_master(dice: &mut SmallRng) -> Plan {
+    let starts = [about(dice, 9), about(dice, 33)];
     let schedule = vec![
         (about(dice, 6), Event::Kill(vec![Node::Master])),
-        (about(dice, 9), Event::Start(vec![Node::Master])),
+        (starts[0], Event::Start(vec![Node::Master])),
         (about(dice, 30), Event::PowerLoss(vec![Node::Master])),
-        (about(dice, 33), Event::Start(vec![Node::Master])),
+        (starts[1], Event::Start(vec![Node::Master])),
     ];
-    plan(s(60), schedule, [both(s(22), s(30), 30), both(s(47), s(60), 30)].concat())
+    let windows = starts.map(|at| synced_within(AFTER_A_KILL, at)).concat();
+    let progress = [both(s(22), s(30), 30), both(s(47), s(60), 30)].concat();
+    Plan { windows, ..plan(s(60), schedule, progress) }
 }
 
 fn crash_client(dice: &mut SmallRng) -> Plan {
@@ -222,11 +255,17 @@ fn crash_client(dice: &mut SmallRng) -> Plan {
     plan(s(45), schedule, [vec![other], both(s(35), s(45), 30)].concat())
 }
 
+/// Half of the time the clients lose it, too.
 fn crash_all(dice: &mut SmallRng) -> Plan {
-    let all: Vec<Node> = (1..=4).map(Node::Slave).chain([Node::Master]).collect();
-    let schedule =
-        vec![(about(dice, 10), Event::PowerLoss(all.clone())), (about(dice, 13), Event::Start(all))];
-    plan(s(50), schedule, both(s(35), s(50), 30))
+    let mut all: Vec<Node> = (1..=4).map(Node::Slave).chain([Node::Master]).collect();
+    let with_clients = dice.random();
+    if with_clients {
+        all.extend([0, 1].map(Node::Client));
+    }
+    let start = about(dice, 13);
+    let schedule = vec![(about(dice, 10), Event::PowerLoss(all.clone())), (start, Event::Start(all))];
+    let windows = synced_within(AFTER_A_KILL, start).to_vec();
+    Plan { windows, ..plan(s(50), schedule, both(s(35), s(50), 30)) }
 }
 
 /// The slaves one after the other, before and after the master, all within its patience.

@@ -45,6 +45,8 @@ scenarios! {
     partition_client "partition-client" 1..3;
     partition_one_way "partition-one-way" 1..3;
     crash_slave "crash-slave" 1..3;
+    crash_two "crash-two" 1..3;
+    partition_master "partition-master" 1..3;
     crash_master "crash-master" 1..3;
     crash_client "crash-client" 1..3;
     crash_all "crash-all" 1..4;
@@ -116,6 +118,22 @@ fn where_every_replica_is_bad_reads_fail() {
     let outcome = cluster::run(&scenarios::named("ruin").unwrap().plan(1), 1);
     let reads = outcome.errors.iter().filter(|(text, _)| text.starts_with("read: errno 5"));
     assert!(reads.map(|(_, times)| times).sum::<u64>() > 0, "{:#?}", outcome.errors);
+}
+
+/// Nor does one in which nobody who stood still for too long had anything that came too late.
+#[test]
+fn where_clients_stand_still_for_longer_than_their_lease_they_lose_writes_and_are_told() {
+    let plan = scenarios::named("pauses-client").unwrap().plan(1);
+    let outcome = cluster::run(&plan, 1);
+    let told = |kind: &str| {
+        outcome.errors.iter().filter(|(text, _)| text.starts_with(kind)).map(|(_, times)| times).sum::<u64>()
+    };
+    assert!(outcome.tally.lost_writes > 0, "{:#?}", outcome.tally);
+    assert!(
+        told("write: errno 5") + told("fsync: errno 5") + told("close: errno 5") > 0,
+        "{:#?}",
+        outcome.errors
+    );
 }
 
 /// The audit sees what the oracle cannot: a run in which nobody looks after a damaged disk, and nothing scrubs it in time.

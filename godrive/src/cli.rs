@@ -216,7 +216,8 @@ pub struct Token {
     rotten        each replica left has damaged blocks: reads of what is damaged in all of them fail\n  \
     unreachable   no slave that has a replica is running: reads of it fail until one does\n  \
     read-only     too few slaves that have a replica are running: writes of it fail until more do\n\n\
-    Nothing is overwritten meanwhile. Start the slaves that are named, or mend their disks and restart them.")]
+    Nothing is overwritten meanwhile. Start the slaves that are named, or mend their disks and restart them.\n\
+    What was removed or replaced is listed, too, as long as it is in the trash.")]
 pub struct Damaged {
     #[command(flatten)]
     pub home: Home,

@@ -191,6 +191,25 @@ fn a_daemon_that_does_not_start_is_shown_with_its_log() {
 }
 
 #[test]
+fn a_master_whose_folder_is_lost_does_not_begin_anew() {
+    let cluster = Cluster::start(&[]);
+    let (source, bytes) = (cluster.path("source"), noise(1, 100_000));
+    std::fs::write(&source, &bytes).unwrap();
+    cluster.must("put", &[text(&source), "/file"]);
+    cluster.must("down", &[]);
+    let (folder, kept) = (cluster.dir().join("master-1"), cluster.path("kept"));
+    std::fs::rename(&folder, &kept).unwrap();
+    for _ in 0..2 {
+        let said = cluster.must_fail(1, "up", &[]);
+        assert!(said.contains("there is nothing of cluster") && said.contains("backup"), "{said}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+    std::fs::rename(&kept, &folder).unwrap();
+    cluster.must("up", &[]);
+    assert_eq!(cluster.run("get", &["/file", "-"]).stdout, bytes);
+}
+
+#[test]
 fn a_fourth_slave_joins_by_token() {
     let mut cluster = Cluster::start(&[]);
     let output = cluster.run("token", &["--role", "slave", "--valid-for", "5m"]);

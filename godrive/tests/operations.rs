@@ -6,6 +6,7 @@ mod common;
 use common::{Cluster, eventually, noise, text};
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 struct Files {
     names: Vec<String>,
@@ -122,6 +123,7 @@ fn a_slave_is_drained_decommissioned_refused_and_taken_back() {
 fn what_cannot_be_read_or_written_is_named() {
     let cluster = Cluster::start(&["--slaves", "2", "--replicas", "2", "--chunk-size", "1MiB"]);
     let files = Files::put(&cluster, "file", 2);
+    let made = Instant::now();
     assert!(cluster.must("damaged", &[]).contains("all files can be read and written"));
     let told = || -> BTreeSet<String> {
         let shown = |line| {
@@ -147,8 +149,14 @@ fn what_cannot_be_read_or_written_is_named() {
         });
         eventually("the status tells more", || cluster.must("status", &[]).contains("godrive damaged"));
     }
+    // What was made less than 10 s ago does not go to the trash.
+    eventually("they are old enough", || made.elapsed() > Duration::from_secs(11));
+    cluster.must("rm", &["/file1"]);
+    let table = cluster.must("damaged", &[]);
+    assert!(table.contains("/file1 (in the trash)") && !table.contains("/file0 (in"), "{table}");
     cluster.must("up", &[]);
     eventually("all is well", || told().is_empty());
+    cluster.must("trash", &["restore", "/file1"]);
     files.check(&cluster);
 }
 

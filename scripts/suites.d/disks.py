@@ -4,8 +4,8 @@
     disks.py GODRIVE_BIN_DIR WORK_FOLDER
 
 A cluster of five slaves with three replicas; the first slave has two disks, and its calls to the first one go through
-disk_faults.c. In turn: syncs and reads of that disk become slow, then fail. Meanwhile files are written and fsynced on one mount, and
-read on another one, which has nothing of them in its caches.
+disk_faults.c. In turn: its syncs become slow, then its reads; its reads fail, then its writes and syncs. Meanwhile files are written and
+fsynced on one mount, and read on another one, which has nothing of them in its caches.
 
 Slow: 30 s later the 99th percentile of the time to write and fsync a new file, and of the time to read one, is at most three times
 what it was. Failed: the disk is taken out of service and shown, the slave's other disk goes on, everything that lay on it is copied
@@ -41,14 +41,19 @@ class Cluster:
         self.set_faults("")
         # Its own process makes the first slave start with the shim; the others are started as always.
         run(self.godrive, "up", "--dir", self.home, "--slaves", str(SLAVES), "--replicas", "3", "--mount", self.mount)
-        self.restart_with_shim()
+        self.stop_slave()
+        self.add_disk()
+        self.start_slave()
         run(self.godrive, "mount", "--dir", self.home, self.other)
 
-    def restart_with_shim(self):
-        folder = f"{self.home}/slave-1"
-        pid = int(open(f"{folder}/pid").read())
+    def stop_slave(self):
+        self.folder = f"{self.home}/slave-1"
+        pid = int(open(f"{self.folder}/pid").read())
         os.kill(pid, 15)
         wait_until("slave-1 has stopped", lambda: not os.path.exists(f"/proc/{pid}"), 20)
+
+    def add_disk(self):
+        folder = self.folder
         config = open(f"{folder}/config.toml").read()
         disks = [line for line in config.splitlines() if line.startswith("disks")][0]
         first = json.loads(disks.split("=", 1)[1])[0]
@@ -56,6 +61,9 @@ class Cluster:
         os.makedirs(second)
         open(f"{folder}/config.toml", "w").write(config.replace(disks, f"disks = {json.dumps([first, second])}"))
         self.disk = os.path.realpath(os.path.join(folder, first))
+
+    def start_slave(self):
+        folder = self.folder
         environment = dict(os.environ, LD_PRELOAD=self.shim, GODRIVE_DISK_FAULTS=self.faults, GODRIVE_DISK=self.disk + "/")
         log = open(f"{folder}/log", "a")
         command = [self.slave, "--config", f"{folder}/config.toml"]
@@ -130,8 +138,8 @@ class Reader:
         self.mount, self.writer, self.count = mount, writer, 0
 
     def many(self, seconds):
-        # Each of three calls has files of its own.
-        end, times, most = time.monotonic() + seconds, [], self.count + self.writer.count // 3
+        # Each of four calls has files of its own.
+        end, times, most = time.monotonic() + seconds, [], self.count + self.writer.count // 4
         while time.monotonic() < end and self.count < most:
             self.count += 1
             begun = time.monotonic()
@@ -171,21 +179,34 @@ def main(binaries, work):
         cluster.set_faults("")
         wait_until("everything is healthy", lambda: healthy(cluster.status()), 120)
 
+        cluster.set_faults("read_eio")
+        reader.many(3)
+        failed(cluster, "reads")
+        cluster.set_faults("")
+        cluster.stop_slave()
+        cluster.start_slave()
+        wait_until("everything is healthy", lambda: healthy(cluster.status()) and not failed_disks(cluster.status()), 120)
         cluster.set_faults("sync_eio write_eio")
         writer.many(10)
-        wait_until("the failed disk is shown", lambda: failed_disks(cluster.status()) == 1, 20)
-        wait_until("all data is elsewhere", lambda: healthy(cluster.status()), 120)
-        status = cluster.status()
-        node = next(node for node in status["nodes"] if len(node["disks"]) == 2)
-        print(f"failed disk: {[disk['health'] for disk in node['disks']]}, the slave is {node['state']}, {status['repaired']} chunks repaired")
-        if sorted(disk["health"] for disk in node["disks"]) != ["failed", "healthy"] or node["state"] != "alive":
-            raise SystemExit(f"the other disk of the slave does not go on: {node}")
+        failed(cluster, "writes and syncs")
         writer.check()
         print(f"failed disk: {len(writer.sums)} fsynced files were read back")
         if max(ratios) > RATIO_AT_MOST:
             raise SystemExit(f"the p99 was {max(ratios):.2f} times what it had been, more than {RATIO_AT_MOST}")
     finally:
         cluster.end()
+
+
+def failed(cluster, calls):
+    """One disk is, as these calls to it failed; what lay on it is elsewhere, and the slave goes on with its other one."""
+    wait_until("the failed disk is shown", lambda: failed_disks(cluster.status()) == 1, 20)
+    wait_until("all data is elsewhere", lambda: healthy(cluster.status()), 120)
+    status = cluster.status()
+    node = next(node for node in status["nodes"] if len(node["disks"]) == 2)
+    disks = [disk["health"] for disk in node["disks"]]
+    print(f"failed disk ({calls}): {disks}, the slave is {node['state']}, {status['repaired']} chunks repaired")
+    if sorted(disks) != ["failed", "healthy"] or node["state"] != "alive":
+        raise SystemExit(f"the other disk of the slave does not go on: {node}")
 
 
 def failed_disks(status):

@@ -135,10 +135,11 @@ impl Health {
         took.min(self.hedge.end().saturating_mul(4))
     }
 
-    /// How long to wait for an answer before `next` is asked as well; the longest if it is not known how quick that is.
-    pub fn hedge(&self, next: NodeId, size: Size) -> Duration {
+    /// How long to wait for an answer before `next` is asked as well; the longest if it is not known how quick that is, as what
+    /// was known of a node that fails now no longer holds.
+    pub fn hedge(&self, next: NodeId, size: Size, now: Instant) -> Duration {
         let longest = *self.hedge.end() + size.longest_transit();
-        if self.credit < Self::A_HEDGE {
+        if self.credit < Self::A_HEDGE || self.is_unreachable(next, now) {
             return longest;
         }
         let estimate = self.nodes.get(&next).and_then(|node| node.reads[size.class()]);
@@ -261,7 +262,7 @@ mod tests {
     #[test]
     fn the_next_is_asked_when_it_would_have_answered_twice() {
         let mut health = health();
-        let hedge = |health: &Health| health.hedge(NodeId(2), small());
+        let hedge = |health: &Health| health.hedge(NodeId(2), small(), Instant(0));
         // Nothing is known of it, however quick the others are.
         health.read(wait(1, 1));
         assert!((ms(500)..ms(502)).contains(&hedge(&health)));
@@ -286,6 +287,11 @@ mod tests {
             health.read(wait(2, 1));
         }
         assert_eq!(hedge(&health), ms(30));
+        // Not while it fails.
+        health.failed(NodeId(2), Instant(0));
+        assert!((ms(500)..ms(502)).contains(&hedge(&health)));
+        health.succeeded(NodeId(2));
+        assert_eq!(hedge(&health), ms(30));
         // That it was waited for before says nothing against it.
         health.unanswered(wait(2, 0), false, Instant(0));
         assert_eq!(hedge(&health), ms(30));
@@ -301,7 +307,7 @@ mod tests {
     fn one_read_in_ten_may_be_asked_twice_early() {
         let mut health = health();
         health.read(wait(2, 1));
-        let early = |health: &Health| health.hedge(NodeId(2), small()) == ms(30);
+        let early = |health: &Health| health.hedge(NodeId(2), small(), Instant(0)) == ms(30);
         for hedge in 0..16 {
             assert!(early(&health), "{hedge}");
             health.hedged();

@@ -156,7 +156,7 @@ impl Slaves {
 
     /// How long a read waits before it asks `next` as well.
     pub fn hedge(&self, next: &Member, size: Size) -> Duration {
-        self.health.lock().hedge(next.node, size)
+        self.health.lock().hedge(next.node, size, self.master.timing.now())
     }
 
     pub fn hedged(&self) {

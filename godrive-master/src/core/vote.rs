@@ -5,8 +5,8 @@
 //! Within that version digests may still differ (bits rotted, a write was cut off differently): the
 //! Boyer-Moore vote finds the one candidate that can have a majority, the recount checks that it has it, and
 //! the master's record settles a tie. Nothing is elected that contradicts what was promised: below `stable`
-//! never; below `held` only when every member answered and all of them have rebooted since, which is what a
-//! power loss looks like. Otherwise nothing is overwritten and people are told.
+//! never; below `held` only when every member that people have not given up as lost answered and all of them have
+//! rebooted since, which is what a power loss looks like. Otherwise nothing is overwritten and people are told.
 
 use godrive_proto::Epoch;
 use godrive_proto::data::Contents;
@@ -28,6 +28,8 @@ pub struct Known {
     pub stable: Contents,
     /// Members of the epoch, whether they answered, were silent, or were not asked because they were found corrupt.
     pub members: usize,
+    /// Of these, silent ones that people have given up: what only they had is lost.
+    pub lost: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,11 +72,11 @@ pub fn elect(known: &Known, voices: &[Voice]) -> Verdict {
         return undecided("every answer is older than what was stable");
     }
     let regressed = version < known.held.version;
-    if regressed && !all_answered {
+    if regressed && voices.len() + known.lost < known.members {
         return Verdict::Wait("the answers are older than what was held; a silent member may have it");
     }
     if regressed && !voices.iter().all(|voice| voice.rebooted) {
-        return Verdict::Quarantine("every answer is older than what was held, and there was no power loss");
+        return undecided("every answer is older than what was held, and there was no power loss");
     }
     let has_it =
         |(at, voice): (usize, &Voice)| (has_voice(known, voice) && voice.contents == elected).then_some(at);
@@ -115,7 +117,7 @@ mod tests {
     }
 
     /// Words: `5a` = version 5 digest a in the current epoch (7); `@6` behind it: of epoch 6; `!`: rebooted;
-    /// `-`: a member that is silent.
+    /// `-`: a member that is silent; `x`: one that people have given up.
     fn outcome(held: &str, stable: &str, answers: &str) -> String {
         let parse = |word: &str| {
             let digits: String = word.chars().take_while(char::is_ascii_digit).collect();
@@ -124,7 +126,7 @@ mod tests {
         let words: Vec<&str> = answers.split_whitespace().collect();
         let voices: Vec<Voice> = words
             .iter()
-            .filter(|word| **word != "-")
+            .filter(|word| !matches!(**word, "-" | "x"))
             .map(|word| Voice {
                 epoch: word
                     .split_once('@')
@@ -133,7 +135,9 @@ mod tests {
                 rebooted: word.ends_with('!'),
             })
             .collect();
-        let known = Known { epoch: Epoch(7), held: parse(held), stable: parse(stable), members: words.len() };
+        let lost = words.iter().filter(|word| **word == "x").count();
+        let (held, stable, members) = (parse(held), parse(stable), words.len());
+        let known = Known { epoch: Epoch(7), held, stable, members, lost };
         match elect(&known, &voices) {
             Verdict::Elected { contents, winners, regressed } => format!(
                 "{}{} by {winners:?}{}",
@@ -184,6 +188,13 @@ mod tests {
             ("6b", "5a", "5a! 5a! -", "wait"),
             ("6b", "6b", "5a! 5a! 5a!", "quarantine"),
             ("6b", "6b", "5a! - 5a!", "wait"),
+            // What only those had that people have given up is lost; nothing else is decided by giving up.
+            ("6b", "5a", "5a! 5a! x", "5a by [0, 1] regressed"),
+            ("6b", "5a", "5a! - x", "wait"),
+            ("6b", "5a", "5a! 5a x", "wait"),
+            ("6b", "6b", "5a! 5a! x", "wait"),
+            ("5a", "5a", "6b 6c x", "wait"),
+            ("6b", "5a", "x x x", "wait"),
             // Nobody answers.
             ("6b", "6b", "- - -", "wait"),
             // A chunk that was never written.

@@ -37,15 +37,15 @@ pub struct RecordHeader {
     pub synced: LogIndex,
 }
 
-fn seed(cluster: ClusterId) -> u64 {
+pub fn seed(cluster: ClusterId) -> u64 {
     (cluster.0 >> 64) as u64 ^ cluster.0 as u64
 }
 
-fn number(bytes: &[u8], at: usize) -> u64 {
+pub fn number(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
-fn half(bytes: &[u8], at: usize) -> u32 {
+pub fn half(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
 

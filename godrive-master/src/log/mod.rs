@@ -6,9 +6,11 @@
 //!
 //! Behind the last record zeros are written ahead, for records that follow; they are cut off when the segment is left or
 //! opened. After a crash the tail may be torn: bytes that were written but never synced. It is cut off too. Damage in
-//! front of records that knew it to be synced is another matter: the log then refuses to open and says what to do.
+//! front of records that knew it to be synced, or of what is [noted](note) as synced, is another matter: the log then
+//! refuses to open and says what to do.
 
 mod format;
+mod note;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -17,6 +19,7 @@ use crate::core::record::{Record, RecordError};
 use format::{MAX_RECORD_BYTES, RecordHeader, segment_header, write_record};
 use godrive_disk::{Disk, DiskFile};
 use godrive_proto::{ClusterId, LogIndex, Term};
+pub use note::Note;
 use segment::{Segment, Verdict};
 use std::io;
 use std::sync::Arc;
@@ -51,9 +54,17 @@ pub enum LogError {
     #[error(
         "{path}: record {index} at byte {at} is damaged, but it was on stable storage, as record {witness} behind it \
          knows: the disk has lost data. Put back the directory from a backup. To go on without record {index} and \
-         all after it, losing what they say: truncate the file to {at} bytes"
+         all after it, losing what they say: truncate the file to {at} bytes and remove the file `{note}` beside it",
+        note = note::NAME
     )]
     Damaged { path: String, index: LogIndex, at: u64, witness: LogIndex },
+    #[error(
+        "{path}: the log ends at record {last}, but record {noted} was on stable storage, as the file `{note}` there \
+         knows: the disk has lost data. Put back the directory from a backup. To go on without what is behind \
+         record {last}, losing what it says: remove the file `{note}`",
+        note = note::NAME
+    )]
+    Short { path: String, last: LogIndex, noted: LogIndex },
     #[error("{path}: the record at byte {at} was intact when the log was opened and is not any longer")]
     Unreadable { path: String, at: u64 },
     #[error("record {index}: {error}")]
@@ -120,8 +131,8 @@ impl Log {
         disk.sync_directory("").map_err(here)?;
         let shared = Arc::new(Shared { synced: AtomicU64::new(0), failed: AtomicBool::new(false) });
         let directory = directory.to_owned();
-        let mut log =
-            Self { disk, directory, cluster, options, segments: Vec::new(), next: LogIndex(1), shared };
+        let (segments, next) = (Vec::new(), LogIndex(1));
+        let mut log = Self { disk, directory, cluster, options, segments, next, shared };
         log.load()?;
         log.shared.synced.store(log.last().0, Ordering::SeqCst);
         Ok(log)
@@ -131,6 +142,7 @@ impl Log {
         let names = self.disk.list(&self.directory).map_err(|error| LogError::io(&self.directory, error))?;
         let mut firsts: Vec<LogIndex> = names.iter().filter_map(|name| segment::parse_name(name)).collect();
         firsts.sort();
+        let mut unborn = None;
         for (position, first) in firsts.iter().enumerate() {
             let last = position + 1 == firsts.len();
             let path = format!("{}/{}", self.directory, segment::name(*first));
@@ -140,9 +152,21 @@ impl Log {
             }
             match Segment::open(path.clone(), file, *first, self.cluster)? {
                 Some(segment) => self.load_segment(segment, last)?,
-                None if last => self.disk.remove(&path).map_err(|error| LogError::io(&path, error))?,
+                None if last => unborn = Some(path),
                 None => return Err(LogError::Header { path }),
             }
+        }
+        // Nothing is cut off while something is missing.
+        let (last, noted) = (self.last(), note::read(&*self.disk, &self.directory, self.cluster)?.index);
+        if last < noted {
+            return Err(LogError::Short { path: self.directory.clone(), last, noted });
+        }
+        if let Some(path) = unborn {
+            self.disk.remove(&path).map_err(|error| LogError::io(&path, error))?;
+        }
+        if let Some(segment) = self.segments.last_mut() {
+            segment.cut()?;
+            segment.file.sync().map_err(|error| LogError::io(&segment.path, error))?;
         }
         // A segment may have been made just before the last end, its name not yet durable.
         self.disk.sync_directory(&self.directory).map_err(|error| LogError::io(&self.directory, error))
@@ -158,7 +182,7 @@ impl Log {
                     path = segment.path,
                     at = scan.end,
                     cut_bytes = bytes.len() as u64 - scan.end,
-                    "the log ends in a write that was interrupted; it was never acknowledged and is cut off"
+                    "the log ends in a write that was interrupted; it is cut off"
                 );
             }
             // A segment is synced before the next is begun, so its own end cannot be torn.
@@ -172,10 +196,6 @@ impl Log {
             }
         }
         segment.end = scan.end;
-        if last {
-            segment.cut()?;
-            segment.file.sync().map_err(|error| LogError::io(&segment.path, error))?;
-        }
         self.next = scan.next;
         self.segments.push(segment);
         Ok(())
@@ -243,6 +263,12 @@ impl Log {
     pub fn sync_point(&self) -> SyncPoint {
         let file = self.segments.last().map(|segment| (segment.path.clone(), segment.file.clone()));
         SyncPoint { file, last: self.last(), shared: self.shared.clone() }
+    }
+
+    /// How far the log is synced now, to be noted where damage to its last records does not reach.
+    pub fn note(&self) -> Note {
+        let (disk, directory) = (self.disk.clone(), self.directory.clone());
+        Note { disk, directory, cluster: self.cluster, index: self.synced() }
     }
 
     /// Begins a new segment if the last is full, after that one is synced: only a last segment can end torn.

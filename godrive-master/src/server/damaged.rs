@@ -4,6 +4,8 @@ use super::hub::Hub;
 use super::paths::Paths;
 use super::repair;
 use super::requests::Context;
+use super::slaves::member_health;
+use crate::core::nodes::Health;
 use crate::core::repair::{ChunkView, Limits};
 use crate::core::state::values::Chunk;
 use godrive_proto::admin::{Damage, DamagedChunk, DamagedPage, ListDamagedRequest};
@@ -29,7 +31,9 @@ pub fn damage(
     let alive = view.alive();
     Ok(if known.quarantined {
         Some(Damage::Quarantined)
-    } else if hub.is_damaged(now, view.chunk, &known.members, None)? {
+    } else if hub.is_damaged(now, view.chunk, &known.members, None)?
+        || only_rotten_left(hub, now, known, view.chunk)
+    {
         Some(Damage::Rotten)
     } else if alive == 0 && known.held.version.0 > 0 {
         Some(Damage::Unreachable)
@@ -38,6 +42,14 @@ pub fn damage(
     } else {
         None
     })
+}
+
+/// Of the members that are there each was reported as corrupt: what the others have cannot be read now.
+fn only_rotten_left(hub: &Hub, now: Instant, known: &Chunk, chunk: ChunkId) -> bool {
+    let Some(corrupt) = hub.slaves.corrupt.get(&chunk) else { return false };
+    let mut there =
+        known.members.iter().filter(|m| member_health(hub, now, chunk, m) == Health::Alive).peekable();
+    there.peek().is_some() && there.all(|member| corrupt.contains_key(&member.node))
 }
 
 pub async fn list(context: &Context, request: ListDamagedRequest) -> Result<DamagedPage, Fault> {
@@ -92,6 +104,7 @@ fn look(
                 index: known.index,
                 chunk_bytes: known.chunk_bytes,
                 members: known.members.iter().map(|member| member.node).collect(),
+                trashed: hub.state.trashed_name(known.ino)?.is_some(),
                 path: None,
             });
         }

@@ -6,7 +6,7 @@
 
 use super::shared::Shared;
 use crate::core::record::Record;
-use crate::log::{Log, LogError, SyncPoint};
+use crate::log::{Log, LogError, Note, SyncPoint};
 use godrive_proto::{Code, Fault, LogIndex, Term};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +33,10 @@ impl Journal {
 
     pub fn sync_point(&self) -> SyncPoint {
         self.log.sync_point()
+    }
+
+    pub fn note(&self) -> Note {
+        self.log.note()
     }
 }
 
@@ -76,6 +80,30 @@ pub async fn sync_soon(shared: Arc<Shared>) {
         let last = shared.with(|hub, _| hub.journal.last());
         // A failure has been logged, and the hub refuses to serve.
         let _ = shared.durable(last).await;
+    }
+}
+
+/// While records follow each other, the later ones tell that the earlier ones were synced.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// Notes the end of the log beside it, when nothing has come for a moment.
+pub async fn note_when_quiet(shared: Arc<Shared>) {
+    let mut durable = shared.durability.durable.subscribe();
+    let mut noted = LogIndex(0);
+    while let Ok(last) = durable.wait_for(|durable| *durable > noted).await.map(|last| *last) {
+        tokio::time::sleep(QUIET).await;
+        if shared.durability.durable() > last {
+            continue;
+        }
+        let note = shared.with(|hub, _| hub.journal.note());
+        noted = match shared.durability.blocking(|| note.run()) {
+            Ok(noted) => noted,
+            Err(error) => {
+                // The log itself is whole. With the next record it is tried again.
+                tracing::warn!("how far the log is on stable storage cannot be noted: {error}");
+                last
+            }
+        };
     }
 }
 

@@ -98,11 +98,16 @@ impl Hub {
     ) -> Result<(), Fault> {
         let is_unknown =
             matches!(fault.code, Code::Timeout | Code::Unreachable) && fault.node != Some(from.node);
+        if is_unknown { self.was_copied(chunk, to) } else { Ok(()) }
+    }
+
+    /// A copy lies there, of a chunk that may not need it.
+    pub fn was_copied(&mut self, chunk: ChunkId, to: Member) -> Result<(), Fault> {
         let is_of_use = match self.state.chunk(chunk)? {
             Some(known) => known.members.iter().any(|member| member.node == to.node),
             None => self.state.deleted_chunk(chunk)?.is_none(),
         };
-        if is_unknown && !is_of_use {
+        if !is_of_use {
             self.slaves.copied(chunk, to);
         }
         Ok(())

@@ -32,4 +32,4 @@ mod start;
 mod tests;
 mod trash;
 
-pub use start::{Master, World, run};
+pub use start::{Master, World, may_begin, run};

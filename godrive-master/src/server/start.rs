@@ -14,7 +14,7 @@ use crate::core::state::State;
 use crate::log::Log;
 use crate::store::{RecoveryOptions, recover};
 use anyhow::Context as _;
-use godrive_disk::Disk;
+use godrive_disk::{Disk, write_small};
 use godrive_proto::lease::ClusterParameters;
 use godrive_proto::net::identity::{Authority, Identity};
 use godrive_proto::net::{Endpoint, Options, Sockets};
@@ -39,6 +39,19 @@ pub struct World {
     pub authority: Option<Arc<Authority>>,
     /// Seeds the transport's randomness; only the simulation sets it.
     pub transport_seed: Option<[u8; 32]>,
+}
+
+/// Where this file is, a cluster may begin. A directory that has lost everything has lost it, too: a master that began anew there
+/// would show everybody an empty cluster.
+const MAY_BEGIN: &str = "may-begin";
+
+/// Lets a new cluster begin in an empty state directory.
+pub fn may_begin(disk: &dyn Disk) -> std::io::Result<()> {
+    write_small(
+        disk,
+        MAY_BEGIN,
+        b"A new cluster may begin in this directory. Its master removes this file when it does.\n",
+    )
 }
 
 /// More ids than are given out between two syncs of the log.
@@ -83,6 +96,12 @@ impl Master {
         let term = state.term().next();
         tracing::info!(%cluster, %term, records = %began_at, replayed = recovered.replayed, "state recovered");
         if state.cluster().is_none() {
+            anyhow::ensure!(
+                world.disk.exists(MAY_BEGIN).context("the state directory")?,
+                "{}: there is nothing of cluster {cluster} here, though this master's certificate is of it. Put back the \
+                 directory from a backup. If this cluster has never begun, make an empty file `{MAY_BEGIN}` there",
+                config.directory.display()
+            );
             let parameters = ClusterParameters {
                 chunk_bytes: config.chunk_bytes,
                 replicas: config.replicas,
@@ -102,6 +121,7 @@ impl Master {
             log_own(&mut state, &mut log, term, &*world.clock, body)?;
         }
         log.sync_point().run().context("the log")?;
+        has_begun(&*world.disk).context("the state directory")?;
         let durability = Durability::new(log.last(), world.disk.is_instant());
         let hub = assemble(&config, &world, state, Journal::new(log, term), term, began_at)?;
         let options = Options { rng_seed: world.transport_seed, accept_joiners: true };
@@ -113,6 +133,7 @@ impl Master {
             tokio::spawn(sessions::forget_silent(shared.clone())),
             tokio::spawn(epoch::retry_unfinished(shared.clone())),
             tokio::spawn(super::journal::sync_soon(shared.clone())),
+            tokio::spawn(super::journal::note_when_quiet(shared.clone())),
             tokio::spawn(repair::run(shared.clone())),
             tokio::spawn(checkpoint::run(shared.clone())),
             tokio::spawn(room::watch(shared.clone(), room)),
@@ -161,6 +182,14 @@ async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
         while connections.try_join_next().is_some() {}
         connections.spawn(requests::serve(shared.clone(), connection));
     }
+}
+
+fn has_begun(disk: &dyn Disk) -> std::io::Result<()> {
+    if disk.exists(MAY_BEGIN)? {
+        disk.remove(MAY_BEGIN)?;
+        disk.sync_directory("")?;
+    }
+    Ok(())
 }
 
 fn log_own(

@@ -1,7 +1,7 @@
 //! A master's insides on a disk of which a loss of power leaves only what was synced.
 
 use super::checkpoint;
-use super::start::{Master, World};
+use super::start::{Master, World, may_begin};
 use crate::config::Config;
 use crate::core::record::Body;
 use crate::store::{RecoveryOptions, recover};
@@ -22,6 +22,7 @@ async fn a_checkpoint_is_never_ahead_of_the_log() {
     let authority = Authority::create(cluster, NOW_S).unwrap();
     for seed in 0..10 {
         let disk = SimulatedDisk::new(1 << 30);
+        may_begin(&disk).unwrap();
         let world = World {
             disk: Arc::new(disk.clone()),
             sockets: Arc::new(MachineSockets),

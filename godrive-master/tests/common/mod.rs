@@ -8,7 +8,7 @@ pub mod slave;
 
 use gate::{Gate, GatedDisk};
 use godrive_disk::{Disk, SimulatedDisk};
-use godrive_master::{Config, Master, World, config};
+use godrive_master::{Config, Master, World, config, may_begin};
 use godrive_proto::admin::{DamagedChunk, GetStatus, ListDamaged, ListDamagedRequest, Status};
 use godrive_proto::frame::{ReplyHeader, RequestHeader};
 use godrive_proto::lease::*;
@@ -67,6 +67,7 @@ pub struct Cluster {
     pub gate: Arc<Gate>,
     /// In place of the directory.
     pub simulated: Option<SimulatedDisk>,
+    begun: bool,
     next_node: AtomicU64,
 }
 
@@ -100,6 +101,7 @@ impl Cluster {
             address: SocketAddr::from(LOOPBACK),
             gate: Arc::default(),
             simulated: None,
+            begun: false,
             next_node: AtomicU64::new(100),
             stores: slave::Stores::default(),
         }
@@ -110,6 +112,9 @@ impl Cluster {
     }
 
     pub async fn boot(&mut self) -> anyhow::Result<()> {
+        if !std::mem::replace(&mut self.begun, true) {
+            may_begin(&*self.world().disk)?;
+        }
         let until = tokio::time::Instant::now() + DEADLINE;
         let master = loop {
             match Master::start(self.config.clone(), self.world()).await {

@@ -88,6 +88,12 @@ impl Slave {
     }
 
     pub async fn connect(&mut self, cluster: &Cluster) -> Result<(), Fault> {
+        self.register(cluster).await?;
+        self.go_on().await
+    }
+
+    /// The first part of that: what it has is not told yet.
+    pub async fn register(&mut self, cluster: &Cluster) -> Result<(), Fault> {
         let (endpoint, connection) = cluster.connect(&self.identity).await;
         let commands = connection.clone();
         let (store, disk, boot) = (self.store.clone(), self.disk, self.boot);
@@ -99,6 +105,10 @@ impl Slave {
         (self.endpoint, self.connection) = (Some(endpoint), Some(connection));
         self.tasks.push(serving.abort_handle());
         self.call::<Register>(&self.announcement(cluster)).await?;
+        Ok(())
+    }
+
+    pub async fn go_on(&mut self) -> Result<(), Fault> {
         let replicas = self.store.replicas.lock().unwrap().values().copied().collect();
         self.call::<Inventory>(&InventoryPage { replicas, last: true }).await?;
         let (pulse, disk, store) = (self.connection.clone().unwrap(), self.disk, self.store.clone());

@@ -529,6 +529,7 @@ fn admin() -> Vec<Sample> {
         index: 2,
         chunk_bytes: 4096,
         members: vec![NodeId(1), NodeId(2)],
+        trashed: true,
         path: Some(b"d/a".to_vec()),
     };
     let join = JoinRequest {

@@ -1,10 +1,11 @@
 //! Disks that hold something else than was written to them, fail, or are slow: on up to one slave less than a chunk has
 //! replicas at once, unless the scenario is about more. Each fault meets a cluster that has all its replicas.
 
-use super::{Scenario, about, any_slave, at_last, both, plan, s, two_slaves};
+use super::{Scenario, about, any_slave, at_last, both, each, plan, s, two_slaves};
 use crate::cluster::{Node, Plan};
 use crate::damage::Damage;
 use crate::events::Event;
+use crate::shared::Kind;
 use godrive_disk::Faults;
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -167,7 +168,9 @@ fn stale_majority(dice: &mut SmallRng) -> Plan {
     schedule.extend(stale.iter().map(|slave| (over, Event::Damage(*slave, Damage::SetBack))));
     schedule.push((over + some_time(dice), Event::Start(stale)));
     schedule.extend([(over + s(17), Event::Replace(gone)), (over + s(17), Event::Start(vec![gone]))]);
-    plan(over + s(40), schedule, [both(down + s(20), over, 30), at_last(over + s(40), 30)].concat())
+    let progress = [both(down + s(20), over, 30), at_last(over + s(40), 30)].concat();
+    let windows = each(&[Kind::Fsync], down + s(20), over, 5).to_vec();
+    Plan { windows, ..plan(over + s(40), schedule, progress) }
 }
 
 /// The first error takes a disk out of service until its slave is started anew.

@@ -64,7 +64,7 @@ async fn session(
         domain: shared.config.domain.clone(),
         disks: shared.disk_states(),
     };
-    shared.registrations.fetch_add(1, Ordering::SeqCst);
+    godrive_disk::blocking(shared.is_instant(), || *shared.registrations.write() += 1);
     let registered = call::<Register>(shared, &connection, &request, CALL).await?;
     *backoff = FIRST_BACKOFF;
     shared.set_master(Some(connection.clone()));

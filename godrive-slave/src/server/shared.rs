@@ -12,7 +12,7 @@ use godrive_proto::lease::{Problem, Report, ReportRequest};
 use godrive_proto::net::{Connection, Endpoint};
 use godrive_proto::time::Clock;
 use godrive_proto::{BootId, ChunkId, ClusterId, Code, DiskId, Epoch, Fault, LogIndex, NodeId, Term};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,8 +40,8 @@ pub struct Shared {
     pub ranges: Semaphore,
     /// Chunks that are being copied here, and below which epoch they were deleted meanwhile.
     pub copying: Mutex<BTreeMap<ChunkId, Epoch>>,
-    /// Begun: each lists anew what is here.
-    pub registrations: AtomicU64,
+    /// Begun: each lists anew what is here, so none begins while a copy is written.
+    pub registrations: RwLock<u64>,
     /// Rings when a checkpoint is due.
     pub checkpoint_due: Notify,
     pub errors: AtomicU64,
@@ -112,7 +112,7 @@ impl Shared {
             copies: Semaphore::new(COPIES),
             ranges: Semaphore::new(RANGES),
             copying: Mutex::default(),
-            registrations: AtomicU64::new(0),
+            registrations: RwLock::new(0),
             checkpoint_due: Notify::new(),
             errors: AtomicU64::new(reasons.len() as u64),
             scrubbed_leaves: AtomicU64::new(0),
@@ -125,6 +125,11 @@ impl Shared {
             seen: AtomicU64::new(seen.0),
             findings: Mutex::default(),
         }))
+    }
+
+    /// The disks are simulated: nothing blocks.
+    pub fn is_instant(&self) -> bool {
+        self.stores.iter().all(|store| store.is_instant())
     }
 
     pub fn stores(&self) -> &[Arc<DiskStore>] {

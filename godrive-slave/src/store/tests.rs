@@ -599,6 +599,22 @@ fn an_error_takes_the_disk_out_of_service() {
 }
 
 #[test]
+fn an_error_of_a_read_does_so_too() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    let (request, payload) = one_leaf(1, 0, 7);
+    apply(&store, &request, &payload).unwrap();
+    let read =
+        ReadRequest { chunk: ChunkId(1), epoch: Epoch(1), version: Version(1), first_leaf: 0, leaves: 1 };
+    store.read(&read).unwrap();
+    disk.set_faults(Faults { reads: true, ..Faults::default() });
+    assert_eq!(store.read(&read).unwrap_err().code, Code::Disk);
+    disk.set_faults(Faults::default());
+    assert_eq!(store.read(&read).unwrap_err().code, Code::Disk);
+    assert_eq!(store.state().health, DiskHealth::Failed);
+}
+
+#[test]
 fn seals_installs_and_deletions_survive() {
     let disk = SimulatedDisk::new(1 << 30);
     let store = open(&disk);

@@ -18,6 +18,10 @@ pub const PUBLIC: u32 = 0o644;
 /// Below the ports that the system gives to sockets that ask for none, so that no client takes a stopped node's port.
 const PORTS: std::ops::Range<u16> = 20_000..30_000;
 
+/// Its name is what counts: see `docs/MASTER-STORE.md`.
+const MAY_BEGIN: &str =
+    "A new cluster may begin in this directory. Its master removes this file when it does.\n";
+
 /// Certificates are valid for a year.
 const RENEW_AFTER: Duration = Duration::from_secs(91 * 86_400);
 
@@ -50,6 +54,10 @@ impl Maker {
             min_replicas: parameters.min_replicas,
             chunk_bytes: parameters.chunk_bytes,
         };
+        // Once: a master's folder that is made again, because it was lost, is not the beginning of a cluster.
+        let data = home.node(NodeName { kind: Kind::Master, number: 1 }).join("data");
+        std::fs::create_dir_all(&data).with_context(|| format!("creating {}", data.display()))?;
+        write(&data.join("may-begin"), MAY_BEGIN, PUBLIC)?;
         write(&home.cluster_file(), &cluster.to_toml(), PUBLIC)?;
         Ok(cluster)
     }
@@ -211,6 +219,10 @@ mod tests {
         let mount = NodeName { kind: Kind::Mount, number: 1 };
         maker.mount(&home, &cluster, mount, Path::new("/mnt/a \"b\"")).unwrap();
         assert_eq!(home.read().unwrap(), Some(cluster.clone()));
+        let may_begin = home.node(names[0]).join("data/may-begin");
+        std::fs::remove_file(&may_begin).unwrap();
+        maker.node(&home, &cluster, names[0]).unwrap();
+        assert!(!may_begin.exists(), "a master that is made again does not begin anew");
         assert_eq!(home.nodes().unwrap(), [names[0], names[1], mount]);
         assert_eq!(home.mounts().unwrap()[&1], Path::new("/mnt/a \"b\""));
         for file in

@@ -64,7 +64,9 @@ fn members(damaged: &DamagedChunk, locals: &[Local]) -> Vec<String> {
 fn row(damaged: &DamagedChunk, locals: &[Local]) -> Vec<String> {
     let [from, to] = range(damaged).map(|at| at.to_string());
     let file = match &damaged.path {
-        Some(path) => format!("/{}", table::printable(path)),
+        Some(path) => {
+            format!("/{}{}", table::printable(path), if damaged.trashed { " (in the trash)" } else { "" })
+        }
         None => format!("(not found; on a mount: find . -inum {})", damaged.ino),
     };
     let on = members(damaged, locals).join(",");
@@ -75,7 +77,7 @@ fn document(damaged: &DamagedChunk, locals: &[Local]) -> serde_json::Value {
     let [from, to] = range(damaged);
     let path = damaged.path.as_ref().map(|path| format!("/{}", String::from_utf8_lossy(path)));
     json!({
-        "state": word(damaged.damage), "path": path, "inode": damaged.ino.0, "from": from, "to": to,
+        "state": word(damaged.damage), "path": path, "trashed": damaged.trashed, "inode": damaged.ino.0, "from": from, "to": to,
         "chunk": damaged.chunk.0, "on": members(damaged, locals),
     })
 }

@@ -72,6 +72,7 @@ pub async fn one_round(
         held: round.known.held,
         stable: round.known.stable,
         members: round.known.members.len(),
+        lost: shared.with(|hub, now| silent.iter().filter(|node| hub.nodes.is_given_up(now, **node)).count()),
     };
     let (contents, winners, regressed) = match elect(&record, &voices) {
         Verdict::Elected { contents, winners, regressed } => (contents, winners, regressed),
@@ -80,7 +81,8 @@ pub async fn one_round(
                 format!("; node {node} was reported as corrupt and is asked when this is tried again")
             });
             let detail = format!(
-                "chunk {chunk}: {why}; {} of its members do not answer: start them{excluded}",
+                "chunk {chunk}: {why}; {} of its members do not answer: start them, or `godrive decommission` those \
+                 whose disks are lost{excluded}",
                 silent.len()
             );
             return Err(Fault::new(Code::Unavailable, detail));
@@ -340,21 +342,25 @@ async fn enlarge(shared: &Arc<Shared>, round: &Round, cause: &Cause, made: &mut 
         if made.contents.version.0 > 0 {
             let request = copy(round, member, source, made.contents, false);
             let call = command::<Copy>(shared, connection.clone(), request, Class::Foreground, JOIN_DEADLINE);
-            match call.await {
+            let copied = call.await;
+            let noted = shared.with(|hub, now| match &copied {
+                // This round may come to nothing.
+                Ok(_) => hub.was_copied(round.chunk, member),
+                Err(fault) => {
+                    if fault.code == Code::Corrupt && fault.node == Some(source.node) {
+                        hub.slaves.reported_corrupt(now, round.chunk, source.node);
+                    }
+                    hub.may_have_copied(round.chunk, source, member, fault)
+                }
+            });
+            if let Err(fault) = noted {
+                tracing::error!(chunk = %round.chunk, "what a copy left is not noted: {fault}");
+            }
+            match copied {
                 Ok(contents) if contents == made.contents => {}
                 Ok(_) => continue,
                 Err(fault) => {
                     tracing::warn!(chunk = %round.chunk, node = %member.node, "it cannot join: {fault}");
-                    let is_corrupt = fault.code == Code::Corrupt && fault.node == Some(source.node);
-                    let noted = shared.with(|hub, now| {
-                        if is_corrupt {
-                            hub.slaves.reported_corrupt(now, round.chunk, source.node);
-                        }
-                        hub.may_have_copied(round.chunk, source, member, &fault)
-                    });
-                    if let Err(fault) = noted {
-                        tracing::error!(chunk = %round.chunk, "what a failed copy left is not noted: {fault}");
-                    }
                     continue;
                 }
             }

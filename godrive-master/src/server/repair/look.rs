@@ -192,6 +192,9 @@ fn reclaimable(hub: &mut Hub, now: Instant, progress: &mut Progress, view: &mut 
     let page = hub.state.deleted(progress.reclaimed, RECLAIM)?;
     progress.reclaimed =
         if page.len() < RECLAIM { ChunkId(0) } else { page.last().map_or(ChunkId(0), |(id, _)| *id) };
+    // Who has not told yet what it has may have one that was not known of.
+    let all_told = hub.slaves.inventories.is_empty()
+        && hub.nodes.iter().all(|(node, _)| hub.nodes.health(now, node) != Health::Awaited);
     let mut forgotten = Vec::new();
     for (chunk, deleted) in page {
         // A copy that is under way leaves a replica behind the deletion, which nobody would know.
@@ -207,7 +210,7 @@ fn reclaimable(hub: &mut Hub, now: Instant, progress: &mut Progress, view: &mut 
             .into_iter()
             .filter(|node| !confirmed.contains(node) && !hub.nodes.is_given_up(now, *node))
             .collect();
-        if waiting.is_empty() {
+        if waiting.is_empty() && all_told {
             forgotten.push(chunk);
         }
         for node in waiting {
