@@ -28,11 +28,11 @@ use std::time::SystemTime;
 const MAX_BACKGROUND: u16 = 128;
 
 /// What the kernel is asked for. Its write-back cache stays off, because it would own size and mtime of files that
-/// other mounts change.
-const WANTED: [InitFlags; 14] = [
+/// other mounts change. Nor is it promised that an open truncates (`FUSE_ATOMIC_O_TRUNC`): the kernel would take a file for empty
+/// that a program runs out of, and then refuse the open.
+const WANTED: [InitFlags; 13] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_ASYNC_DIO,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_AUTO_INVAL_DATA,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,

@@ -249,7 +249,7 @@ fn open_flags(opened: &Opened, flags: i32) -> FopenFlags {
     open
 }
 
-/// O_TRUNC by an ordinary user takes the set-id bits; the kernel's flag for it does not get through fuser.
+/// On a mount that was begun by a daemon that promised it, an open truncates. O_TRUNC by an ordinary user takes the set-id bits; the kernel's flag for it does not get through fuser.
 async fn clear_privileges(fs: &Arc<Fs>, ino: Ino) -> Result<(), FsError> {
     let attr = fs.getattr(ino).await?;
     let Some(mode) = without_privileges(&attr.attr) else { return Ok(()) };

@@ -564,6 +564,9 @@ async fn a_deleted_chunk_is_known_until_all_have_told_what_they_have() {
         .await;
     };
     deleted(&layout).await;
+    // It takes two attempts to tell what it has.
+    away.register(&cluster).await.unwrap();
+    away.kill().await;
     away.register(&cluster).await.unwrap();
     let (ino, later) = written(&client, &slaves, "g").await;
     remove("g", ino).await;
@@ -700,7 +703,12 @@ async fn after_a_power_loss_a_member_that_does_not_come_back_is_waited_for_until
     .await;
     assert_eq!(fault.code, Code::Unavailable, "{fault}");
     let request = IntendRequest { node: lost, disk: None, intention: Intention::Decommission };
-    cluster.admin().await.call::<Intend>(&request).await.unwrap();
+    // While it may come back by itself, that it is to go is not that it is lost.
+    eventually("it is dead, and given up", async || {
+        let intended = cluster.admin().await.call::<Intend>(&request).await.unwrap();
+        intended.notes.iter().any(|note| note.contains("given up as lost")).then_some(())
+    })
+    .await;
     let now = eventually("the chunk is usable", async || {
         let now = report(&client, &layout, Problem::StaleLayout).await.ok()?;
         (now.epoch > layout.epoch).then_some(now)

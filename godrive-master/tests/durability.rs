@@ -293,6 +293,38 @@ async fn a_damaged_last_record_is_noticed_also_where_nobody_is_left_who_saw_it()
     assert_eq!(cluster.status().await.inodes, 2);
 }
 
+/// The state of a clean stop has what that record said, and the message says how to go on with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_log_that_ends_before_the_state_is_left_as_it_is_until_people_do_without_it() {
+    let (mut cluster, disk) = on_a_simulated_disk();
+    cluster.boot().await.unwrap();
+    let mut client = cluster.client("a").await;
+    client.make_directory("d").await.unwrap();
+    cluster.stop().await;
+    let path = "log/00000000000000000001.log";
+    let mut bytes = vec![0; disk.open(path, false).unwrap().len().unwrap() as usize];
+    disk.open(path, false).unwrap().read_at(&mut bytes, 0).unwrap();
+    let last = bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64;
+    assert!(disk.flip(path, last));
+    let error = format!("{:#}", cluster.boot().await.unwrap_err());
+    assert!(error.contains("the state has record") && error.contains("`may-begin`"), "{error}");
+    for name in disk.list("log").unwrap() {
+        disk.remove(&format!("log/{name}")).unwrap();
+    }
+    let error = format!("{:#}", cluster.boot().await.unwrap_err());
+    assert!(error.contains("the log ends at record 0"), "{error}");
+    disk.open("may-begin", true).unwrap();
+    cluster.boot().await.unwrap();
+    resume(&mut client, &cluster).await;
+    client.make_directory("e").await.unwrap();
+    cluster.restart().await;
+    resume(&mut client, &cluster).await;
+    for name in ["d", "e"] {
+        assert!(client.lookup(name).await.unwrap().entry.is_some(), "{name}");
+    }
+    assert!(!disk.exists("may-begin").unwrap());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_id_that_was_given_out_and_lost_with_the_power_is_not_given_again() {
     let (mut cluster, disk) = on_a_simulated_disk();

@@ -88,7 +88,7 @@ impl<B: Backend> Fs<B> {
         }))
     }
 
-    /// O_TRUNC is honoured (FUSE_ATOMIC_O_TRUNC).
+    /// O_TRUNC is honoured, but the kernel says it only where it was promised to it (FUSE_ATOMIC_O_TRUNC); see `godrive-fuse`.
     pub async fn open(self: &Arc<Self>, ino: Ino, flags: i32) -> Result<Served<Opened>> {
         let access = Access { flags };
         let inode = self.table.get(ino);

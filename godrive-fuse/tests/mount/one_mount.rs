@@ -6,6 +6,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
 
 /// Bytes that differ everywhere, so that a block in the wrong place is noticed.
 fn pattern(bytes: usize, salt: u64) -> Vec<u8> {
@@ -72,6 +74,35 @@ fn overwrites_appends_and_truncation() {
     }
     fs::write(&path, b"short").unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"short", "O_TRUNC");
+}
+
+/// Whatever else a file is opened for, but not while a program runs out of it: that one goes on.
+#[test]
+fn opening_truncates_and_leaves_what_is_executed_as_it_is() {
+    let cluster = Cluster::start(1);
+    let (file, program) = (cluster.mount(1).join("file"), cluster.mount(1).join("program"));
+    let open = |path: &Path, access: i32| {
+        let (reads, writes) = (access != libc::O_WRONLY, access != libc::O_RDONLY);
+        OpenOptions::new().read(reads).write(writes).custom_flags(libc::O_TRUNC).open(path).map(drop)
+    };
+    let ways = [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR];
+    for access in ways {
+        fs::write(&file, b"something").unwrap();
+        open(&file, access).unwrap();
+        assert_eq!((fs::metadata(&file).unwrap().len(), fs::read(&file).unwrap()), (0, vec![]), "{access}");
+    }
+    fs::copy("/bin/sleep", &program).unwrap();
+    for _ in 0..50 {
+        let mut running = Command::new(&program).arg("60").spawn().unwrap();
+        for access in ways {
+            let error = open(&program, access).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ETXTBSY), "{access}: {error}");
+        }
+        assert!(running.try_wait().unwrap().is_none(), "it does not go on");
+        running.kill().unwrap();
+        running.wait().unwrap();
+    }
+    assert!(fs::read(&program).unwrap() == fs::read("/bin/sleep").unwrap());
 }
 
 #[test]

@@ -61,6 +61,8 @@ pub struct Node {
     awaited: bool,
     /// Its inventory of this connection is complete.
     pub inventoried: bool,
+    /// It was dead when people let it go, and has not been heard since: what only it has is lost.
+    lost: bool,
     /// Did not answer a command; forgiven after a while of heartbeats.
     suspected: Option<Instant>,
     pub errors: u64,
@@ -137,6 +139,7 @@ impl Nodes {
             connected: false,
             awaited: true,
             inventoried: false,
+            lost: false,
             suspected: None,
             errors: 0,
             bad_leaves: 0,
@@ -185,6 +188,7 @@ impl Nodes {
             connected: true,
             awaited: false,
             inventoried: false,
+            lost: false,
             suspected: before.and_then(|node| node.suspected),
             errors: before.map_or(0, |node| node.errors),
             bad_leaves: 0,
@@ -202,7 +206,7 @@ impl Nodes {
             return Err(Fault::new(Code::NotReady, "this master does not know you yet: register first"));
         };
         node.heard = now;
-        node.awaited = false;
+        (node.awaited, node.lost) = (false, false);
         if node.suspected.is_some_and(|since| now.since(since) > patience) {
             node.suspected = None;
         }
@@ -232,6 +236,31 @@ impl Nodes {
     /// It is decommissioned and silent: what it may still have is not waited for.
     pub fn is_given_up(&self, now: Instant, id: NodeId) -> bool {
         self.intents.purpose(id) == Purpose::Decommission && self.health(now, id) == Health::Dead
+    }
+
+    /// People let it go. False: it is not dead, and may have what nobody else has.
+    pub fn give_up_as_lost(&mut self, now: Instant, id: NodeId) -> bool {
+        let is_dead = self.health(now, id) == Health::Dead;
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.lost = is_dead;
+        }
+        is_dead
+    }
+
+    pub fn take_back(&mut self, id: NodeId) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.lost = false;
+        }
+    }
+
+    /// Its answer is not waited for where the others have less than was acknowledged.
+    pub fn is_lost(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.lost)
+    }
+
+    /// Everybody who is not dead has told what it has.
+    pub fn all_told(&self, now: Instant) -> bool {
+        self.nodes.iter().all(|(id, node)| node.inventoried || self.health(now, *id) == Health::Dead)
     }
 
     pub fn inventoried(&mut self, id: NodeId) {

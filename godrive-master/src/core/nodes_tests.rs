@@ -101,6 +101,39 @@ fn full_disks_have_no_room_and_failed_ones_are_no_candidates() {
 }
 
 #[test]
+fn what_only_a_dead_node_has_is_given_up_until_it_is_heard() {
+    let mut nodes = nodes();
+    nodes.register(s(0), A, &announce(&[1])).unwrap();
+    assert!(!nodes.give_up_as_lost(s(1), A) && !nodes.is_lost(A), "it lives");
+    assert!(nodes.give_up_as_lost(s(20), A) && nodes.is_lost(A));
+    nodes.take_back(A);
+    assert!(!nodes.is_lost(A));
+    assert!(nodes.give_up_as_lost(s(20), A));
+    nodes.heartbeat(s(21), A, &pulse(1, DiskHealth::Healthy)).unwrap();
+    assert!(!nodes.is_lost(A), "it was only silent");
+    assert!(nodes.give_up_as_lost(s(40), A));
+    nodes.register(s(41), A, &announce(&[1])).unwrap();
+    assert!(!nodes.is_lost(A));
+}
+
+#[test]
+fn everybody_has_told_when_the_others_are_dead() {
+    let mut nodes = nodes();
+    nodes.register(s(0), A, &announce(&[1])).unwrap();
+    nodes.register(s(0), B, &announce(&[2])).unwrap();
+    nodes.inventoried(A);
+    assert!(!nodes.all_told(s(1)));
+    nodes.disconnected(B);
+    assert!(!nodes.all_told(s(1)), "it comes again");
+    nodes.heartbeat(s(19), A, &pulse(1, DiskHealth::Healthy)).unwrap();
+    assert!(nodes.all_told(s(20)), "or is given up");
+    nodes.register(s(20), B, &announce(&[2])).unwrap();
+    assert!(!nodes.all_told(s(20)));
+    nodes.inventoried(B);
+    assert!(nodes.all_told(s(20)));
+}
+
+#[test]
 fn drained_disks_are_no_candidates_and_their_replicas_live() {
     let mut nodes = nodes();
     nodes.register(s(0), A, &announce(&[1, 2])).unwrap();

@@ -59,6 +59,13 @@ pub enum LogError {
     )]
     Damaged { path: String, index: LogIndex, at: u64, witness: LogIndex },
     #[error(
+        "{path}: the log ends at record {last}, but the state has record {state}: the disk has lost data, or files of \
+         the log are missing or of another time. Put back the whole directory from one backup. To go on with what the \
+         state has, losing all that came behind record {state}: move `{path}` away and make an empty file \
+         `{MAY_BEGIN}` beside it"
+    )]
+    BelowState { path: String, last: LogIndex, state: LogIndex },
+    #[error(
         "{path}: the log ends at record {last}, but record {noted} was on stable storage, as the file `{note}` there \
          knows: the disk has lost data. Put back the directory from a backup. To go on without what is behind \
          record {last}, losing what it says: remove the file `{note}`",
@@ -93,6 +100,10 @@ impl LogError {
     }
 }
 
+/// Where this file is in the state directory, something may begin that an empty directory or log would otherwise not let begin: a
+/// cluster, or the log behind a state. A directory that has lost everything has lost this, too.
+pub const MAY_BEGIN: &str = "may-begin";
+
 /// One record with its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -126,6 +137,19 @@ impl Log {
         cluster: ClusterId,
         options: LogOptions,
     ) -> Result<Self, LogError> {
+        Self::open_behind(disk, directory, cluster, options, LogIndex(0), false)
+    }
+
+    /// As [`Self::open`], behind a state that has everything up to this record; a log that ends before it is left as it is. With
+    /// `may_begin` an empty one goes on from there.
+    pub fn open_behind(
+        disk: Arc<dyn Disk>,
+        directory: &str,
+        cluster: ClusterId,
+        options: LogOptions,
+        state: LogIndex,
+        may_begin: bool,
+    ) -> Result<Self, LogError> {
         let here = |error| LogError::io(directory, error);
         disk.create_directory(directory).map_err(here)?;
         disk.sync_directory("").map_err(here)?;
@@ -133,12 +157,12 @@ impl Log {
         let directory = directory.to_owned();
         let (segments, next) = (Vec::new(), LogIndex(1));
         let mut log = Self { disk, directory, cluster, options, segments, next, shared };
-        log.load()?;
+        log.load(state, may_begin)?;
         log.shared.synced.store(log.last().0, Ordering::SeqCst);
         Ok(log)
     }
 
-    fn load(&mut self) -> Result<(), LogError> {
+    fn load(&mut self, state: LogIndex, may_begin: bool) -> Result<(), LogError> {
         let names = self.disk.list(&self.directory).map_err(|error| LogError::io(&self.directory, error))?;
         let mut firsts: Vec<LogIndex> = names.iter().filter_map(|name| segment::parse_name(name)).collect();
         firsts.sort();
@@ -156,7 +180,13 @@ impl Log {
                 None => return Err(LogError::Header { path }),
             }
         }
+        if may_begin && firsts.is_empty() {
+            self.next = state.next();
+        }
         // Nothing is cut off while something is missing.
+        if self.last() < state {
+            return Err(LogError::BelowState { path: self.directory.clone(), last: self.last(), state });
+        }
         let (last, noted) = (self.last(), note::read(&*self.disk, &self.directory, self.cluster)?.index);
         if last < noted {
             return Err(LogError::Short { path: self.directory.clone(), last, noted });
@@ -201,9 +231,9 @@ impl Log {
         Ok(())
     }
 
-    /// The index of the first record that is still there; 1 for an empty log.
+    /// The index of the first record that is still there; of an empty log, that of the first to come.
     pub fn first(&self) -> LogIndex {
-        self.segments.first().map_or(LogIndex(1), |segment| segment.first)
+        self.segments.first().map_or(self.next, |segment| segment.first)
     }
 
     /// The last record that was appended; 0 for none.

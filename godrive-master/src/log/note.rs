@@ -1,8 +1,8 @@
 //! How far the log is on stable storage, noted beside it.
 //!
 //! A record tells what was synced before it, but of the last ones nothing behind them tells: damage there looks like a write that
-//! a crash interrupted. So the end of the log is noted once it has been quiet for a moment, and a log that ends before its note
-//! has lost what it had promised. Two slots are written in turn, each within a sector: a note that is cut off leaves the last.
+//! a crash interrupted. So the end of the log is noted once it has been quiet for a moment, else once a second, and a log that ends
+//! before its note has lost what it had promised. Two slots are written in turn, each within a sector: a note that is cut off leaves the last.
 //!
 //! ```text
 //! slot at 0 and 4096   "GDLOGEND" · version u32 · 0 u32 · cluster u128 · index u64 · checksum u64   (48 bytes)
@@ -30,7 +30,7 @@ pub struct Noted {
     pub next: usize,
 }
 
-/// The newest note; none that can be read says nothing.
+/// The newest note; one that cannot be read says nothing.
 pub fn read(disk: &dyn Disk, directory: &str, cluster: ClusterId) -> Result<Noted, LogError> {
     let path = path(directory);
     let io = |error| LogError::io(&path, error);
@@ -45,7 +45,10 @@ pub fn read(disk: &dyn Disk, directory: &str, cluster: ClusterId) -> Result<Note
         if at + SLOT_BYTES as u64 > len {
             continue;
         }
-        file.read_at(&mut bytes, at).map_err(io)?;
+        if let Err(error) = file.read_at(&mut bytes, at) {
+            tracing::warn!(path, at, %error, "what was noted there cannot be read");
+            continue;
+        }
         let Some((version, index)) = parse(&bytes, cluster) else { continue };
         if version != VERSION {
             return Err(LogError::Version { path, version });

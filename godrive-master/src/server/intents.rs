@@ -15,7 +15,7 @@ pub async fn intend(context: &Context, request: IntendRequest) -> Result<Intende
         let disks: Option<Vec<DiskId>> =
             hub.nodes.get(node).map(|known| known.disks.iter().map(|state| state.disk).collect());
         let intent = hub.nodes.intents.changed(&request, disks.as_deref())?;
-        let notes = match request.intention {
+        let mut notes = match request.intention {
             Intention::Drain | Intention::Decommission => hub.check_left(now, &request)?,
             Intention::Undrain | Intention::Recommission => Vec::new(),
         };
@@ -25,6 +25,16 @@ pub async fn intend(context: &Context, request: IntendRequest) -> Result<Intende
             tracing::info!(%node, disk = ?request.disk, intention = ?request.intention, "people want this");
             hub.nodes.intents.set(node, intent);
             hub.slaves.reclaim = true;
+        }
+        match request.intention {
+            Intention::Decommission if hub.nodes.give_up_as_lost(now, node) => {
+                tracing::warn!(%node, "people give it up: what only it has is lost");
+                notes.push(
+                    "it is dead: what only it has is given up as lost, unless it comes back".to_owned(),
+                );
+            }
+            Intention::Recommission => hub.nodes.take_back(node),
+            _ => {}
         }
         Ok((Intended { notes }, hub.must_be_durable(SessionId(0))))
     };

@@ -83,17 +83,22 @@ pub async fn sync_soon(shared: Arc<Shared>) {
     }
 }
 
-/// While records follow each other, the later ones tell that the earlier ones were synced.
+/// While records follow each other, the later ones tell that the earlier ones were synced: the end is noted when nothing has come for
+/// this long, and without that after so many times as long.
 const QUIET: Duration = Duration::from_millis(100);
+const LONGEST: usize = 10;
 
-/// Notes the end of the log beside it, when nothing has come for a moment.
-pub async fn note_when_quiet(shared: Arc<Shared>) {
+/// Notes the end of the log beside it.
+pub async fn note_the_end(shared: Arc<Shared>) {
     let mut durable = shared.durability.durable.subscribe();
     let mut noted = LogIndex(0);
-    while let Ok(last) = durable.wait_for(|durable| *durable > noted).await.map(|last| *last) {
-        tokio::time::sleep(QUIET).await;
-        if shared.durability.durable() > last {
-            continue;
+    while let Ok(mut last) = durable.wait_for(|durable| *durable > noted).await.map(|last| *last) {
+        for _ in 0..LONGEST {
+            tokio::time::sleep(QUIET).await;
+            let before = std::mem::replace(&mut last, shared.durability.durable());
+            if before == last {
+                break;
+            }
         }
         let note = shared.with(|hub, _| hub.journal.note());
         noted = match shared.durability.blocking(|| note.run()) {

@@ -11,7 +11,7 @@ use crate::core::nodes::{self, Known, Nodes};
 use crate::core::placement::{CapacityWeighted, NodeSelector, RoundRobin};
 use crate::core::record::{Body, Record};
 use crate::core::state::State;
-use crate::log::Log;
+use crate::log::{Log, MAY_BEGIN};
 use crate::store::{RecoveryOptions, recover};
 use anyhow::Context as _;
 use godrive_disk::{Disk, write_small};
@@ -40,10 +40,6 @@ pub struct World {
     /// Seeds the transport's randomness; only the simulation sets it.
     pub transport_seed: Option<[u8; 32]>,
 }
-
-/// Where this file is, a cluster may begin. A directory that has lost everything has lost it, too: a master that began anew there
-/// would show everybody an empty cluster.
-const MAY_BEGIN: &str = "may-begin";
 
 /// Lets a new cluster begin in an empty state directory.
 pub fn may_begin(disk: &dyn Disk) -> std::io::Result<()> {
@@ -133,7 +129,7 @@ impl Master {
             tokio::spawn(sessions::forget_silent(shared.clone())),
             tokio::spawn(epoch::retry_unfinished(shared.clone())),
             tokio::spawn(super::journal::sync_soon(shared.clone())),
-            tokio::spawn(super::journal::note_when_quiet(shared.clone())),
+            tokio::spawn(super::journal::note_the_end(shared.clone())),
             tokio::spawn(repair::run(shared.clone())),
             tokio::spawn(checkpoint::run(shared.clone())),
             tokio::spawn(room::watch(shared.clone(), room)),

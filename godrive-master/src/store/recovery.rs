@@ -5,7 +5,7 @@
 use super::{Store, StoreOptions};
 use crate::core::kv::StoreError;
 use crate::core::state::State;
-use crate::log::{Log, LogError, LogOptions};
+use crate::log::{Log, LogError, LogOptions, MAY_BEGIN};
 use godrive_disk::{Disk, FileBackend};
 use godrive_proto::{ClusterId, LogIndex};
 use std::sync::Arc;
@@ -45,11 +45,6 @@ pub enum RecoveryError {
     #[error("{STORE}: {0}")]
     Io(#[from] std::io::Error),
     #[error(
-        "the log ends at record {log}, but {STORE} has record {state}: files of the log are missing or of another \
-         time. Put back the whole directory from one backup, or remove none of its files"
-    )]
-    LogTooShort { log: LogIndex, state: LogIndex },
-    #[error(
         "{STORE} ends at record {state}, but the log begins at record {log}: the records between are missing. Put \
          back the whole directory from one backup"
     )]
@@ -73,11 +68,9 @@ pub fn recover(
     {
         return Err(RecoveryError::Cluster { found, expected: cluster });
     }
-    let log = Log::open(disk.clone(), LOG, cluster, options.log)?;
     let applied = state.applied();
-    if log.last() < applied {
-        return Err(RecoveryError::LogTooShort { log: log.last(), state: applied });
-    }
+    let may_begin = disk.exists(MAY_BEGIN)?;
+    let log = Log::open_behind(disk.clone(), LOG, cluster, options.log, applied, may_begin)?;
     if log.first() > applied.next() {
         return Err(RecoveryError::Gap { log: log.first(), state: applied });
     }

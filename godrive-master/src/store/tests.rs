@@ -4,13 +4,13 @@ use super::*;
 use crate::core::kv::MemoryKv;
 use crate::core::record::{Body, Mutation, Origin, Record, Reply};
 use crate::core::state::State;
-use crate::log::{Log, LogOptions};
+use crate::log::{Log, LogError, LogOptions, MAY_BEGIN};
 use godrive_disk::{Disk, SimulatedDisk};
 use godrive_proto::data::Member;
 use godrive_proto::lease::ClusterParameters;
 use godrive_proto::meta::{CreateRequest, Name, NewMode, UnlinkRequest};
 use godrive_proto::time::Timestamp;
-use godrive_proto::{ClusterId, DiskId, NodeId, ROOT, SessionId, Term};
+use godrive_proto::{ClusterId, DiskId, LogIndex, NodeId, ROOT, SessionId, Term};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -236,13 +236,36 @@ fn a_log_that_lost_what_the_state_knows_is_refused() {
     }
     log.sync_point().run().unwrap();
     checkpoint(&mut state).unwrap();
+    let applied = state.applied();
     drop((state, log));
     let names = disk.list("log").unwrap();
     assert!(names.len() > 1, "{names:?}");
     let path = |name: &String| format!("log/{name}");
     disk.remove(&path(names.last().unwrap())).unwrap();
+    let is_log = |(path, _): &(String, u64)| path.starts_with("log/");
+    let left = |disk: &SimulatedDisk| disk.files().into_iter().filter(is_log).collect::<Vec<_>>();
+    let before = left(&disk);
     let error = reopen(&disk).err().unwrap();
-    assert!(matches!(error, RecoveryError::LogTooShort { .. }), "{error}");
+    assert!(matches!(error, RecoveryError::Log(LogError::BelowState { .. })), "{error}");
+    assert_eq!(left(&disk), before, "nothing is cut off");
+    // As the message says: the state has everything up to its last record.
+    for name in disk.list("log").unwrap() {
+        disk.remove(&path(&name)).unwrap();
+    }
+    let error = reopen(&disk).err().unwrap();
+    assert!(matches!(error, RecoveryError::Log(LogError::BelowState { last: LogIndex(0), .. })), "{error}");
+    disk.open(MAY_BEGIN, true).unwrap();
+    let Recovered { mut state, mut log, replayed } = reopen(&disk).unwrap();
+    assert_eq!((state.applied(), log.last(), replayed), (applied, applied, 0));
+    for record in &history(40)[applied.0 as usize..] {
+        drive(&mut log, &mut state, record).unwrap();
+    }
+    log.sync_point().run().unwrap();
+    let last = state.applied();
+    drop((state, log));
+    disk.remove(MAY_BEGIN).unwrap();
+    let Recovered { state, log, replayed } = reopen(&disk).unwrap();
+    assert_eq!((state.applied(), log.last(), replayed), (last, last, last.0 - applied.0));
     let other: Arc<dyn Disk> = disk.clone();
     assert!(matches!(recover(&other, ClusterId(9), options()), Err(RecoveryError::Cluster { .. })));
 }

@@ -15,10 +15,10 @@ use godrive_proto::frame::{Class, RequestHeader};
 use godrive_proto::limits::GROUP_LEAVES;
 use godrive_proto::net::Connection;
 use godrive_proto::{ChunkId, Code, Epoch, Fault, Version, sums};
-use parking_lot::RwLockReadGuard;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Leaves per fetch: 1 MiB.
@@ -82,15 +82,13 @@ impl<'a> Copying<'a> {
                 return Err(Fault::new(Code::Busy, format!("chunk {chunk} is being copied already")));
             }
         }
-        Ok(Self { shared, chunk, registration: *shared.registrations.read() })
+        Ok(Self { shared, chunk, registration: shared.registrations.load(Ordering::SeqCst) })
     }
 
-    /// What the master asked for on a connection that is over would be missing in the inventory of the next: that waits for the
-    /// end of what is returned.
-    pub(super) fn check_registration(&self) -> Result<RwLockReadGuard<'a, u64>, Fault> {
-        let current = self.shared.registrations.read();
-        if *current == self.registration {
-            return Ok(current);
+    /// What the master asked for on a connection that is over would be missing in the inventory of the next.
+    pub(super) fn check_registration(&self) -> Result<(), Fault> {
+        if self.registration == self.shared.registrations.load(Ordering::SeqCst) {
+            return Ok(());
         }
         let detail = format!("this slave has registered again since the copy of chunk {} began", self.chunk);
         Err(Fault::new(Code::NotReady, detail))
@@ -286,7 +284,6 @@ impl Copy<'_> {
                 position: row.position,
             });
         }
-        let _registered = self.copying.check_registration()?;
         let fetched = changed.iter().filter_map(|change| self.leaves.get(&change.leaf));
         let adoption = Adoption {
             chunk,
@@ -302,6 +299,10 @@ impl Copy<'_> {
             epoch: self.request.epoch,
             now: self.shared.clock.wall(),
         };
-        godrive_disk::blocking(self.store.is_instant(), || self.store.adopt(&adoption))
+        godrive_disk::blocking(self.store.is_instant(), || {
+            let _adopting = self.shared.adopting.read();
+            self.copying.check_registration()?;
+            self.store.adopt(&adoption)
+        })
     }
 }

@@ -64,7 +64,14 @@ async fn session(
         domain: shared.config.domain.clone(),
         disks: shared.disk_states(),
     };
-    godrive_disk::blocking(shared.is_instant(), || *shared.registrations.write() += 1);
+    let begun = godrive_disk::blocking(shared.is_instant(), || {
+        let _nobody_adopts = shared.adopting.try_write_for(CALL)?;
+        Some(shared.registrations.fetch_add(1, Ordering::SeqCst))
+    });
+    if begun.is_none() {
+        let detail = format!("a disk has been writing a copy for {} s: it is waited for", CALL.as_secs());
+        return Err(Fault::new(godrive_proto::Code::Busy, detail));
+    }
     let registered = call::<Register>(shared, &connection, &request, CALL).await?;
     *backoff = FIRST_BACKOFF;
     shared.set_master(Some(connection.clone()));

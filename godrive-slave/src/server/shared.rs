@@ -40,8 +40,10 @@ pub struct Shared {
     pub ranges: Semaphore,
     /// Chunks that are being copied here, and below which epoch they were deleted meanwhile.
     pub copying: Mutex<BTreeMap<ChunkId, Epoch>>,
-    /// Begun: each lists anew what is here, so none begins while a copy is written.
-    pub registrations: RwLock<u64>,
+    /// Begun: each lists anew what is here.
+    pub registrations: AtomicU64,
+    /// Held while a copy is written: no registration begins meanwhile.
+    pub adopting: RwLock<()>,
     /// Rings when a checkpoint is due.
     pub checkpoint_due: Notify,
     pub errors: AtomicU64,
@@ -112,7 +114,8 @@ impl Shared {
             copies: Semaphore::new(COPIES),
             ranges: Semaphore::new(RANGES),
             copying: Mutex::default(),
-            registrations: RwLock::new(0),
+            registrations: AtomicU64::new(0),
+            adopting: RwLock::new(()),
             checkpoint_due: Notify::new(),
             errors: AtomicU64::new(reasons.len() as u64),
             scrubbed_leaves: AtomicU64::new(0),

@@ -56,6 +56,15 @@ mod tests {
     use godrive_disk::SimulatedDisk;
 
     #[test]
+    fn golden_text() {
+        let disk = SimulatedDisk::new(1 << 20);
+        store(&disk, DiskId(0x1a), ClusterId(0x2b)).unwrap();
+        let text = "format = 1\ndisk = \"0000000000000000000000000000001a\"\n\
+            cluster = \"0000000000000000000000000000002b\"\n";
+        assert_eq!(godrive_disk::read_small(&disk, FILE, MAX_BYTES).unwrap(), text.as_bytes());
+    }
+
+    #[test]
     fn a_disk_of_another_cluster_or_format_is_refused() {
         let disk = SimulatedDisk::new(1 << 20);
         assert_eq!(load(&disk, ClusterId(1)).unwrap(), None);

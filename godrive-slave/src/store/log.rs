@@ -336,6 +336,15 @@ fn create_segment(
 mod tests {
     use super::*;
 
+    /// The bytes of format 1. A change here is a new format with a migration.
+    #[test]
+    fn golden_bytes() {
+        let header = segment_header(DiskId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10), 42, 70_000);
+        let hex: String = header[..48].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, include_str!("../../tests/golden/segment-1.hex").trim_end());
+        assert!(header.len() == BLOCK && header[48..].iter().all(|byte| *byte == 0));
+    }
+
     #[test]
     fn names_and_headers_are_strict() {
         assert_eq!(path(255), "segments/000000ff.seg");

@@ -361,6 +361,46 @@ fn decode_group(bytes: &[u8]) -> Option<Group> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use godrive_proto::SessionId;
+
+    /// The bytes of format 1. A change here is a new format with a migration.
+    #[test]
+    fn golden_bytes() {
+        let mut group = Group::HOLES;
+        for (at, block) in [(0, 10), (1, 11), (5, 13)] {
+            (group.sums[at], group.locations[at]) = (0x51 + at as u64, Location { segment: 2, block });
+        }
+        let row = Row {
+            chunk_bytes: 1 << 20,
+            epoch: Epoch(300),
+            sealed: Epoch(301),
+            version: Version(7),
+            digest: Digest(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10),
+            last_op: OpId { session: SessionId(4), sequence: 500 },
+            partial: true,
+            since: Timestamp(-2),
+            position: 70_000,
+            used_bytes: 12_288,
+        };
+        let frees = vec![Run { segment: 1, block: 2, blocks: 300 }];
+        let (term, seen) = (Term(3), LogIndex(400));
+        let checkpoint = Checkpoint { segment: 9, block: 17, next_sequence: 600, frees, term, seen };
+        let values = [
+            ("row", encode(&row).unwrap()),
+            ("group", encode_group(&group)),
+            ("bar", encode(&Bar { floor: Epoch(8), since: Timestamp(1_000) }).unwrap()),
+            ("checkpoint", encode(&checkpoint).unwrap()),
+        ];
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let found: String = values.iter().map(|(what, bytes)| format!("{what}: {}\n", hex(bytes))).collect();
+        assert!(
+            found == include_str!("../../tests/golden/index-1.txt"),
+            "the bytes changed; found:\n{found}"
+        );
+        assert_eq!(decode::<Row>(&values[0].1, "a row").unwrap(), row);
+        assert_eq!(decode::<Checkpoint>(&values[3].1, "a checkpoint").unwrap(), checkpoint);
+        assert_eq!(decode_group(&values[1].1), Some(group));
+    }
 
     #[test]
     fn groups_keep_runs() {

@@ -72,7 +72,7 @@ pub async fn one_round(
         held: round.known.held,
         stable: round.known.stable,
         members: round.known.members.len(),
-        lost: shared.with(|hub, now| silent.iter().filter(|node| hub.nodes.is_given_up(now, **node)).count()),
+        lost: shared.with(|hub, _| silent.iter().filter(|node| hub.nodes.is_lost(**node)).count()),
     };
     let (contents, winners, regressed) = match elect(&record, &voices) {
         Verdict::Elected { contents, winners, regressed } => (contents, winners, regressed),
@@ -81,8 +81,8 @@ pub async fn one_round(
                 format!("; node {node} was reported as corrupt and is asked when this is tried again")
             });
             let detail = format!(
-                "chunk {chunk}: {why}; {} of its members do not answer: start them, or `godrive decommission` those \
-                 whose disks are lost{excluded}",
+                "chunk {chunk}: {why}; {} of its members do not answer: start them, or, when they are dead and \
+                 their disks are lost, `godrive decommission` them{excluded}",
                 silent.len()
             );
             return Err(Fault::new(Code::Unavailable, detail));

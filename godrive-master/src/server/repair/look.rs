@@ -193,8 +193,7 @@ fn reclaimable(hub: &mut Hub, now: Instant, progress: &mut Progress, view: &mut 
     progress.reclaimed =
         if page.len() < RECLAIM { ChunkId(0) } else { page.last().map_or(ChunkId(0), |(id, _)| *id) };
     // Who has not told yet what it has may have one that was not known of.
-    let all_told = hub.slaves.inventories.is_empty()
-        && hub.nodes.iter().all(|(node, _)| hub.nodes.health(now, node) != Health::Awaited);
+    let all_told = hub.nodes.all_told(now);
     let mut forgotten = Vec::new();
     for (chunk, deleted) in page {
         // A copy that is under way leaves a replica behind the deletion, which nobody would know.
