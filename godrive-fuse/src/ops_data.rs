@@ -12,7 +12,7 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
 use godrive_client::FsError;
-use godrive_client::fs::{Created, Fs, Opened, Pieces, Served, SetAttr, Whence};
+use godrive_client::fs::{Created, Fs, Made, Opened, Pieces, Served, SetAttr, Whence};
 use godrive_proto::Ino;
 use godrive_proto::lease::ByteRange;
 use godrive_proto::locks::LOCKS_END;
@@ -45,9 +45,14 @@ impl Mount {
             What::new("create", parent),
             reply,
             async move {
-                let created = fs.create(parent, &name, mode, flags, caller).await?;
-                renames.told(parent, &name, Some(created.entry.attr.ino));
-                Ok(created)
+                let made = fs.create_new(parent, &name, mode, flags, caller).await?;
+                let (ino, made) = match made {
+                    Made::New(created) => (created.entry.attr.ino, Ok(created)),
+                    // Another mount was quicker. Whether the caller may open that, and what it is, the kernel finds out by itself.
+                    Made::There(entry) => (entry.attr.ino, Err(FsError::bare(libc::ESTALE))),
+                };
+                renames.told(parent, &name, Some(ino));
+                made
             },
             move |reply, created| {
                 let Served { value: Created { entry, opened }, pass: _pass } = created;

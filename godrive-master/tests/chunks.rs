@@ -536,7 +536,9 @@ async fn deleted_chunks_are_reclaimed_from_all_members() {
 /// It left the epoch while it was away, and the chunk was deleted before it came back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_chunk_is_known_until_all_have_told_what_they_have() {
-    let cluster = Cluster::start(quick(2)).await;
+    let mut config = quick(2);
+    config.nodes.dead_after_ms = 3_000;
+    let cluster = Cluster::start(config).await;
     let mut slaves = slaves(&cluster, 3).await;
     let client = cluster.client("a").await;
     let remove = async |name: &str, ino| {

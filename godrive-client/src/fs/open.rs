@@ -6,7 +6,7 @@
 use super::inode::{Inode, State};
 use super::lease::Step;
 use super::table::OpenFile;
-use super::types::{Caller, Created, Handle, Opened, Served};
+use super::types::{Caller, Created, Entry, Handle, Made, Opened, Served};
 use super::{Backend, Fs, checked};
 use crate::core::gate::NO_PAGES;
 use crate::error::{FsError, Result};
@@ -118,6 +118,7 @@ impl<B: Backend> Fs<B> {
         }
     }
 
+    /// Makes a file and opens it; one that is there is opened, whoever asks.
     pub async fn create(
         self: &Arc<Self>,
         parent: Ino,
@@ -126,6 +127,28 @@ impl<B: Backend> Fs<B> {
         flags: i32,
         caller: Caller,
     ) -> Result<Served<Created>> {
+        let Served { value: entry, pass } = match self.create_new(parent, name, mode, flags, caller).await? {
+            Made::New(created) => return Ok(created),
+            Made::There(entry) => entry,
+        };
+        // The pass would hold back a recall that the open may have to wait for; so the name may not be cached.
+        drop(pass);
+        let inode = self.table.get(entry.attr.ino);
+        let Served { value: opened, pass } = self.open(inode.ino, flags).await?;
+        let attr = inode.state.lock().attr.clone().unwrap_or(entry.attr);
+        let entry = Entry { attr, attr_ttl: Duration::ZERO, entry_ttl: Duration::ZERO };
+        Ok(Served { value: Created { entry, opened }, pass })
+    }
+
+    /// Makes a file and opens it. What is there already is left as it is, and not opened.
+    pub async fn create_new(
+        self: &Arc<Self>,
+        parent: Ino,
+        name: &[u8],
+        mode: u16,
+        flags: i32,
+        caller: Caller,
+    ) -> Result<Made> {
         let access = Access { flags };
         let name = checked(name)?;
         let directory = self.table.get(parent);
@@ -143,12 +166,7 @@ impl<B: Backend> Fs<B> {
         let Served { value: entry, pass } = self.made(&directory, name, &reply.parent, &reply.entry)?;
         drop(busy);
         if reply.existed {
-            // The pass would hold back a recall that the open may have to wait for; so the name may not be cached.
-            drop(pass);
-            let Served { value: opened, pass } = self.open(inode.ino, flags).await?;
-            let attr = inode.state.lock().attr.clone().unwrap_or(entry.attr);
-            let entry = super::types::Entry { attr, attr_ttl: Duration::ZERO, entry_ttl: Duration::ZERO };
-            return Ok(Served { value: Created { entry, opened }, pass });
+            return Ok(Made::There(Served { value: entry, pass }));
         }
         let (covered, poison) = {
             let mut state = inode.state.lock();
@@ -171,7 +189,7 @@ impl<B: Backend> Fs<B> {
         }
         let handle = self.handles.add(access.file(inode, poison));
         let opened = Opened { handle, keep_cache: false, no_flush: !access.writes() };
-        Ok(Served { value: Created { entry, opened }, pass })
+        Ok(Made::New(Served { value: Created { entry, opened }, pass }))
     }
 
     /// A handle was opened without a lease (a recall overtook it, the session is new): a shared one tells the master.

@@ -75,6 +75,12 @@ pub struct Created {
     pub opened: Opened,
 }
 
+/// What became of a file that was to be made.
+pub enum Made {
+    New(Served<Created>),
+    There(Served<Entry>),
+}
+
 #[derive(Clone, Debug)]
 pub struct DirEntry {
     /// Where the next `readdir` goes on after this entry.

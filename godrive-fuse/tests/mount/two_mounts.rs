@@ -2,9 +2,12 @@
 
 use crate::cluster::Cluster;
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::FileExt;
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{Error, ErrorKind, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -115,6 +118,50 @@ fn both_create_in_one_directory() {
             }
         }
     }
+}
+
+/// Its kernel takes what it makes for its own and looks at no permission: what another mount has made a moment before is no such file.
+#[test]
+fn who_comes_second_with_making_a_file_opens_what_it_may_open() {
+    const FILES: usize = 400;
+    const NOBODY: u32 = 65_534;
+    let cluster = Cluster::start(2);
+    fs::create_dir(cluster.mount(1).join("shared")).unwrap();
+    fs::set_permissions(cluster.mount(1).join("shared"), Permissions::from_mode(0o777)).unwrap();
+    let ours = cluster.mount(1).join("shared");
+    // By their descriptors: only root may look into the folder of the test.
+    let folders = [1, 2].map(|number| File::open(cluster.mount(number).join("shared")).unwrap());
+    let together = Barrier::new(2);
+    let make = |folder: &File, file: usize| {
+        let (name, flags) =
+            (CString::new(file.to_string()).unwrap(), libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC);
+        together.wait();
+        // SAFETY: the name is a string, and the descriptor becomes the file's own.
+        match unsafe { libc::openat(folder.as_raw_fd(), name.as_ptr(), flags, 0o600) } {
+            -1 => Err(Error::last_os_error()),
+            file => Ok(unsafe { File::from_raw_fd(file) }),
+        }
+    };
+    let mut second = [0; 2];
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            // SAFETY: plain numbers. The call itself changes this thread alone.
+            let done = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+            assert_eq!(done, 0);
+            (0..FILES).map(|file| make(&folders[1], file)).collect::<Vec<_>>()
+        });
+        let own: Vec<_> = (0..FILES).map(|file| make(&folders[0], file)).collect();
+        let other = other.join().unwrap();
+        for (file, (own, other)) in own.into_iter().zip(other).enumerate() {
+            own.unwrap_or_else(|error| panic!("root, file {file}: {error}"));
+            let owner = fs::metadata(ours.join(file.to_string())).unwrap().uid();
+            let found = other.map(|file| file.metadata().unwrap().uid()).map_err(|error| error.kind());
+            let expected = if owner == NOBODY { Ok(NOBODY) } else { Err(ErrorKind::PermissionDenied) };
+            assert_eq!(found, expected, "file {file} belongs to {owner}");
+            second[usize::from(owner == NOBODY)] += 1;
+        }
+    });
+    assert!(second.iter().all(|times| *times > 10), "each came second now and then: {second:?}");
 }
 
 #[test]

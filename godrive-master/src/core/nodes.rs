@@ -61,6 +61,8 @@ pub struct Node {
     awaited: bool,
     /// Its inventory of this connection is complete.
     pub inventoried: bool,
+    /// It has registered, and not told since what it has: what was known of it is forgotten.
+    telling: bool,
     /// It was dead when people let it go, and has not been heard since: what only it has is lost.
     lost: bool,
     /// Did not answer a command; forgiven after a while of heartbeats.
@@ -139,6 +141,7 @@ impl Nodes {
             connected: false,
             awaited: true,
             inventoried: false,
+            telling: false,
             lost: false,
             suspected: None,
             errors: 0,
@@ -188,6 +191,7 @@ impl Nodes {
             connected: true,
             awaited: false,
             inventoried: false,
+            telling: true,
             lost: false,
             suspected: before.and_then(|node| node.suspected),
             errors: before.map_or(0, |node| node.errors),
@@ -258,14 +262,15 @@ impl Nodes {
         self.nodes.get(&id).is_some_and(|node| node.lost)
     }
 
-    /// Everybody who is not dead has told what it has.
+    /// Everybody who may have something unknown has told what it has, or is not waited for.
     pub fn all_told(&self, now: Instant) -> bool {
-        self.nodes.iter().all(|(id, node)| node.inventoried || self.health(now, *id) == Health::Dead)
+        let told = |(id, node): (&NodeId, &Node)| !node.telling && self.health(now, *id) != Health::Awaited;
+        self.nodes.iter().all(|node| told(node) || self.is_given_up(now, *node.0))
     }
 
     pub fn inventoried(&mut self, id: NodeId) {
         if let Some(node) = self.nodes.get_mut(&id) {
-            node.inventoried = true;
+            (node.inventoried, node.telling) = (true, false);
         }
     }
 

@@ -117,7 +117,7 @@ fn what_only_a_dead_node_has_is_given_up_until_it_is_heard() {
 }
 
 #[test]
-fn everybody_has_told_when_the_others_are_dead() {
+fn who_has_registered_is_waited_for_until_it_has_told_what_it_has() {
     let mut nodes = nodes();
     nodes.register(s(0), A, &announce(&[1])).unwrap();
     nodes.register(s(0), B, &announce(&[2])).unwrap();
@@ -126,11 +126,16 @@ fn everybody_has_told_when_the_others_are_dead() {
     nodes.disconnected(B);
     assert!(!nodes.all_told(s(1)), "it comes again");
     nodes.heartbeat(s(19), A, &pulse(1, DiskHealth::Healthy)).unwrap();
+    assert!(!nodes.all_told(s(20)), "also when it is dead");
+    nodes.intents.set(B, Intent { purpose: Purpose::Decommission, disks: vec![] });
     assert!(nodes.all_told(s(20)), "or is given up");
+    nodes.intents.set(B, Intent::default());
     nodes.register(s(20), B, &announce(&[2])).unwrap();
     assert!(!nodes.all_told(s(20)));
     nodes.inventoried(B);
     assert!(nodes.all_told(s(20)));
+    nodes.disconnected(B);
+    assert!(nodes.all_told(s(40)), "what it has is known");
 }
 
 #[test]

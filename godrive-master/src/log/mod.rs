@@ -62,13 +62,14 @@ pub enum LogError {
         "{path}: the log ends at record {last}, but the state has record {state}: the disk has lost data, or files of \
          the log are missing or of another time. Put back the whole directory from one backup. To go on with what the \
          state has, losing all that came behind record {state}: move `{path}` away and make an empty file \
-         `{MAY_BEGIN}` beside it"
+         `{MAY_BEGIN}` beside it. It serves nothing all the same if a mount or slave has seen more"
     )]
     BelowState { path: String, last: LogIndex, state: LogIndex },
     #[error(
         "{path}: the log ends at record {last}, but record {noted} was on stable storage, as the file `{note}` there \
          knows: the disk has lost data. Put back the directory from a backup. To go on without what is behind \
-         record {last}, losing what it says: remove the file `{note}`",
+         record {last}, losing what it says: remove the file `{note}`. It serves nothing all the same if a mount or \
+         slave has seen more",
         note = note::NAME
     )]
     Short { path: String, last: LogIndex, noted: LogIndex },
@@ -180,7 +181,7 @@ impl Log {
                 None => return Err(LogError::Header { path }),
             }
         }
-        if may_begin && firsts.is_empty() {
+        if may_begin && self.segments.is_empty() {
             self.next = state.next();
         }
         // Nothing is cut off while something is missing.

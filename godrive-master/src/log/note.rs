@@ -20,8 +20,9 @@ pub const NAME: &str = "synced";
 
 const MAGIC: &[u8; 8] = b"GDLOGEND";
 const SLOT_BYTES: usize = 48;
-const SLOTS: [u64; 2] = [0, 4096];
-const FILE_BYTES: u64 = 8192;
+const PAGE_BYTES: usize = 4096;
+const SLOTS: [u64; 2] = [0, PAGE_BYTES as u64];
+const FILE_BYTES: u64 = 2 * PAGE_BYTES as u64;
 
 /// What the notes say, and where the next goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,7 +84,9 @@ impl Note {
         if len < FILE_BYTES {
             write_zeros(&*file, len, FILE_BYTES - len)?;
         }
-        file.write_at(&[&bytes(self.cluster, self.index)], SLOTS[slot])?;
+        // The whole page: one that cannot be read need not be.
+        let rest = [0; PAGE_BYTES - SLOT_BYTES];
+        file.write_at(&[&bytes(self.cluster, self.index), &rest], SLOTS[slot])?;
         file.sync()?;
         if len < FILE_BYTES {
             self.disk.sync_directory(&self.directory)?;
