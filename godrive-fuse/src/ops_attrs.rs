@@ -86,6 +86,7 @@ impl Mount {
     ) {
         if set.size.is_some() && self.answers.is_asked_again() {
             // It may have been cut already, and another mount may have gone on from there.
+            self.fs.forget_attributes(convert::ino(ino));
             return reply.error(Errno::EIO);
         }
         let caller = req.uid();
@@ -293,11 +294,11 @@ fn joined(names: &[Vec<u8>]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use godrive_proto::time::Timestamp;
 
-    fn attr(kind: Kind, mode: u16) -> Attr {
+    pub(crate) fn attr(kind: Kind, mode: u16) -> Attr {
         let time = Timestamp(0);
         Attr {
             ino: Ino(1),

@@ -16,12 +16,15 @@ use godrive_client::fs::{Created, Fs, Made, Opened, Pieces, Served, SetAttr, Whe
 use godrive_proto::Ino;
 use godrive_proto::lease::ByteRange;
 use godrive_proto::locks::LOCKS_END;
+use godrive_proto::meta::{Attr, Kind};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 /// One copy_file_range copies at most this much, so that none takes long; callers go on where it ended.
 const MAX_COPY_BYTES: u64 = 64 << 20;
+/// How often a file that comes and goes is made or opened before that is given up.
+const CREATIONS: usize = 16;
 /// All that can be locked.
 const ALL_BYTES: ByteRange = ByteRange { start: 0, end: LOCKS_END };
 
@@ -45,14 +48,27 @@ impl Mount {
             What::new("create", parent),
             reply,
             async move {
-                let made = fs.create_new(parent, &name, mode, flags, caller).await?;
-                let (ino, made) = match made {
-                    Made::New(created) => (created.entry.attr.ino, Ok(created)),
-                    // Another mount was quicker. Whether the caller may open that, and what it is, the kernel finds out by itself.
-                    Made::There(entry) => (entry.attr.ino, Err(FsError::bare(libc::ESTALE))),
-                };
-                renames.told(parent, &name, Some(ino));
-                made
+                let told = |ino| renames.told(parent, &name, Some(ino));
+                for _ in 0..CREATIONS {
+                    // It may be there, as another mount was quicker, and be gone when it is to be opened.
+                    let found = match fs.create_new(parent, &name, mode, flags, caller).await? {
+                        Made::New(created) => {
+                            told(created.entry.attr.ino);
+                            return Ok(created);
+                        }
+                        Made::There(entry) => entry,
+                    };
+                    told(found.attr.ino);
+                    if !may_open(&found.attr, caller.uid, flags) {
+                        break;
+                    }
+                    match fs.open_found(found, flags).await {
+                        Err(error) if error.errno == libc::ESTALE => {}
+                        opened => return opened,
+                    }
+                }
+                // The kernel looks again, once, and then at everything.
+                Err(FsError::bare(libc::ESTALE))
             },
             move |reply, created| {
                 let Served { value: Created { entry, opened }, pass: _pass } = created;
@@ -193,6 +209,11 @@ impl Mount {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        if self.answers.is_asked_again() {
+            // As a truncation.
+            self.fs.forget_attributes(convert::ino(ino));
+            return reply.error(Errno::EIO);
+        }
         let (fs, handle) = (self.fs.clone(), self.handle(ino, fh));
         // The kernel leaves it to us, and does not say so.
         let kill_privileges = req.uid() != 0;
@@ -254,6 +275,19 @@ fn open_flags(opened: &Opened, flags: i32) -> FopenFlags {
     open
 }
 
+/// Whether the kernel would let the caller open a file in the place of one that it was to make, and leave it as it is: it looks at no
+/// permission where it believes a file to be new. For root and for the owner that can be told from the attributes.
+fn may_open(attr: &Attr, caller: u32, flags: i32) -> bool {
+    let access = flags & libc::O_ACCMODE;
+    let [reads, writes] = [access != libc::O_WRONLY, access != libc::O_RDONLY];
+    let wanted = if reads { 0o400 } else { 0 } | if writes { 0o200 } else { 0 };
+    let truncates = flags & libc::O_TRUNC != 0;
+    // Of these two the kernel's own way does more than ours.
+    let is_simple = !truncates || (writes && without_privileges(attr).is_none());
+    let is_granted = caller == 0 || (caller == attr.uid && u32::from(attr.mode) & wanted == wanted);
+    attr.kind == Kind::File && is_simple && is_granted
+}
+
 /// On a mount that was begun by a daemon that promised it, an open truncates. O_TRUNC by an ordinary user takes the set-id bits; the kernel's flag for it does not get through fuser.
 async fn clear_privileges(fs: &Arc<Fs>, ino: Ino) -> Result<(), FsError> {
     let attr = fs.getattr(ino).await?;
@@ -283,6 +317,33 @@ mod tests {
 
     fn opened(keep_cache: bool, no_flush: bool) -> Opened {
         Opened { handle: godrive_client::fs::Handle(1), keep_cache, no_flush }
+    }
+
+    #[test]
+    fn what_is_found_is_opened_for_its_owner_and_root_where_the_kernel_would() {
+        use libc::{O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
+        let attr = |kind, mode| Attr { kind, mode, uid: 7, ..crate::ops_attrs::tests::attr(kind, mode) };
+        for (kind, mode, caller, flags, expected) in [
+            (Kind::File, 0o600, 7, O_RDWR | O_TRUNC, true),
+            (Kind::File, 0o600, 0, O_RDWR, true),
+            (Kind::File, 0o666, 8, O_RDONLY, false),
+            (Kind::File, 0o400, 7, O_RDONLY, true),
+            (Kind::File, 0o400, 7, O_RDWR, false),
+            (Kind::File, 0o200, 7, O_WRONLY, true),
+            (Kind::File, 0o200, 7, O_RDWR, false),
+            (Kind::File, 0o600, 7, O_RDONLY | O_TRUNC, false),
+            (Kind::File, 0o4700, 7, O_WRONLY | O_TRUNC, false),
+            (Kind::File, 0o4700, 7, O_WRONLY, true),
+            (Kind::Symlink, 0o777, 0, O_RDONLY, false),
+            (Kind::Directory, 0o777, 0, O_RDONLY, false),
+            (Kind::Fifo, 0o666, 0, O_RDONLY, false),
+        ] {
+            assert_eq!(
+                may_open(&attr(kind, mode), caller, flags),
+                expected,
+                "{kind:?} {mode:o} {caller} {flags:x}"
+            );
+        }
     }
 
     #[test]

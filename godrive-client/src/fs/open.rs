@@ -127,10 +127,18 @@ impl<B: Backend> Fs<B> {
         flags: i32,
         caller: Caller,
     ) -> Result<Served<Created>> {
-        let Served { value: entry, pass } = match self.create_new(parent, name, mode, flags, caller).await? {
-            Made::New(created) => return Ok(created),
-            Made::There(entry) => entry,
-        };
+        match self.create_new(parent, name, mode, flags, caller).await? {
+            Made::New(created) => Ok(created),
+            Made::There(entry) => self.open_found(entry, flags).await,
+        }
+    }
+
+    /// Opens what [`Self::create_new`] found there.
+    pub async fn open_found(
+        self: &Arc<Self>,
+        Served { value: entry, pass }: Served<Entry>,
+        flags: i32,
+    ) -> Result<Served<Created>> {
         // The pass would hold back a recall that the open may have to wait for; so the name may not be cached.
         drop(pass);
         let inode = self.table.get(entry.attr.ino);

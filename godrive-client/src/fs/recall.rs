@@ -61,6 +61,11 @@ impl<B: Backend> Fs<B> {
         }
     }
 
+    /// What the kernel believes of the inode may be wrong.
+    pub fn forget_attributes(&self, ino: Ino) {
+        self.invalidate_later(Invalidation::Attributes(ino));
+    }
+
     async fn recall_lease(self: Arc<Self>, recall: RecallRequest) -> Release {
         self.stats.recalls.add(1);
         let inode = self.table.get(recall.ino);

@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Error, ErrorKind, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -162,6 +163,33 @@ fn who_comes_second_with_making_a_file_opens_what_it_may_open() {
         }
     });
     assert!(second.iter().all(|times| *times > 10), "each came second now and then: {second:?}");
+}
+
+/// As programs do with lock files.
+#[test]
+fn a_file_that_comes_and_goes_elsewhere_can_be_made_or_opened_at_any_time() {
+    let cluster = Cluster::start(2);
+    let [here, there] = [1, 2].map(|number| cluster.mount(number).join("lock"));
+    let open =
+        |path: &Path| OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+    let done = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while done.load(Ordering::SeqCst) == 0 {
+                open(&here).expect("made or opened");
+                // The other one may have been quicker.
+                let _ = fs::remove_file(&here);
+            }
+        });
+        for _ in 0..300 {
+            if let Err(error) = open(&there) {
+                done.store(1, Ordering::SeqCst);
+                panic!("{error}");
+            }
+            let _ = fs::remove_file(&there);
+        }
+        done.store(1, Ordering::SeqCst);
+    });
 }
 
 #[test]

@@ -262,10 +262,14 @@ impl Nodes {
         self.nodes.get(&id).is_some_and(|node| node.lost)
     }
 
-    /// Everybody who may have something unknown has told what it has, or is not waited for.
+    /// Everybody who may have something unknown has told what it has, or is not waited for (any longer).
     pub fn all_told(&self, now: Instant) -> bool {
-        let told = |(id, node): (&NodeId, &Node)| !node.telling && self.health(now, *id) != Health::Awaited;
-        self.nodes.iter().all(|node| told(node) || self.is_given_up(now, *node.0))
+        const LONGEST: Duration = Duration::from_secs(3600);
+        self.nodes.iter().all(|(id, node)| match self.health(now, *id) {
+            Health::Awaited => false,
+            Health::Dead => !node.telling || now.since(node.heard) > LONGEST || self.is_given_up(now, *id),
+            Health::Alive | Health::Suspect => !node.telling,
+        })
     }
 
     pub fn inventoried(&mut self, id: NodeId) {
