@@ -276,16 +276,14 @@ fn open_flags(opened: &Opened, flags: i32) -> FopenFlags {
 }
 
 /// Whether the kernel would let the caller open a file in the place of one that it was to make, and leave it as it is: it looks at no
-/// permission where it believes a file to be new. For root and for the owner that can be told from the attributes.
+/// permission where it believes a file to be new. For the owner that can be told from the attributes. What else it looks at comes
+/// after our answer, so that nothing may be truncated here.
 fn may_open(attr: &Attr, caller: u32, flags: i32) -> bool {
     let access = flags & libc::O_ACCMODE;
-    let [reads, writes] = [access != libc::O_WRONLY, access != libc::O_RDONLY];
-    let wanted = if reads { 0o400 } else { 0 } | if writes { 0o200 } else { 0 };
-    let truncates = flags & libc::O_TRUNC != 0;
-    // Of these two the kernel's own way does more than ours.
-    let is_simple = !truncates || (writes && without_privileges(attr).is_none());
-    let is_granted = caller == 0 || (caller == attr.uid && u32::from(attr.mode) & wanted == wanted);
-    attr.kind == Kind::File && is_simple && is_granted
+    let reads = if access == libc::O_WRONLY { 0 } else { 0o400 };
+    let writes = if access == libc::O_RDONLY { 0 } else { 0o200 };
+    let is_granted = caller == attr.uid && u32::from(attr.mode) & (reads | writes) == (reads | writes);
+    attr.kind == Kind::File && flags & libc::O_TRUNC == 0 && is_granted
 }
 
 /// On a mount that was begun by a daemon that promised it, an open truncates. O_TRUNC by an ordinary user takes the set-id bits; the kernel's flag for it does not get through fuser.
@@ -320,23 +318,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_is_opened_for_its_owner_and_root_where_the_kernel_would() {
+    fn what_is_found_is_opened_for_its_owner_where_the_kernel_would() {
         use libc::{O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
         let attr = |kind, mode| Attr { kind, mode, uid: 7, ..crate::ops_attrs::tests::attr(kind, mode) };
         for (kind, mode, caller, flags, expected) in [
-            (Kind::File, 0o600, 7, O_RDWR | O_TRUNC, true),
-            (Kind::File, 0o600, 0, O_RDWR, true),
+            (Kind::File, 0o600, 7, O_RDWR, true),
+            (Kind::File, 0o600, 7, O_RDWR | O_TRUNC, false),
+            (Kind::File, 0o600, 0, O_RDWR, false),
             (Kind::File, 0o666, 8, O_RDONLY, false),
             (Kind::File, 0o400, 7, O_RDONLY, true),
             (Kind::File, 0o400, 7, O_RDWR, false),
             (Kind::File, 0o200, 7, O_WRONLY, true),
             (Kind::File, 0o200, 7, O_RDWR, false),
-            (Kind::File, 0o600, 7, O_RDONLY | O_TRUNC, false),
-            (Kind::File, 0o4700, 7, O_WRONLY | O_TRUNC, false),
-            (Kind::File, 0o4700, 7, O_WRONLY, true),
-            (Kind::Symlink, 0o777, 0, O_RDONLY, false),
-            (Kind::Directory, 0o777, 0, O_RDONLY, false),
-            (Kind::Fifo, 0o666, 0, O_RDONLY, false),
+            (Kind::Symlink, 0o777, 7, O_RDONLY, false),
+            (Kind::Directory, 0o777, 7, O_RDONLY, false),
+            (Kind::Fifo, 0o666, 7, O_RDONLY, false),
         ] {
             assert_eq!(
                 may_open(&attr(kind, mode), caller, flags),
