@@ -652,29 +652,44 @@ async fn after_a_power_loss_the_newest_common_state_is_taken_up() {
     let mut cluster = Cluster::start(quick(2)).await;
     let mut slaves = slaves(&cluster, 2).await;
     let client = cluster.client("a").await;
-    let (ino, layout) = written(&client, &slaves, "f").await;
-    hold(&slaves, &layout, contents(2, 0xb), false);
+    let layout = lose_all_power(&mut cluster, client, &mut slaves, 2).await;
+    let client = cluster.client("b").await;
+    let now = usable_after_power_loss(&cluster, &client, &layout).await;
+    assert_eq!(now.held, contents(1, 0xa));
+}
+
+/// Everything loses power, and so many replicas come back as they were before the last write, which was held.
+async fn lose_all_power(
+    cluster: &mut Cluster,
+    client: Client,
+    slaves: &mut [Slave],
+    come_back: usize,
+) -> Layout {
+    let (ino, layout) = written(&client, slaves, "f").await;
+    hold(slaves, &layout, contents(2, 0xb), false);
     commit(&client, ino, &layout, contents(2, 0xb), Mode::Shared).await.unwrap();
     drop(client);
-    // Everything loses power; both replicas come back as they were before the last write.
-    for slave in &mut slaves {
+    for slave in &mut *slaves {
         slave.kill().await;
     }
     cluster.restart().await;
-    for slave in &mut slaves {
+    for slave in &mut slaves[..come_back] {
         slave.boot = BootId(2);
         slave.hold(&layout, contents(1, 0xa), true);
-        slave.connect(&cluster).await.unwrap();
+        slave.connect(cluster).await.unwrap();
     }
-    let client = cluster.client("b").await;
+    layout
+}
+
+async fn usable_after_power_loss(cluster: &Cluster, client: &Client, layout: &Layout) -> Layout {
     let now = eventually("the chunk is usable", async || {
-        let now = report(&client, &layout, Problem::StaleLayout).await.ok()?;
+        let now = report(client, layout, Problem::StaleLayout).await.ok()?;
         (now.epoch > layout.epoch).then_some(now)
     })
     .await;
-    assert_eq!(now.held, contents(1, 0xa));
     let status = cluster.status().await;
     assert!(status.warnings.iter().any(|warning| warning.contains("power loss")), "{:?}", status.warnings);
+    now
 }
 
 /// What only a lost disk had is waited for until people give it up.
@@ -683,20 +698,8 @@ async fn after_a_power_loss_a_member_that_does_not_come_back_is_waited_for_until
     let mut cluster = Cluster::start(quick(3)).await;
     let mut slaves = slaves(&cluster, 3).await;
     let client = cluster.client("a").await;
-    let (ino, layout) = written(&client, &slaves, "f").await;
-    hold(&slaves, &layout, contents(2, 0xb), false);
-    commit(&client, ino, &layout, contents(2, 0xb), Mode::Shared).await.unwrap();
-    drop(client);
-    for slave in &mut slaves {
-        slave.kill().await;
-    }
-    cluster.restart().await;
-    let lost = slaves.pop().unwrap().node;
-    for slave in &mut slaves {
-        slave.boot = BootId(2);
-        slave.hold(&layout, contents(1, 0xa), true);
-        slave.connect(&cluster).await.unwrap();
-    }
+    let layout = lose_all_power(&mut cluster, client, &mut slaves, 2).await;
+    let lost = slaves[2].node;
     let client = cluster.client("b").await;
     let fault = eventually("a round without the third", async || {
         let fault = report(&client, &layout, Problem::Diverged).await.unwrap_err();
@@ -711,14 +714,8 @@ async fn after_a_power_loss_a_member_that_does_not_come_back_is_waited_for_until
         intended.notes.iter().any(|note| note.contains("given up as lost")).then_some(())
     })
     .await;
-    let now = eventually("the chunk is usable", async || {
-        let now = report(&client, &layout, Problem::StaleLayout).await.ok()?;
-        (now.epoch > layout.epoch).then_some(now)
-    })
-    .await;
+    let now = usable_after_power_loss(&cluster, &client, &layout).await;
     assert_eq!((now.held, members(&now).len()), (contents(1, 0xa), 2));
-    let status = cluster.status().await;
-    assert!(status.warnings.iter().any(|warning| warning.contains("power loss")), "{:?}", status.warnings);
     eventually("it is forgotten", async || {
         let status = cluster.status().await;
         status.nodes.iter().all(|node| node.node != lost).then_some(())

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Answer, Client, Cluster, create, eventually, name, quick};
-use godrive_disk::{Disk, Faults, SimulatedDisk};
+use godrive_disk::{Disk, Faults, SimulatedDisk, read_small};
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::lease::{Ended, Mode, Own, OwnRequest, Resume, ResumeRequest};
 use godrive_proto::meta::*;
@@ -268,6 +268,16 @@ fn noted(disk: &SimulatedDisk) -> u64 {
     index(0).max(index(4096))
 }
 
+const FIRST_SEGMENT: &str = "log/00000000000000000001.log";
+
+/// Says at which byte.
+fn damage_the_last_record(disk: &SimulatedDisk) -> u64 {
+    let bytes = read_small(disk, FIRST_SEGMENT, 1 << 30).unwrap();
+    let last = bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64;
+    assert!(disk.flip(FIRST_SEGMENT, last));
+    last
+}
+
 /// Everybody was switched off, and nobody knows of what the last record of the log said but its disk, which has lost it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_damaged_last_record_is_noticed_also_where_nobody_is_left_who_saw_it() {
@@ -281,14 +291,10 @@ async fn a_damaged_last_record_is_noticed_also_where_nobody_is_left_who_saw_it()
     disk.stop_after(0);
     cluster.try_stop().await.unwrap_err();
     disk.kill();
-    let path = "log/00000000000000000001.log";
-    let mut bytes = vec![0; disk.open(path, false).unwrap().len().unwrap() as usize];
-    disk.open(path, false).unwrap().read_at(&mut bytes, 0).unwrap();
-    let last = bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64;
-    assert!(disk.flip(path, last));
+    let last = damage_the_last_record(&disk);
     let error = format!("{:#}", cluster.boot().await.unwrap_err());
     assert!(error.contains("the disk has lost data") && error.contains("`synced`"), "{error}");
-    assert!(disk.flip(path, last));
+    assert!(disk.flip(FIRST_SEGMENT, last));
     cluster.boot().await.unwrap();
     assert_eq!(cluster.status().await.inodes, 2);
 }
@@ -301,11 +307,7 @@ async fn a_log_that_ends_before_the_state_is_left_as_it_is_until_people_do_witho
     let mut client = cluster.client("a").await;
     client.make_directory("d").await.unwrap();
     cluster.stop().await;
-    let path = "log/00000000000000000001.log";
-    let mut bytes = vec![0; disk.open(path, false).unwrap().len().unwrap() as usize];
-    disk.open(path, false).unwrap().read_at(&mut bytes, 0).unwrap();
-    let last = bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64;
-    assert!(disk.flip(path, last));
+    damage_the_last_record(&disk);
     let error = format!("{:#}", cluster.boot().await.unwrap_err());
     assert!(error.contains("the state has record") && error.contains("`may-begin`"), "{error}");
     for name in disk.list("log").unwrap() {

@@ -212,8 +212,8 @@ impl Log {
                 tracing::warn!(
                     path = segment.path,
                     at = scan.end,
-                    cut_bytes = bytes.len() as u64 - scan.end,
-                    "the log ends in a write that was interrupted; it is cut off"
+                    bytes = bytes.len() as u64 - scan.end,
+                    "behind its last whole record the log has what a write left that was interrupted, or damage"
                 );
             }
             // A segment is synced before the next is begun, so its own end cannot be torn.
