@@ -49,7 +49,7 @@ impl Maker {
         let cluster = Cluster {
             version: 1,
             cluster: id.to_string(),
-            masters: vec![self.free_address()?],
+            masters: vec![self.free_address(home)?],
             replicas: parameters.replicas,
             min_replicas: parameters.min_replicas,
             chunk_bytes: parameters.chunk_bytes,
@@ -72,7 +72,7 @@ impl Maker {
                 write(&folder.join("authority.pem"), &authority.to_pem(), PRIVATE)?;
                 (Role::Master, master_config(cluster)?)
             }
-            Kind::Slave => (Role::Slave, slave_config(cluster, self.free_address()?)?),
+            Kind::Slave => (Role::Slave, slave_config(cluster, self.free_address(home)?)?),
             Kind::Mount => bail!("a mount is made by its own function"),
         };
         self.identity(&authority, role, &folder.join("identity.pem"))?;
@@ -111,11 +111,16 @@ impl Maker {
         write(file, &identity.to_pem(), PRIVATE)
     }
 
-    /// An address that nobody listens on now. It stays in the configuration from then on.
-    fn free_address(&mut self) -> Result<SocketAddr> {
+    /// An address that nobody listens on now and that no other node of the cluster, which may not run yet, was
+    /// given. It stays in the configuration from then on.
+    fn free_address(&mut self, home: &Home) -> Result<SocketAddr> {
+        let given = home.ports()?;
         let mut last = None;
         for _ in 0..200 {
             let address = SocketAddr::new(self.address, self.random.random_range(PORTS));
+            if given.contains(&address.port()) {
+                continue;
+            }
             match UdpSocket::bind(address) {
                 Ok(_) => return Ok(address),
                 Err(error) => last = Some(error),
@@ -259,13 +264,31 @@ mod tests {
 
     #[test]
     fn a_taken_port_is_not_chosen() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::new(folder.path().into());
         let mut maker = Maker::new(IpAddr::from([127, 0, 0, 1])).unwrap();
-        let first = maker.free_address().unwrap();
+        let first = maker.free_address(&home).unwrap();
         let _taken = UdpSocket::bind(first).unwrap();
         for _ in 0..50 {
-            assert_ne!(maker.free_address().unwrap(), first);
+            assert_ne!(maker.free_address(&home).unwrap(), first);
         }
         assert!(PORTS.contains(&first.port()));
+    }
+
+    #[test]
+    fn no_two_nodes_are_given_one_port() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::new(folder.path().into());
+        let mut maker = Maker::new(IpAddr::from([127, 0, 0, 1])).unwrap();
+        let cluster = maker.cluster(&home, parameters()).unwrap();
+        let draws = StdRng::seed_from_u64(1);
+        for name in ["slave-1", "slave-2", "slave-3"] {
+            // Each draws what the one before it drew.
+            maker.random = draws.clone();
+            maker.node(&home, &cluster, NodeName::parse(name).unwrap()).unwrap();
+        }
+        // One of the master.
+        assert_eq!(home.ports().unwrap().len(), 4);
     }
 
     #[test]

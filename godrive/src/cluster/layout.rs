@@ -14,7 +14,8 @@
 use crate::Usage;
 use anyhow::{Context, Result};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use serde::de::DeserializeOwned;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::net::SocketAddr;
@@ -214,6 +215,16 @@ impl Home {
         Ok(mounts)
     }
 
+    /// The ports that the master and the slaves of this folder listen on when they run.
+    pub fn ports(&self) -> Result<BTreeSet<u16>> {
+        let masters = self.read()?.map_or(Vec::new(), |cluster| cluster.masters);
+        let mut ports: BTreeSet<u16> = masters.iter().map(SocketAddr::port).collect();
+        for name in self.nodes()?.into_iter().filter(|name| name.kind == Kind::Slave) {
+            ports.extend(listen_of(&self.config(name))?.map(|address| address.port()));
+        }
+        Ok(ports)
+    }
+
     /// Holds off every other command that changes this folder; it ends with the file.
     pub fn lock(&self) -> Result<File> {
         let path = self.dir.join(".lock");
@@ -240,9 +251,22 @@ pub fn mountpoint_of(config: &Path) -> Result<PathBuf> {
     struct Mountpoint {
         mountpoint: PathBuf,
     }
-    let text = std::fs::read_to_string(config).with_context(|| format!("reading {}", config.display()))?;
-    let parsed: Mountpoint = toml::from_str(&text).with_context(|| config.display().to_string())?;
+    let parsed: Mountpoint = parse(config)?;
     Ok(config.parent().unwrap_or(Path::new("/")).join(parsed.mountpoint))
+}
+
+/// Where a slave's configuration says that it listens, if it does.
+fn listen_of(config: &Path) -> Result<Option<SocketAddr>> {
+    #[derive(Deserialize)]
+    struct Listen {
+        listen: Option<SocketAddr>,
+    }
+    Ok(parse::<Listen>(config)?.listen)
+}
+
+fn parse<T: DeserializeOwned>(config: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(config).with_context(|| format!("reading {}", config.display()))?;
+    toml::from_str(&text).with_context(|| config.display().to_string())
 }
 
 #[cfg(test)]
