@@ -50,15 +50,13 @@ impl Mount {
             async move {
                 let told = |ino| renames.told(parent, &name, Some(ino));
                 for _ in 0..CREATIONS {
-                    // It may be there, as another mount was quicker, and be gone when it is to be opened; so may be what is made here.
-                    let found = match fs.create_new(parent, &name, mode, flags, caller).await {
-                        Ok(Made::New(created)) => {
+                    // It may be there, as another mount was quicker, and be gone when it is to be opened.
+                    let found = match fs.create_new(parent, &name, mode, flags, caller).await? {
+                        Made::New(created) => {
                             told(created.entry.attr.ino);
                             return Ok(created);
                         }
-                        Ok(Made::There(entry)) => entry,
-                        Err(error) if error.errno == libc::ESTALE => continue,
-                        Err(error) => return Err(error),
+                        Made::There(entry) => entry,
                     };
                     told(found.attr.ino);
                     if !may_open(&found.attr, caller.uid, flags) {
