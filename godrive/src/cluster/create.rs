@@ -6,7 +6,6 @@ use anyhow::{Context, Result, bail};
 use godrive_proto::net::identity::Authority;
 use godrive_proto::{ClusterId, NodeId, Role};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt;
@@ -31,15 +30,13 @@ pub struct Maker {
     random: StdRng,
     now_s: i64,
     address: IpAddr,
-    /// [`Home::ports`] and those given since; None: not needed yet.
-    given: Option<BTreeSet<u16>>,
 }
 
 impl Maker {
     pub fn new(address: IpAddr) -> Result<Self> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let now_s = now.context("the clock of this machine stands before 1970")?.as_secs() as i64;
-        Ok(Self { random: StdRng::from_os_rng(), now_s, address, given: None })
+        Ok(Self { random: StdRng::from_os_rng(), now_s, address })
     }
 
     /// The authority, the identities of the command line, and `cluster.toml` as the last.
@@ -117,10 +114,7 @@ impl Maker {
     /// An address that nobody listens on now and that no other node of the cluster, which may not run yet, was
     /// given. It stays in the configuration from then on.
     fn free_address(&mut self, home: &Home) -> Result<SocketAddr> {
-        let mut given = match self.given.take() {
-            Some(given) => given,
-            None => home.ports()?,
-        };
+        let given = home.ports()?;
         let mut last = None;
         for _ in 0..200 {
             let address = SocketAddr::new(self.address, self.random.random_range(PORTS));
@@ -128,11 +122,7 @@ impl Maker {
                 continue;
             }
             match UdpSocket::bind(address) {
-                Ok(_) => {
-                    given.insert(address.port());
-                    self.given = Some(given);
-                    return Ok(address);
-                }
+                Ok(_) => return Ok(address),
                 Err(error) => last = Some(error),
             }
         }
