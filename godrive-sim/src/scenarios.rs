@@ -143,9 +143,9 @@ fn both(from: Duration, to: Duration, operations: usize) -> Vec<Progress> {
     (0..2).map(|client| Progress { client, from, to, operations }).collect()
 }
 
-/// At least one write and the `close` or `fsync` behind it, of each client, between this moment and so much later.
-fn written_within(limit: Duration, from: Duration) -> [Window; 2] {
-    each(&[Kind::Close, Kind::Fsync], from, from + limit, 1)
+/// At least one write and the `fsync` behind it, of each client, between this moment and so much later.
+fn synced_within(limit: Duration, from: Duration) -> [Window; 2] {
+    each(&[Kind::Fsync], from, from + limit, 1)
 }
 
 fn each(kinds: &'static [Kind], from: Duration, to: Duration, least: usize) -> [Window; 2] {
@@ -170,7 +170,7 @@ fn partition_slave(dice: &mut SmallRng) -> Plan {
     let schedule = vec![(cut, Event::Cut(slave)), (heal, Event::Heal(slave))];
     // Ten seconds are granted for noticing and changing the epochs of the chunks it was a member of.
     let progress = [both(s(0), s(6), 40), both(cut + s(10), s(26), 50), both(s(30), s(40), 50)].concat();
-    let windows = [written_within(AFTER_A_KILL, cut), written_within(AFTER_A_PARTITION, heal)].concat();
+    let windows = [synced_within(AFTER_A_KILL, cut), synced_within(AFTER_A_PARTITION, heal)].concat();
     Plan { windows, ..plan(s(45), schedule, progress) }
 }
 
@@ -179,7 +179,7 @@ fn partition_client(dice: &mut SmallRng) -> Plan {
     let (cut, heal) = (about(dice, 6), about(dice, 26));
     let schedule = vec![(cut, Event::Cut(client)), (heal, Event::Heal(client))];
     let other = Progress { client: 0, from: cut + s(12), to: s(26), operations: 50 };
-    let windows = written_within(AFTER_A_PARTITION, heal).to_vec();
+    let windows = synced_within(AFTER_A_PARTITION, heal).to_vec();
     Plan { windows, ..plan(s(50), schedule, [vec![other], both(s(36), s(50), 30)].concat()) }
 }
 
@@ -191,7 +191,7 @@ fn partition_one_way(dice: &mut SmallRng) -> Plan {
     schedule.extend(others.iter().map(|other| (first + s(8), Event::Join(*other, slave))));
     schedule.extend(others.iter().map(|other| (second, Event::PartOneWay(slave, *other))));
     schedule.extend(others.iter().map(|other| (second + s(8), Event::Join(*other, slave))));
-    let windows = [first, second].map(|at| written_within(AFTER_A_PARTITION, at + s(8))).concat();
+    let windows = [first, second].map(|at| synced_within(AFTER_A_PARTITION, at + s(8))).concat();
     Plan { windows, ..plan(s(52), schedule, both(s(40), s(50), 30)) }
 }
 
@@ -210,7 +210,7 @@ fn crash_slave(dice: &mut SmallRng) -> Plan {
         (about(dice, 65), Event::Start(vec![three])),
     ];
     let progress = [both(s(20), s(30), 40), both(s(42), s(50), 30), both(s(70), s(80), 30)].concat();
-    let windows = deaths.map(|at| written_within(AFTER_A_KILL, at)).concat();
+    let windows = deaths.map(|at| synced_within(AFTER_A_KILL, at)).concat();
     Plan { windows, ..plan(s(80), schedule, progress) }
 }
 
@@ -223,14 +223,14 @@ fn crash_two(dice: &mut SmallRng) -> Plan {
         let event = if power { Event::PowerLoss(slaves.clone()) } else { Event::Kill(slaves.clone()) };
         schedule.extend([(at, Event::Settle), (at, event), (at + s(18), Event::Start(slaves))]);
     }
-    let windows = deaths.map(|at| written_within(AFTER_A_KILL, at)).concat();
+    let windows = deaths.map(|at| synced_within(AFTER_A_KILL, at)).concat();
     Plan { windows, ..plan(s(75), schedule, at_last(s(75), 30)) }
 }
 
 fn partition_master(dice: &mut SmallRng) -> Plan {
     let (cut, heal) = (about(dice, 6), Duration::from_millis(dice.random_range(9_000..26_000)));
     let schedule = vec![(cut, Event::Cut(Node::Master)), (heal, Event::Heal(Node::Master))];
-    let windows = written_within(AFTER_A_PARTITION, heal).to_vec();
+    let windows = synced_within(AFTER_A_PARTITION, heal).to_vec();
     Plan { windows, ..plan(s(50), schedule, at_last(s(50), 30)) }
 }
 
@@ -242,7 +242,7 @@ fn crash_master(dice: &mut SmallRng) -> Plan {
         (about(dice, 30), Event::PowerLoss(vec![Node::Master])),
         (starts[1], Event::Start(vec![Node::Master])),
     ];
-    let windows = starts.map(|at| written_within(AFTER_A_KILL, at)).concat();
+    let windows = starts.map(|at| synced_within(AFTER_A_KILL, at)).concat();
     let progress = [both(s(22), s(30), 30), both(s(47), s(60), 30)].concat();
     Plan { windows, ..plan(s(60), schedule, progress) }
 }
@@ -264,7 +264,7 @@ fn crash_all(dice: &mut SmallRng) -> Plan {
     }
     let start = about(dice, 13);
     let schedule = vec![(about(dice, 10), Event::PowerLoss(all.clone())), (start, Event::Start(all))];
-    let windows = written_within(AFTER_A_KILL, start).to_vec();
+    let windows = synced_within(AFTER_A_KILL, start).to_vec();
     Plan { windows, ..plan(s(50), schedule, both(s(35), s(50), 30)) }
 }
 

@@ -1,7 +1,7 @@
 //! Networks and clocks.
 
 use super::{
-    AFTER_A_PARTITION, Scenario, about, any_client, any_slave, at_last, both, plan, s, written_within,
+    AFTER_A_PARTITION, Scenario, about, any_client, any_slave, at_last, both, plan, s, synced_within,
 };
 use crate::cluster::{Node, Plan, Window};
 use crate::events::Event;
@@ -95,7 +95,7 @@ fn bridge(dice: &mut SmallRng) -> Plan {
         let (begin, end) = some_bridge(dice);
         let heal = at + Duration::from_millis(dice.random_range(1000..18_000));
         schedule.extend([(at, begin), (heal, end)]);
-        windows.extend(written_within(AFTER_A_PARTITION, heal));
+        windows.extend(synced_within(AFTER_A_PARTITION, heal));
     }
     Plan { windows, ..plan(s(65), schedule, at_last(s(65), 30)) }
 }
@@ -126,7 +126,7 @@ fn flapping(dice: &mut SmallRng) -> Plan {
         let at = about(dice, at);
         let flaps = some_flaps(dice, at, node);
         windows
-            .extend(flaps.last().into_iter().flat_map(|(heal, _)| written_within(AFTER_A_PARTITION, *heal)));
+            .extend(flaps.last().into_iter().flat_map(|(heal, _)| synced_within(AFTER_A_PARTITION, *heal)));
         schedule.extend(flaps);
     }
     Plan { windows, ..plan(s(65), schedule, at_last(s(65), 30)) }
@@ -187,7 +187,7 @@ fn standstill(dice: &mut SmallRng, cut: impl Fn(&mut SmallRng, &[Node]) -> Cut) 
         to: heal,
         operations: 0..=0,
     };
-    let windows = [[0, 1].map(nothing), written_within(AFTER_A_PARTITION, heal)].concat();
+    let windows = [[0, 1].map(nothing), synced_within(AFTER_A_PARTITION, heal)].concat();
     let until = heal + s(25);
     Plan { slaves: 3, windows, ..plan(until, schedule.collect(), at_last(until, 30)) }
 }
