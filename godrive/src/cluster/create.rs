@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use godrive_proto::net::identity::Authority;
 use godrive_proto::{ClusterId, NodeId, Role};
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt;
@@ -30,13 +31,15 @@ pub struct Maker {
     random: StdRng,
     now_s: i64,
     address: IpAddr,
+    /// [`Home::ports`] and those given since; None: not needed yet.
+    given: Option<BTreeSet<u16>>,
 }
 
 impl Maker {
     pub fn new(address: IpAddr) -> Result<Self> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let now_s = now.context("the clock of this machine stands before 1970")?.as_secs() as i64;
-        Ok(Self { random: StdRng::from_os_rng(), now_s, address })
+        Ok(Self { random: StdRng::from_os_rng(), now_s, address, given: None })
     }
 
     /// The authority, the identities of the command line, and `cluster.toml` as the last.
@@ -114,7 +117,10 @@ impl Maker {
     /// An address that nobody listens on now and that no other node of the cluster, which may not run yet, was
     /// given. It stays in the configuration from then on.
     fn free_address(&mut self, home: &Home) -> Result<SocketAddr> {
-        let given = home.ports()?;
+        let mut given = match self.given.take() {
+            Some(given) => given,
+            None => home.ports()?,
+        };
         let mut last = None;
         for _ in 0..200 {
             let address = SocketAddr::new(self.address, self.random.random_range(PORTS));
@@ -122,7 +128,11 @@ impl Maker {
                 continue;
             }
             match UdpSocket::bind(address) {
-                Ok(_) => return Ok(address),
+                Ok(_) => {
+                    given.insert(address.port());
+                    self.given = Some(given);
+                    return Ok(address);
+                }
                 Err(error) => last = Some(error),
             }
         }
@@ -211,11 +221,15 @@ mod tests {
         Parameters { replicas: 3, min_replicas: 2, chunk_bytes: 1 << 24 }
     }
 
-    #[test]
-    fn a_cluster_is_laid_out_and_its_secrets_are_private() {
+    fn empty() -> (tempfile::TempDir, Home, Maker) {
         let folder = tempfile::tempdir().unwrap();
         let home = Home::new(folder.path().into());
-        let mut maker = Maker::new(IpAddr::from([127, 0, 0, 1])).unwrap();
+        (folder, home, Maker::new(IpAddr::from([127, 0, 0, 1])).unwrap())
+    }
+
+    #[test]
+    fn a_cluster_is_laid_out_and_its_secrets_are_private() {
+        let (folder, home, mut maker) = empty();
         let cluster = maker.cluster(&home, parameters()).unwrap();
         let names = ["master-1", "slave-1"].map(|name| NodeName::parse(name).unwrap());
         for name in names {
@@ -244,9 +258,7 @@ mod tests {
 
     #[test]
     fn old_certificates_are_renewed_and_keep_their_id() {
-        let folder = tempfile::tempdir().unwrap();
-        let home = Home::new(folder.path().into());
-        let mut maker = Maker::new(IpAddr::from([127, 0, 0, 1])).unwrap();
+        let (_folder, home, mut maker) = empty();
         let cluster = maker.cluster(&home, parameters()).unwrap();
         let name = NodeName::parse("slave-1").unwrap();
         maker.node(&home, &cluster, name).unwrap();
@@ -264,9 +276,7 @@ mod tests {
 
     #[test]
     fn a_taken_port_is_not_chosen() {
-        let folder = tempfile::tempdir().unwrap();
-        let home = Home::new(folder.path().into());
-        let mut maker = Maker::new(IpAddr::from([127, 0, 0, 1])).unwrap();
+        let (_folder, home, mut maker) = empty();
         let first = maker.free_address(&home).unwrap();
         let _taken = UdpSocket::bind(first).unwrap();
         for _ in 0..50 {
@@ -277,9 +287,7 @@ mod tests {
 
     #[test]
     fn no_two_nodes_are_given_one_port() {
-        let folder = tempfile::tempdir().unwrap();
-        let home = Home::new(folder.path().into());
-        let mut maker = Maker::new(IpAddr::from([127, 0, 0, 1])).unwrap();
+        let (_folder, home, mut maker) = empty();
         let cluster = maker.cluster(&home, parameters()).unwrap();
         let draws = StdRng::seed_from_u64(1);
         for name in ["slave-1", "slave-2", "slave-3"] {

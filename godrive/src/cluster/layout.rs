@@ -215,11 +215,11 @@ impl Home {
         Ok(mounts)
     }
 
-    /// The ports that the master and the slaves of this folder listen on when they run.
+    /// The ports at which the master and the slaves of this folder listen and are looked for.
     pub fn ports(&self) -> Result<BTreeSet<u16>> {
         let masters = self.read()?.map_or(Vec::new(), |cluster| cluster.masters);
         let mut ports: BTreeSet<u16> = masters.iter().map(SocketAddr::port).collect();
-        for name in self.nodes()?.into_iter().filter(|name| name.kind == Kind::Slave) {
+        for name in self.nodes()?.into_iter().filter(|name| name.kind != Kind::Mount) {
             ports.extend(listen_of(&self.config(name))?.map(|address| address.port()));
         }
         Ok(ports)
