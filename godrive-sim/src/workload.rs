@@ -23,6 +23,8 @@ const SHARED: u32 = 1;
 const PUBLISHED: u32 = 100;
 /// Between two operations, while the cluster is to settle.
 const WHILE_SETTLING: Duration = Duration::from_millis(150);
+/// Who has waited for so long makes a write stable next: what is promised again by then is tried, not left to the dice.
+const STALL: Duration = Duration::from_secs(1);
 const SHARED_NAME: &[u8] = b"shared";
 /// Not a multiple of a leaf, so that deltas are partial.
 const BLOCK_BYTES: usize = 3000;
@@ -83,7 +85,14 @@ impl Worker {
     pub async fn run(mut self) {
         while !self.shared.is_over(self.load.until) {
             self.awake().await;
+            let began = now();
             self.step().await;
+            if now() - began > STALL {
+                self.awake().await;
+                let place = self.rng.random_range(0..self.load.places);
+                let outcome = self.write_and_sync(place).await;
+                self.end_step(outcome).await;
+            }
             let pause = self.rng.random_range(0..=self.load.pause.as_micros() as u64);
             tokio::time::sleep(Duration::from_micros(pause)).await;
             if self.shared.with(|notes| notes.settling) {
@@ -129,10 +138,19 @@ impl Worker {
                 return self.look_at(other).await;
             }
         };
+        self.end_step(outcome).await;
+    }
+
+    async fn end_step(&mut self, outcome: Outcome<()>) {
         match outcome {
             Ok(()) => self.shared.acknowledged(self.id),
             Err(_) => self.give_up().await,
         }
+    }
+
+    async fn write_and_sync(&mut self, place: u64) -> Outcome<()> {
+        self.write(place).await?;
+        self.fsync().await
     }
 
     /// After an error the handle may be poisoned: what was not flushed is in doubt, and a new handle must work.

@@ -5,6 +5,7 @@
 pub mod attrs;
 pub mod directory;
 pub mod gate;
+pub mod layout;
 pub mod lease;
 pub mod neighbours;
 pub mod page_cache;

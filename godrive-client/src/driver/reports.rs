@@ -3,6 +3,7 @@
 use super::master::Master;
 use super::retry::Patience;
 use super::stats::Stats;
+use crate::core::layout::adopt;
 use godrive_proto::data::Layout;
 use godrive_proto::lease::{Problem, Report, ReportRequest};
 use godrive_proto::{ChunkId, Code, Fault};
@@ -70,54 +71,5 @@ fn request(layout: &Layout, problem: Problem, detail: &str) -> ReportRequest {
         epoch: layout.epoch,
         problem,
         detail: detail.chars().take(1000).collect(),
-    }
-}
-
-/// A higher epoch's `held` was elected and counts. Within an epoch the master knows only what was committed, so
-/// the higher version counts.
-fn adopt(layout: &mut Layout, answer: Layout) {
-    if answer.epoch > layout.epoch {
-        *layout = Layout { index: layout.index, ..answer };
-    } else if answer.epoch == layout.epoch {
-        layout.members = answer.members;
-        if answer.held.version > layout.held.version {
-            layout.held = answer.held;
-        }
-        if answer.stable.version > layout.stable.version {
-            layout.stable = answer.stable;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use godrive_proto::data::{ChunkRef, Contents, LayoutTag};
-    use godrive_proto::{Digest, Epoch, Version};
-
-    fn layout(epoch: u64, held: u64, stable: u64) -> Layout {
-        let contents = |version| Contents { version: Version(version), digest: Digest(u128::from(version)) };
-        Layout {
-            index: 3,
-            chunk: ChunkRef { id: ChunkId(1), layout: LayoutTag::Replicated, chunk_bytes: 1 << 20, birth: 1 },
-            epoch: Epoch(epoch),
-            members: Vec::new(),
-            held: contents(held),
-            stable: contents(stable),
-        }
-    }
-
-    #[test]
-    fn an_elected_version_counts_and_a_committed_one_only_if_it_is_newer() {
-        for (answer, expected) in [
-            (layout(2, 4, 4), layout(2, 4, 4)),
-            (layout(1, 4, 2), layout(1, 5, 3)),
-            (layout(1, 6, 6), layout(1, 6, 6)),
-            (layout(0, 9, 9), layout(1, 5, 3)),
-        ] {
-            let mut ours = layout(1, 5, 3);
-            adopt(&mut ours, answer);
-            assert_eq!(ours, expected);
-        }
     }
 }

@@ -7,6 +7,7 @@
 use crate::core::attrs::{self, Pending};
 use crate::core::directory::Directory;
 use crate::core::gate::Gate;
+use crate::core::layout::{adopt, is_regression};
 use crate::core::lease::LeaseState;
 use crate::core::neighbours::Neighbours;
 use crate::core::page_cache::Tag;
@@ -375,14 +376,18 @@ impl State {
         }
     }
 
-    /// Replaces what is known of a chunk. All that learn of a newer layout come through here, so that the loss of what was
-    /// held is never passed over.
+    /// Takes over what is newer than what is known of a chunk. All that learn of a layout come through here, so that the loss of what
+    /// was held is never passed over: also not where a master that has lost its last records with its power says less at first.
     pub fn renew_layout(&mut self, layout: Layout) {
         let Some(slot) = self.slots.get_mut(&layout.index) else { return };
         if is_regression(&slot.layout, &layout) {
             self.regressed = Some(layout.index);
         }
-        slot.layout = layout;
+        if slot.layout.chunk.id == layout.chunk.id {
+            adopt(&mut slot.layout, layout);
+        } else {
+            slot.layout = layout;
+        }
     }
 
     /// The master answered a change of this inode before it was on stable storage: an fsync has to wait for that.
@@ -421,9 +426,31 @@ impl State {
     }
 }
 
-/// What was held may be so no longer: only a power loss of all members takes it, and only if it was not stable. Where
-/// others have written since, nobody can tell any more, and it is taken for lost.
-fn is_regression(known: &Layout, now: &Layout) -> bool {
-    let restarted = known.chunk.id == now.chunk.id && known.epoch.restarts() < now.epoch.restarts();
-    restarted && known.held != known.stable && known.held != now.held
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::layout::tests::layout;
+
+    #[test]
+    fn what_was_held_is_missed_also_if_the_master_has_forgotten_it_first() {
+        let mut state = State::default();
+        let tag = || Tag(0);
+        state.place(layout(6, 184, 183), false, tag);
+        // Both have lost their power; the slaves have not been asked yet.
+        state.place(layout(6, 183, 183), false, tag);
+        assert_eq!(state.regressed, None, "nobody has said so");
+        state.place(layout(1 << 32, 183, 183), false, tag);
+        assert_eq!(state.regressed, Some(3));
+    }
+
+    #[test]
+    fn what_was_stable_or_has_come_back_is_not_missed() {
+        for (known, elected) in [(183, 183), (184, 184)] {
+            let mut state = State::default();
+            let tag = || Tag(0);
+            state.place(layout(6, known, 183), false, tag);
+            state.place(layout(1 << 32, elected, 183), false, tag);
+            assert_eq!(state.regressed, None);
+        }
+    }
 }
