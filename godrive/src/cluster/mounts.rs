@@ -86,6 +86,11 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     plain
 }
 
+/// Whether anything is mounted exactly at this path. Asks nothing of the mount: while the cluster does not run it would not answer.
+pub fn is_mounted(path: &Path) -> Result<bool> {
+    Ok(mounted_at(path)?.is_some())
+}
+
 /// Asks the mount itself, in a thread of its own, for a mount that hangs never answers. By statfs, which always
 /// reaches the daemon: a stat may be answered from the kernel's cache after the daemon has died.
 pub async fn state(path: &Path) -> Result<State> {
@@ -211,6 +216,7 @@ mod tests {
     async fn a_fresh_folder_is_not_mounted_and_the_root_is_foreign() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(state(folder.path()).await.unwrap(), State::NotMounted);
+        assert_eq!([folder.path(), Path::new("/proc")].map(|path| is_mounted(path).unwrap()), [false, true]);
         assert_eq!(state(Path::new("/proc")).await.unwrap(), State::Foreign);
     }
 

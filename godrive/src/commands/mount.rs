@@ -51,7 +51,7 @@ pub async fn mount(line: cli::Mount) -> Result<()> {
 pub async fn is_served(home: &Home, name: NodeName, path: &Path) -> Result<bool> {
     let end = Instant::now() + MOUNT_DEADLINE;
     while let Some(pid) = process::running(home, name)? {
-        if mounts::state(path).await? != State::NotMounted {
+        if mounts::is_mounted(path)? {
             return Ok(true);
         }
         if Instant::now() >= end {
@@ -155,7 +155,7 @@ async fn force(path: &Path, folder: &Path, daemon: &Daemon, patience: Duration) 
         process::kill_all(daemon, program).await?;
         Ending::Killed
     };
-    if mounts::state(path).await? != State::NotMounted {
+    if mounts::is_mounted(path)? {
         mounts::unmount(path, true).await.with_context(|| format!("detaching {}", path.display()))?;
     }
     let lost = lost_since(folder, start);

@@ -12,6 +12,8 @@ use anyhow::Result;
 use godrive_proto::admin::{Movement, Status};
 use godrive_proto::cluster::{DiskHealth, NodeStatus};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A process of this folder.
@@ -48,11 +50,16 @@ pub async fn run(line: &cli::Status) -> Result<()> {
 }
 
 pub(super) async fn locals(home: &Home) -> Result<Vec<Local>> {
+    // All at once, for one that does not answer is waited for.
+    let ask = |path: PathBuf| async move {
+        mounts::state(&path).await.map(|state| (path.display().to_string(), state))
+    };
+    let asked = home.mounts()?.into_iter().map(|(number, path)| (number, tokio::spawn(ask(path))));
+    let mut asked: BTreeMap<u32, _> = asked.collect();
     let mut locals = Vec::new();
-    let paths = home.mounts()?;
     for name in home.nodes()? {
-        let mount = match paths.get(&name.number).filter(|_| name.kind == Kind::Mount) {
-            Some(path) => Some((path.display().to_string(), mounts::state(path).await?)),
+        let mount = match asked.get_mut(&name.number).filter(|_| name.kind == Kind::Mount) {
+            Some(answer) => Some(answer.await??),
             None => None,
         };
         let identity = crate::admin::load_identity(&home.node(name).join("identity.pem"));

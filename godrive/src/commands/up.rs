@@ -5,7 +5,7 @@ use crate::admin::Admin;
 use crate::cli;
 use crate::cluster::create::Maker;
 use crate::cluster::layout::{Cluster, Home, Kind, NodeName};
-use crate::cluster::mounts::{self, State};
+use crate::cluster::mounts;
 use crate::cluster::plan::{self, Existing, Plan, Step, Wanted};
 use crate::cluster::process::{self, Started};
 use crate::remote::{Remote, explained};
@@ -28,7 +28,7 @@ pub async fn run(line: cli::Up) -> Result<()> {
         mount: None,
     };
     // What cannot work is refused before anything is made, the folder included.
-    let first = plan::plan(&existing(&home).await?, &wanted)?;
+    let first = plan::plan(&existing(&home)?, &wanted)?;
     let mount = line.mount.is_some().then_some(Kind::Mount);
     for kind in first.starts().map(|name| name.kind).chain(mount) {
         process::program(kind)?;
@@ -37,7 +37,7 @@ pub async fn run(line: cli::Up) -> Result<()> {
     let home = Home::new(home.dir);
     let _lock = home.lock()?;
     wanted.mount = line.mount.as_deref().map(mounts::absolute).transpose()?;
-    let plan = plan::plan(&existing(&home).await?, &wanted)?;
+    let plan = plan::plan(&existing(&home)?, &wanted)?;
     for note in &plan.notes {
         eprintln!("note: {note}");
     }
@@ -45,7 +45,7 @@ pub async fn run(line: cli::Up) -> Result<()> {
     summary(&home, &plan)
 }
 
-async fn existing(home: &Home) -> Result<Existing> {
+fn existing(home: &Home) -> Result<Existing> {
     let mut existing = Existing {
         cluster: home.read()?,
         nodes: home.nodes()?.into_iter().collect(),
@@ -55,7 +55,7 @@ async fn existing(home: &Home) -> Result<Existing> {
     for &name in &existing.nodes {
         let runs = match existing.mounts.get(&name.number).filter(|_| name.kind == Kind::Mount) {
             // One that runs without its mount may be waiting for the cluster, or ending: it is looked at again when its turn comes.
-            Some(path) => mounts::state(path).await? != State::NotMounted,
+            Some(path) => mounts::is_mounted(path)?,
             None => true,
         };
         let runs = runs && process::running(home, name)?.is_some();
