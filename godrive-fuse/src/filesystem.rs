@@ -4,10 +4,10 @@
 //! [`crate::ops_data`], [`crate::ops_dirs`], [`crate::ops_locks`]. Not implemented on purpose: `access` (the kernel checks permissions),
 //! `forget` (inode numbers are never reused and the client remembers what it wants), `bmap`, `ioctl`, `poll`.
 
-use crate::answer::Answers;
+use crate::answer::{Answers, Refuse};
 use crate::convert::{self, BLOCK_BYTES};
 use crate::notify::Forgetting;
-use crate::operations::Operations;
+use crate::operations::{Operations, What};
 use crate::ops_locks::Asked;
 use crate::renames::Renames;
 use fuser::{
@@ -16,8 +16,9 @@ use fuser::{
     ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
     WriteFlags,
 };
-use godrive_client::Fs;
 use godrive_client::fs::Handle;
+use godrive_client::{Fs, FsError};
+use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
@@ -83,6 +84,18 @@ impl Mount {
     /// What the kernel said at the handshake: the minor version of its interface, and what it can do.
     pub fn kernel(&self) -> Arc<Kernel> {
         self.kernel.clone()
+    }
+
+    /// For what was asked of a daemon that is dead. It may have done it, and another mount may have gone on from there: it is not
+    /// done twice, and the kernel asks what has become of the inode before the caller can.
+    pub(crate) fn leave_in_doubt(&self, what: What, reply: impl Refuse) {
+        let fs = self.fs.clone();
+        let work = async move {
+            fs.forget_attributes(what.ino).await;
+            let context = "asked of a daemon that was killed, which may have done it";
+            Err::<Infallible, _>(FsError::new(libc::EIO, context))
+        };
+        self.answers.spawn(what, reply, work, |_, never| match never {});
     }
 
     /// A handle as the kernel names it, perhaps since before this daemon.

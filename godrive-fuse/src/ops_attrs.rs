@@ -84,10 +84,8 @@ impl Mount {
         set: SetAttr,
         reply: ReplyAttr,
     ) {
-        if set.size.is_some() && self.answers.is_asked_again() {
-            // It may have been cut already, and another mount may have gone on from there.
-            self.fs.forget_attributes(convert::ino(ino));
-            return reply.error(Errno::EIO);
+        if self.answers.is_asked_again() {
+            return self.leave_in_doubt(What::new("setattr", convert::ino(ino)), reply);
         }
         let caller = req.uid();
         let (fs, ino, handle) = (self.fs.clone(), convert::ino(ino), fh.map(|fh| self.handle(ino, fh)));

@@ -64,6 +64,11 @@ impl Mount {
                     }
                     match fs.open_found(found, flags).await {
                         Err(error) if error.errno == libc::ESTALE => {}
+                        // It was changed while the open waited.
+                        Ok(opened) if !may_open(&opened.value.entry.attr, caller.uid, flags) => {
+                            fs.release(opened.value.opened.handle);
+                            break;
+                        }
                         opened => return opened,
                     }
                 }
@@ -90,6 +95,9 @@ impl Mount {
         let ino = convert::ino(ino);
         let flags = flags.0;
         let what = What::new("open", ino);
+        if flags & libc::O_TRUNC != 0 && self.answers.is_asked_again() {
+            return self.leave_in_doubt(what, reply);
+        }
         let answer = move |reply: ReplyOpen, opened: Served<Opened>| {
             let Served { value: opened, pass: _pass } = opened;
             reply.opened(FileHandle(opened.handle.0), open_flags(&opened, flags));
@@ -141,9 +149,10 @@ impl Mount {
         let kill_privileges = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let what = What::new("write", convert::ino(ino));
         let written_back = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        if self.answers.is_asked_again() && handle.appends() && !written_back {
-            // It may be in the file already, and would be there twice.
-            return reply.error(Errno::EIO);
+        // The first may be in the file already, and would be there twice; the second is answered late, when others may have seen it.
+        let is_made_once = handle.appends() || handle.is_sync();
+        if self.answers.is_asked_again() && is_made_once && !written_back {
+            return self.leave_in_doubt(what, reply);
         }
         let known = if written_back {
             self.fs.try_write_back(handle, offset, &data)
@@ -209,15 +218,13 @@ impl Mount {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let what = What::new("fallocate", convert::ino(ino));
         if self.answers.is_asked_again() {
-            // As a truncation.
-            self.fs.forget_attributes(convert::ino(ino));
-            return reply.error(Errno::EIO);
+            return self.leave_in_doubt(what, reply);
         }
         let (fs, handle) = (self.fs.clone(), self.handle(ino, fh));
         // The kernel leaves it to us, and does not say so.
         let kill_privileges = req.uid() != 0;
-        let what = What::new("fallocate", convert::ino(ino));
         self.answers.spawn(
             what,
             reply,
@@ -252,6 +259,10 @@ impl Mount {
         let (from, to) = (self.handle(from_ino, from), self.handle(to_ino, to));
         let what = What::new("copy_file_range", convert::ino(from_ino)).and(convert::ino(to_ino));
         let (len, unheard, target) = (len.min(MAX_COPY_BYTES), self.fs.clone(), convert::ino(to_ino));
+        if self.answers.is_asked_again() {
+            self.answers.enter(|| self.fs.copied_beneath(target, to_offset, len));
+            return self.leave_in_doubt(What::new("copy_file_range", target), reply);
+        }
         let work = async move { fs.copy_file_range(from, from_offset, to, to_offset, len).await };
         let answer = |reply: ReplyWrite, copied: u64| match u32::try_from(copied) {
             Ok(copied) => reply.written(copied),

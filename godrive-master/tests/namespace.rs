@@ -152,6 +152,20 @@ async fn an_unlinked_file_lives_until_its_last_opener_closes() {
     assert_eq!(cluster.status().await.orphans, 0);
 }
 
+/// It would be removed under whoever comes later.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unlinked_file_is_there_only_for_those_who_had_it_open() {
+    let cluster = Cluster::start(quick(1)).await;
+    let (one, two) = (cluster.client("one").await, cluster.client("two").await);
+    let ino = one.create("f").await.unwrap().entry.attr.ino;
+    one.answers(Answer::Obey { open: true });
+    cluster.client("three").await.unlink("f").await.unwrap();
+    assert_eq!(two.acquire(ino, Mode::Shared).await.unwrap_err().code, Code::Stale);
+    assert_eq!(two.call::<GetAttr>(&ino).await.unwrap_err().code, Code::Stale);
+    assert_eq!(one.call::<GetAttr>(&ino).await.unwrap().attr.nlink, 0);
+    assert_eq!(one.acquire(ino, Mode::Exclusive).await.unwrap().views[0].attr.ino, ino);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_sequence_is_executed_once() {
     let cluster = Cluster::start(quick(1)).await;

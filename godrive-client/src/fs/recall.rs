@@ -62,8 +62,8 @@ impl<B: Backend> Fs<B> {
     }
 
     /// What the kernel believes of the inode may be wrong.
-    pub fn forget_attributes(&self, ino: Ino) {
-        self.invalidate_later(Invalidation::Attributes(ino));
+    pub async fn forget_attributes(&self, ino: Ino) {
+        self.invalidate(vec![Invalidation::Attributes(ino)], FORGET_PAGES).await;
     }
 
     async fn recall_lease(self: Arc<Self>, recall: RecallRequest) -> Release {

@@ -135,11 +135,21 @@ const COUNT_BITS: u32 = 40;
 const LIFE_SHIFT: u32 = 48;
 
 const APPEND: u32 = 2;
+const SYNC: u32 = 3;
 
 impl Handle {
     /// Opened with O_APPEND.
     pub fn appends(self) -> bool {
-        self.0 >> (COUNT_BITS + APPEND) & 1 == 1
+        self.is_set(APPEND)
+    }
+
+    /// Opened with O_SYNC or O_DSYNC.
+    pub fn is_sync(self) -> bool {
+        self.is_set(SYNC)
+    }
+
+    fn is_set(self, bit: u32) -> bool {
+        self.0 >> (COUNT_BITS + bit) & 1 == 1
     }
 }
 
@@ -160,7 +170,7 @@ impl OpenFile {
             readable: set(0),
             writable: set(1),
             append: set(APPEND),
-            sync: set(3),
+            sync: set(SYNC),
             direct: set(4),
             no_access_time: set(5),
             poison: 0,

@@ -1,5 +1,6 @@
 //! A whole cluster of real processes in a temporary folder, mounted, and taken away again whatever happens.
 
+use nix::sys::signal::Signal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -39,7 +40,7 @@ impl Cluster {
         let lines = || read().lines().filter(|line| line.contains("so far")).count();
         let before = lines();
         let daemon = nix::unistd::Pid::from_raw(self.daemon(number));
-        nix::sys::signal::kill(daemon, nix::sys::signal::Signal::SIGUSR1).expect("the daemon runs");
+        nix::sys::signal::kill(daemon, Signal::SIGUSR1).expect("the daemon runs");
         eventually("the mount's account", || lines() > before);
         let text = read();
         let line = text.lines().rfind(|line| line.contains("so far")).expect("it was found");
@@ -120,19 +121,22 @@ impl Cluster {
 
     /// SIGKILL to the master and all slaves.
     pub fn kill_nodes(&self) {
-        self.kill(|node| !is_mount(node));
+        self.signal(Signal::SIGKILL, |node| !is_mount(node));
     }
 
     /// The same to this node of the cluster's folder.
     pub fn kill_node(&self, name: &str) {
-        self.kill(|node| node.ends_with(name));
+        self.signal_node(Signal::SIGKILL, name);
     }
 
-    fn kill(&self, which: impl Fn(&Path) -> bool) {
+    pub fn signal_node(&self, signal: Signal, name: &str) {
+        self.signal(signal, |node| node.ends_with(name));
+    }
+
+    fn signal(&self, signal: Signal, which: impl Fn(&Path) -> bool) {
         for node in nodes(&self.path("cluster")).into_iter().filter(|node| which(node)) {
             let pid = pid(&node).expect("a running node has a pid file");
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
-                .expect("it is ours");
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("it is ours");
         }
     }
 

@@ -1,9 +1,11 @@
 //! The daemon is killed, and nobody who uses the mount sees more of it than a pause.
 
 use crate::cluster::{Cluster, eventually};
+use nix::sys::signal::Signal;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -203,6 +205,111 @@ fn twenty_kills_under_traffic() {
     let (operations, refused) =
         (traffic.operations.load(Ordering::Relaxed), traffic.refused.load(Ordering::Relaxed));
     println!("{KILLS} kills, {operations} operations, {refused} of them EIO, longest pause {longest:?}");
+}
+
+/// The master stands still until this is dropped.
+struct Standstill<'a>(&'a Cluster);
+
+impl<'a> Standstill<'a> {
+    fn begin(cluster: &'a Cluster) -> Self {
+        cluster.signal_node(Signal::SIGSTOP, "master-1");
+        Self(cluster)
+    }
+}
+
+impl Drop for Standstill<'_> {
+    fn drop(&mut self) {
+        self.0.signal_node(Signal::SIGCONT, "master-1");
+    }
+}
+
+type Change = fn(&File, &File) -> nix::Result<()>;
+
+/// The dead daemon may have made it, and others may have gone on from there.
+#[test]
+fn a_change_that_was_under_way_is_not_made_again() {
+    const LEN: usize = 100_000;
+    let changes: [(&str, &str, i32, Change); 7] = [
+        ("truncate", "setattr", 0, |file, _| nix::unistd::ftruncate(file, 5)),
+        ("chmod", "setattr", 0, |file, _| nix::sys::stat::fchmod(file, nix::sys::stat::Mode::S_IRUSR)),
+        ("chown", "setattr", 0, |file, _| nix::unistd::fchown(file, Some(7.into()), None)),
+        ("allocate", "fallocate", 0, |file, _| {
+            let punch = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE
+                | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            nix::fcntl::fallocate(file, punch, 0, 50_000)
+        }),
+        ("append", "write", libc::O_APPEND, |file, _| nix::unistd::write(file, b"more").map(drop)),
+        ("sync", "write", libc::O_SYNC, |file, _| nix::sys::uio::pwrite(file, b"more", 0).map(drop)),
+        ("copy", "copy_file_range", 0, |file, source| {
+            let (source, target) = (source.as_raw_fd(), file.as_raw_fd());
+            // SAFETY: both offsets live until the call has returned.
+            let copied = unsafe { libc::copy_file_range(source, &mut 0, target, &mut 10, 10_000, 0) };
+            nix::errno::Errno::result(copied).map(drop)
+        }),
+    ];
+    let cluster = Cluster::start(2);
+    // So that what is under way waits, and is named in the log.
+    cluster.configure(1, "hard = true\ndeadline_s = 1");
+    let (here, there) = (cluster.mount(1), cluster.mount(2));
+    let bytes = pattern(3, LEN);
+    let source = {
+        fs::write(here.join("source"), pattern(4, LEN)).unwrap();
+        File::open(here.join("source")).unwrap()
+    };
+    let opened: Vec<File> = changes
+        .iter()
+        .map(|(name, _, flags, _)| {
+            fs::write(there.join(name), &bytes).unwrap();
+            OpenOptions::new().read(true).write(true).custom_flags(*flags).open(here.join(name)).unwrap()
+        })
+        .collect();
+    // A copy is named by its source.
+    let named = |(name, file)| if name == "copy" { &source } else { file };
+    let files = changes.iter().map(|(name, ..)| *name).zip(&opened).map(named);
+    let inodes: Vec<u64> = files.map(|file| file.metadata().unwrap().ino()).collect();
+    // From now on this mount shares them with the other one, and knows all that the kernel asks before a change: only the change itself
+    // is to wait for the master.
+    for ((name, ..), file) in changes.iter().zip(&opened) {
+        let owner = OpenOptions::new().write(true).open(there.join(name)).unwrap();
+        owner.write_all_at(&bytes, 0).unwrap();
+        owner.sync_all().unwrap();
+        file.read_exact_at(&mut [0; 10], 0).unwrap();
+        // SAFETY: the name is a string, and nothing is asked to be copied.
+        let size = unsafe {
+            libc::fgetxattr(file.as_raw_fd(), c"security.capability".as_ptr(), std::ptr::null_mut(), 0)
+        };
+        assert_eq!(nix::errno::Errno::result(size), Err(nix::errno::Errno::ENODATA));
+    }
+    let log = cluster.log(1);
+    std::thread::scope(|scope| {
+        let standstill = Standstill::begin(&cluster);
+        let under_way: Vec<_> = changes
+            .iter()
+            .zip(&opened)
+            .map(|((name, _, _, change), file)| (*name, scope.spawn(|| change(file, &source))))
+            .collect();
+        eventually("all of them are with the daemon", || {
+            let log = fs::read_to_string(&log).unwrap();
+            changes.iter().zip(&inodes).all(|((_, operation, ..), ino)| {
+                let is_it = |line: &str| {
+                    line.contains(&format!("operation=\"{operation}\" ino={ino} "))
+                        && line.contains("older than")
+                };
+                log.lines().any(is_it)
+            })
+        });
+        kill(cluster.daemon(1));
+        drop(standstill);
+        for (name, change) in under_way {
+            assert_eq!(change.join().unwrap(), Err(nix::errno::Errno::EIO), "{name}");
+        }
+    });
+    // Whether the dead daemon has made it cannot be told, but it is the same for all.
+    for ((name, ..), file) in changes.iter().zip(&opened) {
+        let (seen, kept) = (file.metadata().unwrap(), fs::metadata(there.join(name)).unwrap());
+        assert_eq!((seen.len(), seen.mode(), seen.uid()), (kept.len(), kept.mode(), kept.uid()), "{name}");
+        assert!(fs::read(here.join(name)).unwrap() == fs::read(there.join(name)).unwrap(), "{name}");
+    }
 }
 
 #[test]

@@ -187,10 +187,20 @@ fn a_file_that_comes_and_goes_elsewhere_can_be_made_or_opened() {
                 let _ = fs::remove_file(&here);
             }
         });
-        for _ in 0..300 {
-            if let Err(error) = open(&there) {
+        for round in 0..300 {
+            // And what was opened lives, though its name may be gone before it was: longer than removals are told of.
+            let used = open(&there).and_then(|file| {
+                file.write_all_at(b"mine", 0)?;
+                file.sync_all()?;
+                std::thread::sleep(Duration::from_millis(round % 16 / 15 * 400));
+                let mut read = [0; 4];
+                file.read_exact_at(&mut read, 0)?;
+                assert_eq!(&read, b"mine");
+                file.sync_all()
+            });
+            if let Err(error) = used {
                 done.store(1, Ordering::SeqCst);
-                panic!("{error}");
+                panic!("round {round}: {error}");
             }
             let _ = fs::remove_file(&there);
         }

@@ -61,8 +61,8 @@ pub struct Node {
     awaited: bool,
     /// Its inventory of this connection is complete.
     pub inventoried: bool,
-    /// It has registered, and not told since what it has: what was known of it is forgotten.
-    telling: bool,
+    /// Since then it has registered, perhaps again and again, and not told what it has: what was known of it is forgotten.
+    telling: Option<Instant>,
     /// It was dead when people let it go, and has not been heard since: what only it has is lost.
     lost: bool,
     /// Did not answer a command; forgiven after a while of heartbeats.
@@ -141,7 +141,7 @@ impl Nodes {
             connected: false,
             awaited: true,
             inventoried: false,
-            telling: false,
+            telling: None,
             lost: false,
             suspected: None,
             errors: 0,
@@ -191,7 +191,7 @@ impl Nodes {
             connected: true,
             awaited: false,
             inventoried: false,
-            telling: true,
+            telling: before.and_then(|node| node.telling).or(Some(now)),
             lost: false,
             suspected: before.and_then(|node| node.suspected),
             errors: before.map_or(0, |node| node.errors),
@@ -262,19 +262,23 @@ impl Nodes {
         self.nodes.get(&id).is_some_and(|node| node.lost)
     }
 
-    /// Everybody who may have something unknown has told what it has, or is not waited for (any longer).
+    /// Everybody who has come and may have something unknown has told what it has, or is not waited for (any longer). Who was dead
+    /// when this master began, and has not come since, is not waited for either.
     pub fn all_told(&self, now: Instant) -> bool {
         const LONGEST: Duration = Duration::from_secs(3600);
-        self.nodes.iter().all(|(id, node)| match self.health(now, *id) {
-            Health::Awaited => false,
-            Health::Dead => !node.telling || now.since(node.heard) > LONGEST || self.is_given_up(now, *id),
-            Health::Alive | Health::Suspect => !node.telling,
+        self.nodes.iter().all(|(id, node)| {
+            let is_over = node.telling.is_none_or(|since| now.since(since) > LONGEST);
+            match self.health(now, *id) {
+                Health::Awaited => false,
+                Health::Dead => is_over || self.is_given_up(now, *id),
+                Health::Alive | Health::Suspect => is_over,
+            }
         })
     }
 
     pub fn inventoried(&mut self, id: NodeId) {
         if let Some(node) = self.nodes.get_mut(&id) {
-            (node.inventoried, node.telling) = (true, false);
+            (node.inventoried, node.telling) = (true, None);
         }
     }
 

@@ -125,13 +125,21 @@ fn who_has_registered_is_waited_for_until_it_has_told_what_it_has() {
     assert!(!nodes.all_told(s(1)));
     nodes.disconnected(B);
     assert!(!nodes.all_told(s(1)), "it comes again");
+    nodes.register(s(2), B, &announce(&[2])).unwrap();
+    assert!(!nodes.all_told(s(3)));
     nodes.heartbeat(s(19), A, &pulse(1, DiskHealth::Healthy)).unwrap();
     assert!(!nodes.all_told(s(20)), "also when it is dead");
-    nodes.heartbeat(s(3_600), A, &pulse(1, DiskHealth::Healthy)).unwrap();
-    assert_eq!([nodes.all_told(s(3_600)), nodes.all_told(s(3_601))], [false, true], "for an hour");
     nodes.intents.set(B, Intent { purpose: Purpose::Decommission, disks: vec![] });
-    assert!(nodes.all_told(s(20)), "or is given up");
+    assert!(nodes.all_told(s(20)), "unless it is given up");
     nodes.intents.set(B, Intent::default());
+    nodes.register(s(3_600), B, &announce(&[2])).unwrap();
+    nodes.heartbeat(s(3_600), A, &pulse(1, DiskHealth::Healthy)).unwrap();
+    assert_eq!(
+        [nodes.all_told(s(3_600)), nodes.all_told(s(3_601))],
+        [false, true],
+        "for an hour, also where it comes again and again"
+    );
+    nodes.inventoried(B);
     nodes.register(s(20), B, &announce(&[2])).unwrap();
     assert!(!nodes.all_told(s(20)));
     nodes.inventoried(B);

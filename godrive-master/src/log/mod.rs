@@ -167,7 +167,7 @@ impl Log {
         let names = self.disk.list(&self.directory).map_err(|error| LogError::io(&self.directory, error))?;
         let mut firsts: Vec<LogIndex> = names.iter().filter_map(|name| segment::parse_name(name)).collect();
         firsts.sort();
-        let mut unborn = None;
+        let (mut unborn, mut torn) = (None, false);
         for (position, first) in firsts.iter().enumerate() {
             let last = position + 1 == firsts.len();
             let path = format!("{}/{}", self.directory, segment::name(*first));
@@ -176,7 +176,7 @@ impl Log {
                 return Err(LogError::Missing { path, expected: self.next });
             }
             match Segment::open(path.clone(), file, *first, self.cluster)? {
-                Some(segment) => self.load_segment(segment, last)?,
+                Some(segment) => torn = self.load_segment(segment, last)?,
                 None if last => unborn = Some(path),
                 None => return Err(LogError::Header { path }),
             }
@@ -196,6 +196,13 @@ impl Log {
             self.disk.remove(&path).map_err(|error| LogError::io(&path, error))?;
         }
         if let Some(segment) = self.segments.last_mut() {
+            if torn {
+                tracing::warn!(
+                    path = segment.path,
+                    at = segment.end,
+                    "what is behind the last whole record is cut off"
+                );
+            }
             segment.cut()?;
             segment.file.sync().map_err(|error| LogError::io(&segment.path, error))?;
         }
@@ -203,7 +210,8 @@ impl Log {
         self.disk.sync_directory(&self.directory).map_err(|error| LogError::io(&self.directory, error))
     }
 
-    fn load_segment(&mut self, mut segment: Segment, last: bool) -> Result<(), LogError> {
+    /// Whether something that is no record lies behind its records.
+    fn load_segment(&mut self, mut segment: Segment, last: bool) -> Result<bool, LogError> {
         let bytes = segment.read()?;
         let scan = segment.scan(&bytes, self.cluster);
         match scan.verdict {
@@ -229,7 +237,7 @@ impl Log {
         segment.end = scan.end;
         self.next = scan.next;
         self.segments.push(segment);
-        Ok(())
+        Ok(scan.verdict == Verdict::Torn)
     }
 
     /// The index of the first record that is still there; of an empty log, that of the first to come.

@@ -106,7 +106,8 @@ pub async fn get_attr(context: &Context, ino: Ino) -> Result<InodeView, Fault> {
 async fn see(context: &Context, ino: Ino, past_owner: bool) -> Result<(InodeView, Option<SessionId>), Fault> {
     let session = context.session()?;
     let wants = move |hub: &Hub, ino: &Ino| {
-        let owned = past_owner && owner(hub, session, &hub.state.attr(*ino)?).is_some();
+        let attr = hub.state.reachable(session, *ino)?.attr(*ino);
+        let owned = past_owner && owner(hub, session, &attr).is_some();
         Ok(if owned { Vec::new() } else { vec![(*ino, Need::Read)] })
     };
     let answer = move |hub: &mut Hub, now: Instant, session: SessionId, ino: &Ino, without: &[Ino]| {
@@ -231,10 +232,11 @@ pub async fn acquire(context: &Context, request: AcquireRequest) -> Result<Acqui
     if let Some(range) = request.layout {
         check_range(range)?;
     }
-    let wants = |hub: &Hub, request: &AcquireRequest| {
+    let session = context.session()?;
+    let wants = move |hub: &Hub, request: &AcquireRequest| {
         let need = if request.mode == Mode::Exclusive { Need::Own } else { Need::Share };
         for ino in &request.inodes {
-            let inode = hub.state.inode(*ino)?;
+            let inode = hub.state.reachable(session, *ino)?;
             if need == Need::Own && inode.kind != Kind::File {
                 return Err(Fault::new(
                     Code::Invalid,
@@ -257,7 +259,7 @@ pub async fn acquire(context: &Context, request: AcquireRequest) -> Result<Acqui
             }
             Ok(acquired)
         };
-    context.run(Look { session: context.session()?, request, wants, answer }).await
+    context.run(Look { session, request, wants, answer }).await
 }
 
 pub async fn own(context: &Context, request: OwnRequest) -> Result<Owned, Fault> {

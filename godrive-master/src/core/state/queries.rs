@@ -40,6 +40,23 @@ impl State {
         Ok(self.view().value(&keys::inode(ino))?)
     }
 
+    /// One that the session can get at: by a name, or as it had it open when the last name went. Whoever comes later is told that
+    /// it is gone, as it is removed without asking them when the others have closed it. What lies in the trash stays.
+    pub fn reachable(&self, session: SessionId, ino: Ino) -> Result<Inode, Fault> {
+        let view = self.view();
+        let inode = view.inode(ino)?;
+        let is_kept =
+            inode.nlink > 0 || view.bytes(&keys::orphan(ino, session))?.is_some() || view.is_trashed(ino)?;
+        if is_kept {
+            Ok(inode)
+        } else {
+            Err(Fault::new(
+                Code::Stale,
+                format!("inode {ino} has no name any longer, and only others have it open"),
+            ))
+        }
+    }
+
     pub fn attr(&self, ino: Ino) -> Result<Attr, Fault> {
         Ok(self.inode(ino)?.attr(ino))
     }
