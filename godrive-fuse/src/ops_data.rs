@@ -50,13 +50,15 @@ impl Mount {
             async move {
                 let told = |ino| renames.told(parent, &name, Some(ino));
                 for _ in 0..CREATIONS {
-                    // It may be there, as another mount was quicker, and be gone when it is to be opened.
-                    let found = match fs.create_new(parent, &name, mode, flags, caller).await? {
-                        Made::New(created) => {
+                    // It may be there, as another mount was quicker, and be gone when it is to be opened; so may be what is made here.
+                    let found = match fs.create_new(parent, &name, mode, flags, caller).await {
+                        Ok(Made::New(created)) => {
                             told(created.entry.attr.ino);
                             return Ok(created);
                         }
-                        Made::There(entry) => entry,
+                        Ok(Made::There(entry)) => entry,
+                        Err(error) if error.errno == libc::ESTALE => continue,
+                        Err(error) => return Err(error),
                     };
                     told(found.attr.ino);
                     if !may_open(&found.attr, caller.uid, flags) {

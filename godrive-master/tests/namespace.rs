@@ -5,6 +5,7 @@
 mod common;
 
 use common::{Answer, Client, Cluster, DEADLINE, create, eventually, name, quick};
+use godrive_master::config::{Config, Trash};
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::lease::*;
 use godrive_proto::meta::*;
@@ -155,15 +156,23 @@ async fn an_unlinked_file_lives_until_its_last_opener_closes() {
 /// It would be removed under whoever comes later.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unlinked_file_is_there_only_for_those_who_had_it_open() {
-    let cluster = Cluster::start(quick(1)).await;
-    let (one, two) = (cluster.client("one").await, cluster.client("two").await);
-    let ino = one.create("f").await.unwrap().entry.attr.ino;
-    one.answers(Answer::Obey { open: true });
-    cluster.client("three").await.unlink("f").await.unwrap();
-    assert_eq!(two.acquire(ino, Mode::Shared).await.unwrap_err().code, Code::Stale);
-    assert_eq!(two.call::<GetAttr>(&ino).await.unwrap_err().code, Code::Stale);
-    assert_eq!(one.call::<GetAttr>(&ino).await.unwrap().attr.nlink, 0);
-    assert_eq!(one.acquire(ino, Mode::Exclusive).await.unwrap().views[0].attr.ino, ino);
+    // 0: it is laid into the trash.
+    for min_age_s in [10, 0] {
+        let config = quick(1);
+        let trash = Trash { min_age_s, ..config.trash };
+        let cluster = Cluster::start(Config { trash, ..config }).await;
+        let (one, two) = (cluster.client("one").await, cluster.client("two").await);
+        let ino = one.create("f").await.unwrap().entry.attr.ino;
+        one.answers(Answer::Obey { open: true });
+        cluster.client("three").await.unlink("f").await.unwrap();
+        assert_eq!(two.acquire(ino, Mode::Shared).await.unwrap_err().code, Code::Stale);
+        // It may look, but nothing that it then believes is held to.
+        let seen = two.call::<GetAttr>(&ino).await.unwrap();
+        let xattrs = two.call::<ReadXattrs>(&ino).await.unwrap();
+        assert_eq!((seen.attr.nlink, seen.lease, xattrs.view.lease), (0, None, None));
+        assert_eq!(one.call::<GetAttr>(&ino).await.unwrap().lease.unwrap().mode, Mode::Shared);
+        assert_eq!(one.acquire(ino, Mode::Exclusive).await.unwrap().views[0].attr.ino, ino);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -192,12 +192,20 @@ impl<B: Backend> Fs<B> {
             self.note(inode.ino, &mut state);
             (self.is_valid(&state), state.poison)
         };
-        if !covered {
-            self.cover_open(&inode);
-        }
-        let handle = self.handles.add(access.file(inode, poison));
+        let handle = self.handles.add(access.file(inode.clone(), poison));
         let opened = Opened { handle, keep_cache: false, no_flush: !access.writes() };
-        Ok(Made::New(Served { value: Created { entry, opened }, pass }))
+        if covered {
+            return Ok(Made::New(Served { value: Created { entry, opened }, pass }));
+        }
+        // A recall overtook the answer, and the master was told that nobody has it open: it may be removed already. A pass would hold
+        // back a recall that this has to wait for.
+        drop(pass);
+        if let Err(error) = self.acquire(&inode, Mode::Shared).await {
+            self.release(handle);
+            return Err(error);
+        }
+        let entry = Entry { attr_ttl: Duration::ZERO, entry_ttl: Duration::ZERO, ..entry };
+        Ok(Made::New(Served { value: Created { entry, opened }, pass: Default::default() }))
     }
 
     /// A handle was opened without a lease (a recall overtook it, the session is new): a shared one tells the master.

@@ -46,6 +46,9 @@ impl<B: Backend> Fs<B> {
         data: &Bytes,
         kill_privileges: bool,
     ) -> Option<Result<Served<u32>>> {
+        if handle.is_sync() {
+            return None;
+        }
         self.try_put(handle, data, kill_privileges, |file| file.place(offset))
     }
 
@@ -56,10 +59,19 @@ impl<B: Backend> Fs<B> {
         data: Bytes,
         kill_privileges: bool,
     ) -> Result<Served<u32>> {
-        self.put(handle, data, kill_privileges, |file| file.place(offset)).await
+        let served = self.put(handle, data, kill_privileges, |file| file.place(offset)).await?;
+        if served.value == 0 || !handle.is_sync() {
+            return Ok(served);
+        }
+        // The pass would hold back a recall that the flush may have to wait for.
+        let Served { value, pass } = served;
+        drop(pass);
+        self.fsync(handle, true).await?;
+        Ok(Served { value, pass: Default::default() })
     }
 
-    /// The kernel writes a mapped page back. It goes where it was read from, also through a handle that appends.
+    /// The kernel writes a mapped page back. It goes where it was read from, also through a handle that appends; and it is not made
+    /// stable, also through a handle that syncs: the kernel takes any that can write, and asks for that itself (msync, fsync).
     pub fn try_write_back(&self, handle: Handle, offset: u64, data: &Bytes) -> Option<Result<Served<u32>>> {
         self.try_put(handle, data, false, |_| Place::At(offset))
     }
@@ -85,10 +97,7 @@ impl<B: Backend> Fs<B> {
             Ok(file) => file,
             Err(error) => return Some(Err(error)),
         };
-        if data.is_empty()
-            || file.sync
-            || self.dirty_bytes.load(Ordering::Relaxed) >= self.limits.write_buffer_bytes
-        {
+        if data.is_empty() || self.dirty_bytes.load(Ordering::Relaxed) >= self.limits.write_buffer_bytes {
             return None;
         }
         let place = place(&file);
@@ -116,15 +125,7 @@ impl<B: Backend> Fs<B> {
             return Ok(Served { value: 0, pass: Default::default() });
         }
         let place = place(&file);
-        let served = self.write_to(&file.inode, place, &data, kill_privileges).await?;
-        if file.sync {
-            // The pass would hold back a recall that the flush may have to wait for.
-            let Served { value, pass } = served;
-            drop(pass);
-            self.fsync(handle, true).await?;
-            return Ok(Served { value, pass: Default::default() });
-        }
-        Ok(served)
+        self.write_to(&file.inode, place, &data, kill_privileges).await
     }
 
     pub(super) async fn write_to(

@@ -7,6 +7,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -281,13 +282,22 @@ fn a_change_that_was_under_way_is_not_made_again() {
         assert_eq!(nix::errno::Errno::result(size), Err(nix::errno::Errno::ENODATA));
     }
     let log = cluster.log(1);
+    // Soon, so that the leases which they need still last.
+    let begin = Barrier::new(changes.len() + 1);
     std::thread::scope(|scope| {
-        let standstill = Standstill::begin(&cluster);
         let under_way: Vec<_> = changes
             .iter()
             .zip(&opened)
-            .map(|((name, _, _, change), file)| (*name, scope.spawn(|| change(file, &source))))
+            .map(|((name, _, _, change), file)| {
+                let change = || {
+                    begin.wait();
+                    change(file, &source)
+                };
+                (*name, scope.spawn(change))
+            })
             .collect();
+        let standstill = Standstill::begin(&cluster);
+        begin.wait();
         eventually("all of them are with the daemon", || {
             let log = fs::read_to_string(&log).unwrap();
             changes.iter().zip(&inodes).all(|((_, operation, ..), ino)| {

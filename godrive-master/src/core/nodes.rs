@@ -98,6 +98,12 @@ pub struct SlowDisk {
     pub times_ms: Option<(u32, u32)>,
 }
 
+/// A node that comes again and again without telling what it has is not waited for any longer, until it comes once more.
+fn is_too_long(now: Instant, since: Instant) -> bool {
+    const LONGEST: Duration = Duration::from_secs(3600);
+    now.since(since) > LONGEST
+}
+
 impl Nodes {
     pub fn new(settings: Settings) -> Self {
         Self {
@@ -117,6 +123,7 @@ impl Nodes {
             let was_there = standstill.found_silent_for_less_than(patience, node.heard);
             node.awaited |= counted > node.heard && was_there && standstill.lasted() >= patience;
             node.heard = counted;
+            node.telling = node.telling.map(|since| standstill.counted(since));
         }
     }
 
@@ -191,7 +198,10 @@ impl Nodes {
             connected: true,
             awaited: false,
             inventoried: false,
-            telling: before.and_then(|node| node.telling).or(Some(now)),
+            telling: before
+                .and_then(|node| node.telling)
+                .filter(|since| !is_too_long(now, *since))
+                .or(Some(now)),
             lost: false,
             suspected: before.and_then(|node| node.suspected),
             errors: before.map_or(0, |node| node.errors),
@@ -265,9 +275,8 @@ impl Nodes {
     /// Everybody who has come and may have something unknown has told what it has, or is not waited for (any longer). Who was dead
     /// when this master began, and has not come since, is not waited for either.
     pub fn all_told(&self, now: Instant) -> bool {
-        const LONGEST: Duration = Duration::from_secs(3600);
         self.nodes.iter().all(|(id, node)| {
-            let is_over = node.telling.is_none_or(|since| now.since(since) > LONGEST);
+            let is_over = node.telling.is_none_or(|since| is_too_long(now, since));
             match self.health(now, *id) {
                 Health::Awaited => false,
                 Health::Dead => is_over || self.is_given_up(now, *id),

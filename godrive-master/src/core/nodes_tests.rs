@@ -139,6 +139,8 @@ fn who_has_registered_is_waited_for_until_it_has_told_what_it_has() {
         [false, true],
         "for an hour, also where it comes again and again"
     );
+    nodes.register(s(3_602), B, &announce(&[2])).unwrap();
+    assert!(!nodes.all_told(s(3_603)), "it may have come to stay");
     nodes.inventoried(B);
     nodes.register(s(20), B, &announce(&[2])).unwrap();
     assert!(!nodes.all_told(s(20)));

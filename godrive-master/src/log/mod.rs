@@ -200,7 +200,7 @@ impl Log {
                 tracing::warn!(
                     path = segment.path,
                     at = segment.end,
-                    "what is behind the last whole record is cut off"
+                    "behind its last whole record the log had what a write left that was interrupted, or damage; it is cut off"
                 );
             }
             segment.cut()?;
@@ -216,14 +216,7 @@ impl Log {
         let scan = segment.scan(&bytes, self.cluster);
         match scan.verdict {
             Verdict::Whole => {}
-            Verdict::Torn if last => {
-                tracing::warn!(
-                    path = segment.path,
-                    at = scan.end,
-                    bytes = bytes.len() as u64 - scan.end,
-                    "behind its last whole record the log has what a write left that was interrupted, or damage"
-                );
-            }
+            Verdict::Torn if last => {}
             // A segment is synced before the next is begun, so its own end cannot be torn.
             Verdict::Torn => {
                 let (path, at) = (segment.path, scan.end);

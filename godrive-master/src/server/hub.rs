@@ -18,7 +18,7 @@ use crate::core::record::{Answer, Body, Origin, Record};
 use crate::core::standstill::Watch;
 use crate::core::state::State;
 use godrive_proto::lease::{Mode, RecallRequest, Release, RenewRequest};
-use godrive_proto::meta::InodeView;
+use godrive_proto::meta::{Attr, InodeView};
 use godrive_proto::net::Connection;
 use godrive_proto::time::{Clock, Instant, Timestamp};
 use godrive_proto::{ChunkId, ClusterId, Code, Fault, Ino, LogIndex, NodeId, SessionId, Term};
@@ -384,7 +384,15 @@ impl Hub {
         without: &[Ino],
     ) {
         let ino = view.attr.ino;
-        view.lease = if without.contains(&ino) { None } else { self.leases.grant(now, session, ino, mode) };
+        let is_granted = !without.contains(&ino) && self.is_open_to(session, &view.attr);
+        view.lease = if is_granted { self.leases.grant(now, session, ino, mode) } else { None };
+    }
+
+    fn is_open_to(&self, session: SessionId, attr: &Attr) -> bool {
+        self.state.is_open_to(session, attr).unwrap_or_else(|fault| {
+            tracing::error!(%session, ino = %attr.ino, "no lease is granted: {fault}");
+            false
+        })
     }
 
     /// As [`Self::dress`] for an answer that is repeated: only what nobody else minds. The one who made a file for
@@ -394,6 +402,9 @@ impl Hub {
         // What it was then may have changed since; a lease goes with what it is now.
         let Ok(attr) = self.state.attr(ino) else { return };
         view.attr = attr;
+        if !self.is_open_to(session, &view.attr) {
+            return;
+        }
         if owns && self.leases.free_now(session, ino, Need::Own) {
             view.lease = self.leases.grant(now, session, ino, Mode::Exclusive);
         } else if self.leases.free_now(session, ino, Need::Read) {

@@ -106,8 +106,7 @@ pub async fn get_attr(context: &Context, ino: Ino) -> Result<InodeView, Fault> {
 async fn see(context: &Context, ino: Ino, past_owner: bool) -> Result<(InodeView, Option<SessionId>), Fault> {
     let session = context.session()?;
     let wants = move |hub: &Hub, ino: &Ino| {
-        let attr = hub.state.reachable(session, *ino)?.attr(*ino);
-        let owned = past_owner && owner(hub, session, &attr).is_some();
+        let owned = past_owner && owner(hub, session, &hub.state.attr(*ino)?).is_some();
         Ok(if owned { Vec::new() } else { vec![(*ino, Need::Read)] })
     };
     let answer = move |hub: &mut Hub, now: Instant, session: SessionId, ino: &Ino, without: &[Ino]| {
@@ -236,8 +235,12 @@ pub async fn acquire(context: &Context, request: AcquireRequest) -> Result<Acqui
     let wants = move |hub: &Hub, request: &AcquireRequest| {
         let need = if request.mode == Mode::Exclusive { Need::Own } else { Need::Share };
         for ino in &request.inodes {
-            let inode = hub.state.reachable(session, *ino)?;
-            if need == Need::Own && inode.kind != Kind::File {
+            let attr = hub.state.attr(*ino)?;
+            if !hub.state.is_open_to(session, &attr)? {
+                let detail = format!("inode {ino} has no name any longer, and only others had it open");
+                return Err(Fault::new(Code::Stale, detail));
+            }
+            if need == Need::Own && attr.kind != Kind::File {
                 return Err(Fault::new(
                     Code::Invalid,
                     format!("inode {ino} is not a file: it cannot be owned"),

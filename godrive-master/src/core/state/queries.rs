@@ -40,21 +40,10 @@ impl State {
         Ok(self.view().value(&keys::inode(ino))?)
     }
 
-    /// One that the session can get at: by a name, or as it had it open when the last name went. Whoever comes later is told that
-    /// it is gone, as it is removed without asking them when the others have closed it. What lies in the trash stays.
-    pub fn reachable(&self, session: SessionId, ino: Ino) -> Result<Inode, Fault> {
-        let view = self.view();
-        let inode = view.inode(ino)?;
-        let is_kept =
-            inode.nlink > 0 || view.bytes(&keys::orphan(ino, session))?.is_some() || view.is_trashed(ino)?;
-        if is_kept {
-            Ok(inode)
-        } else {
-            Err(Fault::new(
-                Code::Stale,
-                format!("inode {ino} has no name any longer, and only others have it open"),
-            ))
-        }
+    /// Whether the session may go on with the inode: it has a name, or the session had it open when the last one went. It is taken
+    /// away, or laid into the trash, without asking anybody else.
+    pub fn is_open_to(&self, session: SessionId, attr: &Attr) -> Result<bool, Fault> {
+        Ok(attr.nlink > 0 || self.view().bytes(&keys::orphan(attr.ino, session))?.is_some())
     }
 
     pub fn attr(&self, ino: Ino) -> Result<Attr, Fault> {
