@@ -1,14 +1,15 @@
 //! A cluster of real processes with some mounts, taken away again whatever happens.
 
+use crate::helper::Helper;
 use crate::relay::Relay;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
 
 pub struct Cluster {
     folder: tempfile::TempDir,
+    helper: Helper,
     mounts: Vec<PathBuf>,
     /// Between the last mount and the master.
     relay: Relay,
@@ -34,7 +35,8 @@ impl Cluster {
         let path = folder.path().canonicalize().expect("the folder exists");
         let mounts = (1..=mounts).map(|number| path.join(format!("m{number}"))).collect();
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 9));
-        let mut cluster = Self { folder, mounts, relay: Relay::to(nowhere) };
+        let helper = Helper::start(&path);
+        let mut cluster = Self { folder, helper, mounts, relay: Relay::to(nowhere) };
         cluster.godrive(&["up", "--slaves", "3", "--mount", text(cluster.mount(1)), "--dir"]);
         for mount in &cluster.mounts[1..] {
             cluster.godrive(&["mount", text(mount), "--dir"]);
@@ -96,21 +98,15 @@ impl Cluster {
 
     /// Runs the command, whose last argument is the cluster's folder.
     fn godrive(&self, arguments: &[&str]) {
-        let output = self.run(arguments);
-        assert!(
-            output.status.success(),
-            "godrive {arguments:?}: {}\n{}{}",
-            output.status,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        if let Err(failure) = self.run(arguments) {
+            panic!("godrive {arguments:?}: {failure}");
+        }
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
-        let godrive = program("godrive");
-        let mut command = Command::new(&godrive);
-        command.args(arguments).arg(self.dir()).stdin(Stdio::null());
-        command.output().unwrap_or_else(|error| panic!("{}: {error}", godrive.display()))
+    fn run(&self, arguments: &[&str]) -> Result<(), String> {
+        let (program, dir) = (program("godrive"), self.dir());
+        let line: Vec<&str> = [text(&program)].iter().chain(arguments).copied().chain([text(&dir)]).collect();
+        self.helper.run(&line)
     }
 
     fn nodes(&self) -> Vec<PathBuf> {
@@ -143,9 +139,8 @@ impl Drop for Cluster {
         if !self.dir().join("cluster.toml").exists() {
             return;
         }
-        let down = self.run(&["down", "--dir"]);
-        if !down.status.success() {
-            eprintln!("godrive down: {}", String::from_utf8_lossy(&down.stderr));
+        if let Err(failure) = self.run(&["down", "--dir"]) {
+            eprintln!("godrive down: {failure}");
         }
         self.nodes().iter().for_each(|node| end(node));
         for mount in &self.mounts {

@@ -7,6 +7,7 @@
 
 mod client;
 mod cluster;
+mod helper;
 mod relay;
 
 use client::{Mount, Work};
