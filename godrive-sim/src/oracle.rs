@@ -41,6 +41,8 @@ struct Write {
     /// It was not stable in a power loss. Until an fsync returns 0 its writer may be told that it is lost: a `close`
     /// that came before anybody knew says nothing.
     unpowered: bool,
+    /// The process that made it is dead. No later one vouches for what is lost of it.
+    orphaned: bool,
 }
 
 impl Write {
@@ -137,8 +139,15 @@ impl Oracle {
 
     pub fn write_begins(&mut self, place: Place, stamp: Stamp) {
         let begun = self.tick();
-        let write =
-            Write { stamp, begun, ended: None, safety: Safety::Written, fate: Fate::Kept, unpowered: false };
+        let write = Write {
+            stamp,
+            begun,
+            ended: None,
+            safety: Safety::Written,
+            fate: Fate::Kept,
+            unpowered: false,
+            orphaned: false,
+        };
         self.registers.entry(place).or_default().writes.push(write);
     }
 
@@ -214,8 +223,12 @@ impl Oracle {
         self.cut(client, true);
         self.suspicions.retain(|suspicion| suspicion.missed.client != client);
         for register in self.registers.values_mut() {
-            let in_doubt = register.writes.iter_mut().filter(|write| write.stamp.client == client);
-            in_doubt.filter(|write| write.fate == Fate::InDoubt).for_each(|write| write.fate = Fate::GivenUp);
+            for write in register.writes.iter_mut().filter(|write| write.stamp.client == client) {
+                write.orphaned = true;
+                if write.fate == Fate::InDoubt {
+                    write.fate = Fate::GivenUp;
+                }
+            }
         }
     }
 
@@ -233,7 +246,7 @@ impl Oracle {
         for register in self.registers.values_mut() {
             for write in &mut register.writes {
                 if write.safety < below && write.fate == Fate::Kept && which(write.stamp) {
-                    write.fate = Fate::InDoubt;
+                    write.fate = if write.orphaned { Fate::GivenUp } else { Fate::InDoubt };
                     self.tally.lost_writes += 1;
                 }
             }
@@ -380,6 +393,23 @@ mod tests {
         write(&mut oracle, stamp(1, 1));
         assert_eq!(read(&mut oracle, Found::Nothing), 1);
         assert_eq!(oracle.verdict().len(), 1, "nobody has been told anything");
+    }
+
+    #[test]
+    fn a_later_process_vouches_only_for_what_was_there_when_it_came() {
+        for (power_fails, allowed) in [(true, 0), (false, 1)] {
+            let mut oracle = Oracle::default();
+            write(&mut oracle, stamp(1, 1));
+            oracle.safe(1, 1, 2, Safety::Held);
+            oracle.dies(1);
+            if power_fails {
+                oracle.power_fails();
+            }
+            oracle.cut(1, false);
+            oracle.safe(1, 1, 2, Safety::Stable);
+            oracle.power_fails();
+            assert_eq!(read(&mut oracle, Found::Nothing), allowed);
+        }
     }
 
     #[test]
