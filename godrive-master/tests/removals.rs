@@ -159,6 +159,35 @@ async fn a_batch_without_its_leases_is_refused() {
     one.mutate::<Batch>(&request).await.unwrap();
 }
 
+/// Which files they have open, a master that has restarted learns from them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_waits_for_those_from_before_a_restart() {
+    let mut cluster = Cluster::start(quick(1)).await;
+    let (mut one, mut two) = (cluster.client("one").await, cluster.client("two").await);
+    let d = directory(&one).await;
+    let f = file(&one, d, "f").await;
+    two.answers(Answer::Obey { open: true });
+    two.acquire(f, Mode::Shared).await.unwrap();
+    let owned = own(&one, d, &[]).await.unwrap().directory;
+    let also = one.acquire(f, Mode::Exclusive).await.unwrap().views.remove(0);
+    assert_eq!(two.recalled(), [(f, None)]);
+    cluster.restart().await;
+    one.reconnect(&cluster).await;
+    two.reconnect(&cluster).await;
+    let exclusive = [&owned, &also].map(|view| (view.attr.ino, view.lease.unwrap().id)).into();
+    let resumed = one.call::<Resume>(&ResumeRequest { exclusive, open: vec![], last: true }).await.unwrap();
+    assert_eq!(resumed.lost, []);
+    let request = BatchRequest { steps: vec![step(d, "f", f)] };
+    let header = RequestHeader { sequence: one.next_sequence(), ..one.header() };
+    let soon = RequestHeader { deadline_ms: 200, ..header.clone() };
+    assert_eq!(code(one.call_with::<Batch>(soon, &request).await), Some(Code::Timeout));
+    two.call::<Resume>(&ResumeRequest { exclusive: vec![], open: vec![f], last: true }).await.unwrap();
+    one.call_with::<Batch>(header, &request).await.unwrap();
+    let closed = ReleaseRequest { leases: vec![], closed_orphans: vec![f] };
+    one.call::<Releases>(&closed).await.unwrap();
+    assert_eq!(two.call::<GetAttr>(&f).await.unwrap().attr.nlink, 0);
+}
+
 /// The owner of a directory may be ahead of the master: a refusal that rests on names is the owner's to give.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_because_of_names_recalls_who_may_have_removed_them() {

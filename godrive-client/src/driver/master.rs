@@ -260,6 +260,10 @@ impl Master {
         Ok(reply)
     }
 
+    pub async fn admitted(&self, patience: Patience) -> Result<(), Fault> {
+        Tries::new(self, patience).admitted().await.map(drop)
+    }
+
     /// A request that may be executed more than once.
     pub async fn query<O: Operation>(
         &self,

@@ -97,6 +97,11 @@ impl Driver {
         self.master.mutate::<O>(request, self.master.patience()).await
     }
 
+    /// Waits until the session is good for requests, and for what its leases cover.
+    pub async fn admitted(&self) -> Result<(), Fault> {
+        self.master.admitted(self.master.patience()).await
+    }
+
     pub fn parameters(&self) -> ClusterParameters {
         self.master.session().parameters
     }

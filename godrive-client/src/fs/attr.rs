@@ -80,7 +80,11 @@ impl<B: Backend> Fs<B> {
             waits || (state.open > 0 && !state.is_being_changed())
         };
         if ours {
-            return self.attr_reply(&inode).await;
+            match self.attr_reply(&inode).await {
+                // Without a name it is lent to nobody who comes later; to look is still possible.
+                Err(error) if error.errno == libc::ESTALE && !inode.state.lock().is_dirty() => {}
+                reply => return reply,
+            }
         }
         self.stats.meta_misses.add(1);
         let view = self.backend.query::<GetAttr>(&ino).await?;

@@ -17,6 +17,7 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         request: &O::Request,
     ) -> impl Future<Output = Result<O::Reply, Fault>> + Send;
+    fn admitted(&self) -> impl Future<Output = Result<(), Fault>> + Send;
     fn parameters(&self) -> ClusterParameters;
     fn lease_remaining(&self) -> Option<Duration>;
     fn wall(&self) -> Timestamp;
@@ -42,6 +43,10 @@ impl Backend for Driver {
 
     async fn mutate<O: Operation>(&self, request: &O::Request) -> Result<O::Reply, Fault> {
         Driver::mutate::<O>(self, request).await
+    }
+
+    async fn admitted(&self) -> Result<(), Fault> {
+        Driver::admitted(self).await
     }
 
     fn parameters(&self) -> ClusterParameters {

@@ -12,12 +12,13 @@ use crate::driver::Delta;
 use crate::error::{FsError, Result};
 use godrive_proto::data::{ChunkState, Layout};
 use godrive_proto::lease::Mode;
-use godrive_proto::meta::{Barrier, Commit, CommitRequest, InodeView};
+use godrive_proto::meta::{Barrier, Commit, CommitRequest, GetAttr, InodeView};
 use godrive_proto::time::Timestamp;
 use godrive_proto::{Code, Fault};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::task::JoinSet;
 
 /// What is written in one piece of so many bytes is a stream.
@@ -76,7 +77,10 @@ impl<B: Backend> Fs<B> {
         let file = self.sound(handle)?;
         self.catch_up_on(&file.inode).await;
         self.collect_error(&file.inode)?;
-        self.flush_inode(&file.inode, Level::Stable { datasync }, Mode::Exclusive).await?;
+        let flushed = self.flush_inode(&file.inode, Level::Stable { datasync }, Mode::Exclusive).await;
+        // Also with what failed: a loss is told once.
+        collect_regression(&file.inode)?;
+        flushed?;
         collect_loss(&file.inode)?;
         self.sound(handle).map(drop)
     }
@@ -119,7 +123,6 @@ impl<B: Backend> Fs<B> {
         self.flush_chunks(inode, indexes, level.is_stable()).await?;
         if level.is_stable() {
             self.sync_unstable(inode).await?;
-            collect_regression(inode)?;
         }
         let sync = match level {
             Level::Held => false,
@@ -134,15 +137,17 @@ impl<B: Backend> Fs<B> {
                 sync
             }
         };
-        let lowered = {
-            let state = inode.state.lock();
-            state.has_commit() && !state.is_exclusive()
-        };
-        if lowered {
-            // A commit that gave the lease back was not answered.
-            self.acquire(inode, Mode::Exclusive).await?;
-        }
         self.commit(inode, sync, keeps, size).await
+    }
+
+    /// A commit that gave the lease back and was not answered is made again, under the inode's order lock. To ask for the lease before
+    /// that could mean to wait for a recall that waits for this commit.
+    pub(super) async fn settle_lowering(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
+        let (lowered, size) = {
+            let state = inode.state.lock();
+            (state.has_commit() && !state.is_exclusive(), state.size())
+        };
+        if lowered { self.commit(inode, false, Mode::Exclusive, size).await } else { Ok(()) }
     }
 
     /// Sends the dirty pieces of these chunks, several at a time. In a task of its own: a caller that goes away must not
@@ -315,9 +320,13 @@ impl<B: Backend> Fs<B> {
                     self.committed(inode, &request, &taken, &reply.view);
                     return Ok(());
                 }
-                Err(fault) => {
-                    self.not_committed(inode, &fault, taken);
+                Err(fault) if fault.code == Code::NoLease && taken.again && attempts <= MAX_COMMITS => {
                     attempts += 1;
+                    self.was_committed(inode, request, taken).await?;
+                }
+                Err(fault) => {
+                    attempts += 1;
+                    self.not_committed(inode, &fault, taken);
                     if fault.code != Code::WrongEpoch || attempts > MAX_COMMITS {
                         return Err(fault.into());
                     }
@@ -349,6 +358,33 @@ impl<B: Backend> Fs<B> {
         self.settle_dirty(inode);
     }
 
+    /// The lease went back with a commit that was not answered, and that is why it is refused when it comes again.
+    async fn was_committed(
+        &self,
+        inode: &Arc<Inode>,
+        request: CommitRequest,
+        taken: TakenCommit,
+    ) -> Result<()> {
+        match self.backend.query::<GetAttr>(&inode.ino).await {
+            // Another master than that which had executed it: it may have been lost with that one's power.
+            Ok(_) if self.restarts.load(Ordering::SeqCst) != taken.restarts => {
+                let fault = Fault::new(Code::WrongTerm, "the master restarted meanwhile");
+                self.not_committed(inode, &fault, taken);
+                Ok(())
+            }
+            Ok(view) => {
+                // Whether it was synced, nobody has heard.
+                let request = CommitRequest { sync: false, ..request };
+                self.committed(inode, &request, &taken, &view);
+                Ok(())
+            }
+            Err(fault) => {
+                self.not_committed(inode, &fault, taken);
+                Err(fault.into())
+            }
+        }
+    }
+
     fn not_committed(&self, inode: &Arc<Inode>, fault: &Fault, taken: TakenCommit) {
         let generation = self.change(inode, |state| {
             state.lease.answered(None);
@@ -359,8 +395,10 @@ impl<B: Backend> Fs<B> {
                 for (index, chunk) in taken.chunks {
                     state.chunks.entry(index).or_insert(chunk);
                 }
-                if taken.lowered && !is_unknown(fault) {
-                    state.lease.restore();
+                match taken.lowered {
+                    true if is_unknown(fault) => state.close_chunks(),
+                    true if !taken.again => state.lease.restore(),
+                    _ => {}
                 }
             }
             state.generation
@@ -381,7 +419,8 @@ impl<B: Backend> Fs<B> {
         if !state.has_commit() {
             return Ok(None);
         }
-        if !state.is_exclusive() {
+        let again = !state.is_exclusive();
+        if state.mode().is_none() {
             return Err(FsError::new(
                 libc::EIO,
                 "there is something to commit, but the exclusive lease is gone",
@@ -418,7 +457,9 @@ impl<B: Backend> Fs<B> {
         }
         state.committing_chunks = true;
         let (poison, answered_early) = (state.poison, state.answered_early);
-        Ok(Some((request, TakenCommit { pending, chunks, lowered, poison, answered_early })))
+        let restarts = self.restarts.load(Ordering::SeqCst);
+        let taken = TakenCommit { pending, chunks, lowered, again, restarts, poison, answered_early };
+        Ok(Some((request, taken)))
     }
 
     /// The inode leaves the list of dirty ones if nothing is left to do.
@@ -445,6 +486,10 @@ struct TakenCommit {
     pending: Pending,
     chunks: BTreeMap<u32, ChunkState>,
     lowered: bool,
+    /// One that gave the lease back was sent before, and not answered.
+    again: bool,
+    /// Restarts of the master that this mount had seen when the commit was sent.
+    restarts: u64,
     poison: u64,
     /// As it was when the commit was sent: what is answered later, its sync does not cover.
     answered_early: u64,

@@ -227,6 +227,11 @@ impl<B: Backend> Fs<B> {
     /// Asks the master for a lease, with the layouts of the first window.
     pub(super) async fn acquire(&self, inode: &Arc<Inode>, mode: Mode) -> Result<()> {
         let _one = inode.acquiring.lock().await;
+        if inode.state.lock().mode() >= Some(mode) {
+            // It is held, and covers again when the session is renewed. To ask for it could mean to wait for a recall of it, which may
+            // wait for the flush that asks.
+            self.backend.admitted().await?;
+        }
         let is_file = {
             let state = inode.state.lock();
             if state.mode() >= Some(mode) && self.is_valid(&state) {

@@ -146,6 +146,8 @@ pub struct Fs<B: Backend = Driver> {
     orphans: Mutex<Vec<Ino>>,
     /// Errors that no call has collected.
     uncollected: AtomicU64,
+    /// Of the master, as this mount was told of them.
+    restarts: AtomicU64,
     removals: removals::Removals,
     locks: locks::Locks,
     /// Reads of which the master was not told yet.
@@ -213,6 +215,7 @@ impl<B: Backend> Fs<B> {
             wake: Notify::new(),
             orphans: Mutex::default(),
             uncollected: AtomicU64::new(0),
+            restarts: AtomicU64::new(0),
             removals: removals::Removals::default(),
             locks: locks::Locks::default(),
             accesses: Mutex::default(),

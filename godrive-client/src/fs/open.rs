@@ -169,10 +169,9 @@ impl<B: Backend> Fs<B> {
             exclusive: flags & libc::O_EXCL != 0,
             for_writing: access.writes(),
         };
-        let (reply, busy) = self.mutate_in::<Create>(&[(&directory, &name)], &request).await?;
+        let (reply, _busy) = self.mutate_in::<Create>(&[(&directory, &name)], &request).await?;
         let inode = self.table.get(reply.entry.attr.ino);
         let Served { value: entry, pass } = self.made(&directory, name, &reply.parent, &reply.entry)?;
-        drop(busy);
         if reply.existed {
             return Ok(Made::There(Served { value: entry, pass }));
         }

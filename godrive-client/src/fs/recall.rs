@@ -82,7 +82,7 @@ impl<B: Backend> Fs<B> {
         };
         let mut state = inode.state.lock();
         let open = state.open > 0;
-        state.told_open |= open && !state.removed;
+        state.told_open |= open;
         tracing::debug!(ino = %recall.ino, id = ?recall.id, meant, newer, ?keeps, "a lease goes back");
         Release { ino: recall.ino, id: recall.id, keeps, open }
     }
@@ -278,6 +278,7 @@ impl<B: Backend> Fs<B> {
     }
 
     async fn after_restart(self: Arc<Self>) -> Declared {
+        self.restarts.fetch_add(1, Ordering::SeqCst);
         let what = self.drop_caches(|state| !resumed(state));
         // The kernel may wait for operations that wait for the master, and the master waits for this.
         self.invalidate(what, FORGET_NAMES).await;
@@ -291,6 +292,7 @@ impl<B: Backend> Fs<B> {
                 state.outdated = state.unfollowed > 0;
             }
             if state.open > 0 {
+                state.told_open = true;
                 open.push(inode.ino);
             }
         }

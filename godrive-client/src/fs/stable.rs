@@ -89,22 +89,39 @@ impl<B: Backend> Fs<B> {
         let Some(applied) = while_held(inode, generation, syncing).await else {
             return Err(FsError::new(libc::EIO, "the lease was recalled while a chunk was made stable"));
         };
-        let applied = applied?;
-        layout.stable = layout.held;
-        self.change(inode, |state| self.synced(state, layout, applied));
-        Ok(())
+        match applied {
+            Ok(applied) => {
+                layout.stable = layout.held;
+                self.change(inode, |state| self.synced(state, layout, applied));
+                Ok(())
+            }
+            Err(fault) => {
+                self.change(inode, |state| self.learned(state, layout));
+                Err(fault.into())
+            }
+        }
     }
 
-    fn synced(&self, state: &mut State, layout: Layout, applied: Applied) {
-        let index = layout.index;
-        let Some(slot) = state.slots.get_mut(&index).filter(|slot| slot.layout.chunk.id == layout.chunk.id)
+    /// What a sync says of the chunk, also one that failed.
+    fn learned(&self, state: &mut State, layout: Layout) {
+        let Some(slot) =
+            state.slots.get_mut(&layout.index).filter(|slot| slot.layout.chunk.id == layout.chunk.id)
         else {
             return;
         };
         if slot.layout.held != layout.held {
             slot.tag = self.new_tag();
         }
-        if slot.opened {
+        state.renew_layout(layout);
+    }
+
+    fn synced(&self, state: &mut State, layout: Layout, applied: Applied) {
+        let index = layout.index;
+        let Some(slot) = state.slots.get(&index).filter(|slot| slot.layout.chunk.id == layout.chunk.id)
+        else {
+            return;
+        };
+        if slot.opened || state.chunks.contains_key(&index) {
             let chunk = ChunkState {
                 index,
                 chunk: layout.chunk.id,
@@ -115,7 +132,7 @@ impl<B: Backend> Fs<B> {
             };
             state.chunks.insert(index, chunk);
         }
-        state.renew_layout(layout);
+        self.learned(state, layout);
     }
 
     /// The master has newer epochs than a commit named: the layouts are renewed, and the commit says it again.
@@ -138,6 +155,7 @@ impl<B: Backend> Fs<B> {
                     self.change(inode, |state| self.synced(state, layout, applied));
                 }
                 Err(fault) => {
+                    self.change(inode, |state| self.learned(state, layout));
                     tracing::warn!(ino = %inode.ino, chunk = index, %fault, "no newer layout; the next flush tries again");
                 }
             }

@@ -56,6 +56,7 @@ impl<B: Backend> Fs<B> {
         self.catch_up_on(inode).await;
         let _content = self.within("waiting for writes", inode.content.write()).await?;
         let _order = self.within("waiting for a flush", inode.order.lock()).await?;
+        self.settle_lowering(inode).await?;
         let mut attempts = 0;
         loop {
             let (plan, pass) =

@@ -44,6 +44,8 @@ pub struct World {
     pub slaves_down: bool,
     /// Chunks of which a client saw to it that no delta is under way.
     pub settled: Vec<ChunkId>,
+    /// A commit that gave the lease back was not answered, and may come again.
+    pub commits_again: bool,
     /// Copies that slaves were asked for.
     pub copies: u64,
 }
@@ -195,6 +197,10 @@ impl Backend for Client {
 
     async fn mutate<O: Operation>(&self, request: &O::Request) -> Result<O::Reply, Fault> {
         self.ask::<O>(request).await
+    }
+
+    async fn admitted(&self) -> Result<(), Fault> {
+        Ok(())
     }
 
     fn parameters(&self) -> ClusterParameters {

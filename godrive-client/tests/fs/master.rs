@@ -639,6 +639,9 @@ impl Run<'_> {
     }
 
     fn commit(&mut self, request: &CommitRequest) -> Done<Committed> {
+        if self.world.commits_again && !self.world.leases.is_exclusive(self.client, request.ino) {
+            return Err(Code::NoLease.into());
+        }
         self.own(request.ino, "commit")?;
         let now = self.now;
         for state in &request.chunks {

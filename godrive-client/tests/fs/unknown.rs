@@ -1,41 +1,92 @@
 //! Mutations that the master executed, and whose reply was lost: what this mount shows then is what the master has.
 
 use crate::cluster::{Client, Cluster};
-use godrive_client::driver::{Config as DriverConfig, Copy, Delta, Run};
+use crate::leases::Need;
+use godrive_client::driver::{Config as DriverConfig, Copy, Delta, Run, Upcalls};
 use godrive_client::fs::config::Config;
 use godrive_client::fs::{Backend, Caller, Found, Fs, Handle, SetAttr};
 use godrive_proto::data::{Applied, Layout};
-use godrive_proto::lease::ClusterParameters;
-use godrive_proto::meta::{Batch, NewNode, RenameMode, SetXattrMode};
+use godrive_proto::lease::{Acquire, ClusterParameters, Release};
+use godrive_proto::meta::{Batch, CommitRequest, NewNode, RenameMode, SetXattrMode};
 use godrive_proto::time::Timestamp;
-use godrive_proto::{Code, Fault, Ino, Operation, ROOT};
+use godrive_proto::{Code, Epoch, Fault, Ino, Operation, ROOT};
+use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+
+/// What the network, the master and the slaves do to this mount.
+#[derive(Default)]
+struct Trouble {
+    /// The next mutation is executed and not answered.
+    lose: AtomicBool,
+    /// The next mutation does not reach the master.
+    lose_before: AtomicBool,
+    /// Batches are on their way for a while.
+    slow: AtomicBool,
+    /// Whoever asks for a lease waits for ever, as behind a recall that waits for the one who asks.
+    no_leases: AtomicBool,
+    /// Leases are given on names only.
+    stale: AtomicBool,
+    /// The session was not renewed in time.
+    lapsed: AtomicBool,
+    /// The slaves have lost with their power what was held and not stable.
+    power_lost: AtomicBool,
+    /// The chunks' epoch; commits that name another are refused.
+    epoch: AtomicU64,
+}
 
 struct Lossy {
     client: Client,
-    /// The next mutation is executed and not answered.
-    lose: Arc<AtomicBool>,
-    /// Batches are on their way for a while.
-    slow: Arc<AtomicBool>,
+    trouble: Arc<Trouble>,
+}
+
+fn is(flag: &AtomicBool) -> bool {
+    flag.load(Ordering::SeqCst)
+}
+
+fn set(flag: &AtomicBool) {
+    flag.store(true, Ordering::SeqCst);
 }
 
 impl Backend for Lossy {
     async fn query<O: Operation>(&self, request: &O::Request) -> Result<O::Reply, Fault> {
+        if O::CODE == Acquire::CODE && is(&self.trouble.stale) {
+            return Err(Code::Stale.into());
+        }
+        if O::CODE == Acquire::CODE && is(&self.trouble.no_leases) {
+            std::future::pending::<()>().await;
+        }
         self.client.query::<O>(request).await
     }
 
     async fn mutate<O: Operation>(&self, request: &O::Request) -> Result<O::Reply, Fault> {
-        if O::CODE == Batch::CODE && self.slow.load(Ordering::SeqCst) {
+        if O::CODE == Batch::CODE && is(&self.trouble.slow) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+        if self.trouble.lose_before.swap(false, Ordering::SeqCst) {
+            return Err(Fault::new(Code::Unreachable, "it was lost on its way"));
+        }
+        let epoch = Epoch(self.trouble.epoch.load(Ordering::SeqCst));
+        if let Some(commit) = (request as &dyn Any).downcast_ref::<CommitRequest>()
+            && epoch > Epoch(0)
+            && commit.chunks.iter().any(|chunk| chunk.epoch != epoch)
+        {
+            return Err(Code::WrongEpoch.into());
+        }
         let reply = self.client.mutate::<O>(request).await;
-        if self.lose.swap(false, Ordering::SeqCst) {
+        if self.trouble.lose.swap(false, Ordering::SeqCst) {
             reply.expect("it is executed");
             return Err(Fault::new(Code::Timeout, "the reply was lost"));
         }
         reply
+    }
+
+    async fn admitted(&self) -> Result<(), Fault> {
+        while is(&self.trouble.lapsed) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
     }
 
     fn parameters(&self) -> ClusterParameters {
@@ -43,7 +94,7 @@ impl Backend for Lossy {
     }
 
     fn lease_remaining(&self) -> Option<Duration> {
-        self.client.lease_remaining()
+        if is(&self.trouble.lapsed) { None } else { self.client.lease_remaining() }
     }
 
     fn wall(&self) -> Timestamp {
@@ -63,6 +114,12 @@ impl Backend for Lossy {
     }
 
     async fn sync(&self, layout: &mut Layout) -> Result<Applied, Fault> {
+        if is(&self.trouble.power_lost) && layout.held != layout.stable {
+            // An election after a restart of all members.
+            (layout.epoch, layout.held) = (Epoch(1 << 32), layout.stable);
+            return Err(Fault::new(Code::WrongVersion, "a member came back with less"));
+        }
+        layout.epoch = layout.epoch.max(Epoch(self.trouble.epoch.load(Ordering::SeqCst)));
         self.client.sync(layout).await
     }
 
@@ -82,19 +139,17 @@ impl Backend for Lossy {
 struct Mount {
     cluster: Arc<Cluster>,
     fs: Arc<Fs<Lossy>>,
-    lose: Arc<AtomicBool>,
-    slow: Arc<AtomicBool>,
+    trouble: Arc<Trouble>,
 }
 
 impl Mount {
     fn new() -> Self {
-        let (cluster, lose) = (Cluster::new(1), Arc::new(AtomicBool::new(false)));
+        let (cluster, trouble) = (Cluster::new(1), Arc::<Trouble>::default());
         let client = Client { cluster: cluster.clone(), id: 1 };
         let driver = DriverConfig::new("127.0.0.1:1".parse().unwrap(), "model");
         let config = Config { removals_in_a_row: 0, ..Config::new(driver) };
-        let slow = Arc::new(AtomicBool::new(false));
-        let lossy = Lossy { client, lose: lose.clone(), slow: slow.clone() };
-        Self { cluster, fs: Fs::over(Arc::new(lossy), config), lose, slow }
+        let lossy = Lossy { client, trouble: trouble.clone() };
+        Self { cluster, fs: Fs::over(Arc::new(lossy), config), trouble }
     }
 
     /// A file that is open for reading, and clean.
@@ -105,9 +160,32 @@ impl Mount {
     }
 
     async fn unanswered<T>(&self, operation: impl Future<Output = godrive_client::error::Result<T>>) {
-        self.lose.store(true, Ordering::SeqCst);
+        set(&self.trouble.lose);
         let errno = operation.await.map(drop).unwrap_err().errno;
-        assert_eq!((errno, self.lose.load(Ordering::SeqCst)), (libc::EIO, false));
+        assert_eq!((errno, is(&self.trouble.lose)), (libc::EIO, false));
+    }
+
+    /// A file that was just written, and what it holds.
+    async fn dirty_file(&self) -> (Ino, Handle, [u8; 10]) {
+        let caller = Caller { uid: 0, gid: 0, umask: 0 };
+        let created = self.fs.create(ROOT, b"file", 0o644, libc::O_RDWR, caller).await.unwrap();
+        let handle = created.value.opened.handle;
+        let contents = [7; 10];
+        self.fs.write(handle, 0, contents.to_vec().into(), false).await.map(drop).unwrap();
+        (created.value.entry.attr.ino, handle, contents)
+    }
+
+    /// Another mount wants it alone.
+    async fn recalled(&self, ino: Ino) -> Release {
+        let now = self.cluster.now();
+        let recalls = self.cluster.world.lock().leases.conflicts(2, &[(ino, Need::Alone)], now);
+        let [(1, recall)] = recalls[..] else { panic!("one lease is in the way: {recalls:?}") };
+        let released = self.fs.clone().recall(recall);
+        tokio::time::timeout(Duration::from_secs(10), released).await.expect("a recall is answered")
+    }
+
+    fn no_violations(&self) {
+        assert_eq!(self.cluster.world.lock().violations, Vec::<String>::new());
     }
 
     async fn links(&self, ino: Ino) -> u32 {
@@ -204,7 +282,7 @@ async fn names_left(mount: &Mount, count: u8) -> Vec<u8> {
 async fn removals_ahead_of_the_master() {
     let mount = Mount::new();
     let handle = owned_files(&mount, 6).await;
-    mount.lose.store(true, Ordering::SeqCst);
+    set(&mount.trouble.lose);
     for name in [b"a", b"b"] {
         assert!(mount.fs.try_unlink(ROOT, name).unwrap().is_ok());
     }
@@ -250,7 +328,7 @@ async fn a_change_behind_a_lost_removal() {
     mount.fs.unlink(ROOT, b"file").await.unwrap();
     let root = mount.fs.opendir(ROOT).unwrap().handle;
     mount.fs.fsyncdir(root).await.unwrap();
-    mount.lose.store(true, Ordering::SeqCst);
+    set(&mount.trouble.lose);
     assert!(mount.fs.try_unlink(ROOT, b"other").is_some());
     drop(made);
     let behind = mount.fs.make(ROOT, b"behind", NewNode::Directory, 0o755, caller).await;
@@ -273,7 +351,7 @@ async fn a_close_behind_the_removal_of_another_name() {
     mount.fs.unlink(ROOT, b"first").await.unwrap();
     let root = mount.fs.opendir(ROOT).unwrap().handle;
     mount.fs.fsyncdir(root).await.unwrap();
-    mount.slow.store(true, Ordering::SeqCst);
+    set(&mount.trouble.slow);
     assert!(mount.fs.try_unlink(ROOT, b"one").is_some());
     let handle = mount.fs.open(linked, libc::O_WRONLY).await.unwrap().value.handle;
     mount.fs.write(handle, 0, vec![7; 100].into(), false).await.unwrap();
@@ -285,4 +363,109 @@ async fn a_close_behind_the_removal_of_another_name() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(mount.links(linked).await, 1);
     assert_eq!(mount.cluster.world.lock().violations, Vec::<String>::new());
+}
+
+/// Whoever asked for the lease first would wait for the recall.
+#[tokio::test(start_paused = true)]
+async fn a_close_and_then_a_recall() {
+    for executed in [true, false] {
+        let mount = Mount::new();
+        mount.cluster.world.lock().commits_again = true;
+        let (ino, handle, contents) = mount.dirty_file().await;
+        set(if executed { &mount.trouble.lose } else { &mount.trouble.lose_before });
+        assert_eq!(mount.fs.flush(handle).await.unwrap_err().errno, libc::EIO);
+        set(&mount.trouble.no_leases);
+        assert_eq!(mount.recalled(ino).await.keeps, None);
+        assert_eq!(mount.cluster.world.lock().master.nodes[&ino].attr.size, 10);
+        mount.fs.flush(handle).await.expect("nothing was lost");
+        mount.trouble.no_leases.store(false, Ordering::SeqCst);
+        assert_eq!(mount.fs.read(handle, 0, 100).await.unwrap().concat(), contents);
+        mount.no_violations();
+    }
+}
+
+/// The master has closed its chunks.
+#[tokio::test(start_paused = true)]
+async fn a_close_and_then_another_write() {
+    let mount = Mount::new();
+    mount.cluster.world.lock().commits_again = true;
+    let (_, handle, _) = mount.dirty_file().await;
+    mount.unanswered(mount.fs.flush(handle)).await;
+    mount.fs.write(handle, 5, vec![8; 10].into(), false).await.map(drop).unwrap();
+    mount.fs.fsync(handle, false).await.unwrap();
+    assert_eq!(mount.fs.read(handle, 0, 100).await.unwrap().concat(), [[7; 5], [8; 5], [8; 5]].concat());
+    mount.no_violations();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_and_then_a_truncation_while_the_lease_is_recalled() {
+    let mount = Mount::new();
+    mount.cluster.world.lock().commits_again = true;
+    let (ino, handle, _) = mount.dirty_file().await;
+    mount.unanswered(mount.fs.flush(handle)).await;
+    set(&mount.trouble.no_leases);
+    let shorter = SetAttr { size: Some(5), ..SetAttr::default() };
+    let fs = mount.fs.clone();
+    let truncation = tokio::spawn(async move { fs.setattr(ino, None, shorter).await.map(drop) });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    mount.recalled(ino).await;
+    assert!(!truncation.is_finished(), "it waits for the lease");
+    truncation.abort();
+    mount.no_violations();
+}
+
+/// It is not asked for again: that could mean to wait for its recall.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_covers_again_when_the_session_is_renewed() {
+    let mount = Mount::new();
+    let (ino, handle, _) = mount.dirty_file().await;
+    set(&mount.trouble.lapsed);
+    set(&mount.trouble.no_leases);
+    let fs = mount.fs.clone();
+    let fsync = tokio::spawn(async move { fs.fsync(handle, false).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!fsync.is_finished());
+    mount.trouble.lapsed.store(false, Ordering::SeqCst);
+    mount.recalled(ino).await;
+    fsync.await.unwrap().expect("nothing was lost");
+    mount.no_violations();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_that_did_not_arrive_and_then_another_epoch() {
+    let mount = Mount::new();
+    let (ino, handle, contents) = mount.dirty_file().await;
+    set(&mount.trouble.lose_before);
+    assert_eq!(mount.fs.flush(handle).await.unwrap_err().errno, libc::EIO);
+    mount.trouble.epoch.store(5, Ordering::SeqCst);
+    mount.fs.flush(handle).await.unwrap();
+    assert_eq!(mount.fs.read(handle, 0, 100).await.unwrap().concat(), contents);
+    assert_eq!(mount.cluster.world.lock().master.nodes[&ino].attr.size, 10);
+    mount.no_violations();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loss_of_power_is_told_once() {
+    let mount = Mount::new();
+    let caller = Caller { uid: 0, gid: 0, umask: 0 };
+    let (_, handle, _) = mount.dirty_file().await;
+    mount.fs.flush(handle).await.unwrap();
+    mount.fs.make(ROOT, b"taken", NewNode::File, 0o644, caller).await.map(drop).unwrap();
+    set(&mount.trouble.power_lost);
+    // And to nobody else than who has it open.
+    let renamed = mount.fs.rename(ROOT, b"file", ROOT, b"taken", RenameMode::Replace).await;
+    assert_eq!(renamed.unwrap_err().errno, libc::EIO);
+    assert_eq!(mount.fs.fsync(handle, false).await.unwrap_err().errno, libc::EIO);
+    mount.fs.fsync(handle, false).await.expect("it is told once");
+}
+
+/// One without a name is lent to nobody who comes later.
+#[tokio::test(start_paused = true)]
+async fn what_is_open_without_a_lease_can_be_looked_at() {
+    let mount = Mount::new();
+    let (ino, handle, _) = mount.dirty_file().await;
+    mount.fs.fsync(handle, false).await.unwrap();
+    mount.recalled(ino).await;
+    set(&mount.trouble.stale);
+    assert_eq!(mount.fs.getattr(ino).await.unwrap().attr.size, 10);
 }

@@ -267,6 +267,22 @@ changes! {
     remove_xattr(RemoveXattrRequest) -> View(InodeView) = Mutation::RemoveXattr;
 }
 
+/// Waits for those from before a restart: which files they have open, this master learns when they resume.
+struct AllResumed(SessionId);
+
+impl Job for AllResumed {
+    type Out = ();
+
+    fn attempt(&mut self, hub: &mut Hub, now: Instant, id: WaiterId) -> Attempt<()> {
+        let unresumed = hub.leases.unresumed_besides(self.0);
+        if unresumed.is_empty() {
+            return over(Ok(()), LogIndex(0));
+        }
+        hub.leases.wait_for(now, id, self.0, unresumed, &mut hub.effects);
+        None
+    }
+}
+
 pub async fn batch(context: &Context, request: BatchRequest) -> Result<Batched, Fault> {
     if request.steps.is_empty() || request.steps.len() > MAX_STEPS {
         return Err(Fault::new(Code::Malformed, format!("a batch has 1 to {MAX_STEPS} steps")));
@@ -286,6 +302,7 @@ pub async fn batch(context: &Context, request: BatchRequest) -> Result<Batched, 
         }
         Ok(Body::Mutation(Mutation::Batch(steps)))
     };
+    context.run(AllResumed(session)).await?;
     let reply = as_owner(context, &inodes, body, |_, _| {}).await;
     context.shared.sync_soon.notify_one();
     match reply? {
