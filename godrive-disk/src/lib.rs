@@ -17,7 +17,7 @@ mod simulated;
 pub use backend::{FileBackend, open_verified};
 pub use group::{GroupSync, SyncFailed, blocking};
 pub use real::RealDisk;
-pub use reserved::Reserved;
+pub use reserved::{Reserved, is_full};
 pub use simulated::{Block, Counters, Faults, SimulatedDisk};
 
 /// A directory tree of its own on one disk. Paths are relative, `/`-separated, of plain names; the empty path

@@ -134,7 +134,8 @@ impl Ballast {
     }
 }
 
-fn is_full(error: &io::Error) -> bool {
+/// There is no room for what was to be written: on the disk, or for the user that this process is.
+pub fn is_full(error: &io::Error) -> bool {
     [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded].contains(&error.kind())
 }
 

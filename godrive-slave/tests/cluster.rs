@@ -475,6 +475,38 @@ async fn a_sealed_epoch_is_over_and_a_joiner_gets_what_differs() {
     assert_eq!(code(cluster.read(1, 2, 3, 0, 1).await), Code::NoChunk);
 }
 
+/// Those before it in the chain have done nothing wrong.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn rot_below_a_delta_is_reported_by_who_has_it() {
+    let cluster = Cluster::start(2).await;
+    let (chain, whole) = ([0, 1], vec![5; 20 * LEAF]);
+    let mut version =
+        cluster.delta(&chain, &delta(1, 0, 0, &whole), &whole).await.unwrap().contents.version.0;
+    // Nobody's disk is bad where the bytes are not those of the sums.
+    assert_eq!(code(cluster.delta(&chain, &delta(1, version, 0, b"right"), b"wrong").await), Code::Corrupt);
+    let path = format!("segments/{}", cluster.disks[1].list("segments").unwrap().last().unwrap());
+    assert!(cluster.disks[1].flip(&path, 10 * LEAF as u64 + 7));
+    let mut refused = 0;
+    for leaf in 0..20 {
+        let part = delta(1, version, leaf * LEAF as u32 + 100, b"part");
+        match cluster.delta(&chain, &part, b"part").await {
+            Ok(applied) => version = applied.contents.version.0,
+            Err(fault) => {
+                assert_eq!((fault.code, fault.node), (Code::Corrupt, Some(cluster.members[1].node)));
+                refused += 1;
+                break;
+            }
+        }
+    }
+    assert_eq!(refused, 1);
+    let corrupt = |at: usize| {
+        let reports = cluster.master.heard.lock();
+        reports.reports.iter().any(|report| report.problem == Problem::Corrupt(cluster.members[at].node))
+    };
+    until("the slave reports itself", || corrupt(1)).await;
+    assert!(!corrupt(0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn rot_is_reported_refused_and_repaired_by_a_copy() {
     let cluster = Cluster::start(2).await;

@@ -87,8 +87,7 @@ pub enum LogError {
 
 impl LogError {
     pub fn is_full_disk(&self) -> bool {
-        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
-        matches!(self, Self::Io { error, .. } if full.contains(&error.kind()))
+        matches!(self, Self::Io { error, .. } if godrive_disk::is_full(error))
     }
 
     /// The record cannot be logged; nothing was written.

@@ -30,8 +30,11 @@ pub async fn fetch(shared: &Arc<Shared>, request: FetchRequest) -> Result<(Vec<u
     result
 }
 
-/// Bad leaves are reported, errors counted.
+/// Bad leaves are reported, errors counted: those of this slave's own disks. What names a member is that one's, or was bad when it came.
 pub fn notice(shared: &Arc<Shared>, chunk: ChunkId, epoch: Epoch, fault: &Fault) {
+    if fault.node.is_some() {
+        return;
+    }
     match fault.code {
         Code::Corrupt => shared.report_corrupt(chunk, epoch, fault.detail.clone()),
         Code::Disk | Code::Internal => shared.count_error(),

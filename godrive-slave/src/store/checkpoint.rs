@@ -105,7 +105,7 @@ impl DiskStore {
     /// redb refuses to go on after an I/O error. If only the disk was full, it is opened again: the log still has
     /// everything that the failed checkpoint was to write.
     fn reopen_table(&self, error: &io::Error) {
-        if error.kind() != io::ErrorKind::StorageFull {
+        if !godrive_disk::is_full(error) {
             return;
         }
         let mut table = self.table.write();

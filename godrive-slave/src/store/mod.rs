@@ -197,7 +197,7 @@ impl DiskStore {
 
     /// What an I/O error means: a full disk refuses, any other error takes the disk out of service.
     fn io(&self, what: &str, error: &io::Error) -> Fault {
-        if error.kind() == io::ErrorKind::StorageFull {
+        if godrive_disk::is_full(error) {
             let free = self.disk.space().map_or(0, |space| space.free_bytes);
             self.full_up_to.store(free.max(1), Ordering::Relaxed);
             return Fault::new(Code::NoSpace, format!("disk {} is full: {what}: {error}", self.id));

@@ -68,6 +68,12 @@ impl DiskStore {
         let index = Index::new(live, table.count()?, options.index_bytes);
         let records = Replay { disk: &*disk, id, checkpoint: &checkpoint, segments: &segments };
         let (records, tail) = records.read()?;
+        // They may be in the page cache only: they are stable before anything is built on them, as is the next segment, whose header
+        // says where it goes on.
+        let replayed = checkpoint.segment..=tail.last_segment;
+        for segment in segments.iter().filter(|segment| replayed.contains(segment)) {
+            disk.open(&log::path(*segment), false)?.sync()?;
+        }
         let last = segments.last().copied().unwrap_or(0).max(checkpoint.segment);
         let next_segment = tail.unmade.unwrap_or(last + 1);
         let log = Log::begin(disk.clone(), id, next_segment, tail.sequence, options.segment_bytes)?;
@@ -114,13 +120,6 @@ impl DiskStore {
             index.open_segment(self.log.end().0.segment);
             // What the last checkpoint was to give back, and the torn end.
             checkpoint.frees.iter().copied().chain(tail.cut).for_each(|run| index.free(run));
-        }
-        // The replayed records may be in the page cache only: they are stable before anything is built on them.
-        for segment in segments
-            .iter()
-            .filter(|segment| **segment >= checkpoint.segment && **segment <= tail.last_segment)
-        {
-            self.disk.open(&log::path(*segment), false)?.sync()?;
         }
         let forgotten = segments.iter().filter(|segment| !self.index.lock().knows(**segment));
         for segment in forgotten {
