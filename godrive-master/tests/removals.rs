@@ -159,6 +159,18 @@ async fn a_batch_without_its_leases_is_refused() {
     one.mutate::<Batch>(&request).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_changes_nothing_lends_nothing_that_another_owns() {
+    let cluster = Cluster::start(quick(1)).await;
+    let (one, two) = (cluster.client("one").await, cluster.client("two").await);
+    let d = directory(&one).await;
+    own(&one, d, &[]).await.unwrap();
+    let request = RemoveXattrRequest { ino: d, name: b"system.posix_acl_default".to_vec() };
+    let seen = two.mutate::<RemoveXattr>(&request).await.unwrap();
+    assert_eq!((seen.attr.ino, mode(&seen)), (d, None));
+    assert_eq!(one.recalled(), []);
+}
+
 /// Which files they have open, a master that has restarted learns from them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_waits_for_those_from_before_a_restart() {

@@ -17,6 +17,8 @@ pub struct LeaseState {
     /// A commit that lowers the lease is on its way; which grants came before it, its answer will say.
     lowering: bool,
     sole: bool,
+    /// How often it was given back, wholly or down to a shared one.
+    given_back: u64,
 }
 
 impl LeaseState {
@@ -56,6 +58,7 @@ impl LeaseState {
 
     /// Gives back down to `keeps`.
     pub fn lower(&mut self, keeps: Option<Mode>) {
+        self.given_back += 1;
         self.sole = false;
         self.lowering = false;
         self.held = match (self.held, keeps) {
@@ -84,6 +87,11 @@ impl LeaseState {
     /// A lease that was being lowered stays exclusive: the master refused.
     pub fn restore(&mut self) {
         self.held = self.held.map(|(id, _)| (id, Mode::Exclusive));
+    }
+
+    /// While this stays the same, what is held was held all the time: its id may rise.
+    pub fn given_back(&self) -> u64 {
+        self.given_back
     }
 
     pub fn mode(&self) -> Option<Mode> {

@@ -109,6 +109,8 @@ impl<B: Backend> Fs<B> {
         keeps: Mode,
     ) -> Result<()> {
         let poison = inode.state.lock().poison;
+        // First, as the rest may have to ask for the lease.
+        self.settle_lowering(inode).await?;
         let flushed = self.flush_stages(inode, level, keeps).await;
         if flushed.is_ok() && inode.state.lock().poison != poison {
             let lost = format!("inode {} lost data that was being flushed", inode.ino);

@@ -53,6 +53,8 @@ pub struct State {
     pub lease: LeaseState,
     /// Raised each time the lease is lost: what was asked for before may not be cached after.
     pub generation: u64,
+    /// Raised by each truncation: layouts that were asked for before name chunks that it may have freed.
+    pub cuts: u64,
     /// Operations that have just got a lease and not yet used it.
     pub claims: u32,
     pub gate: Gate,

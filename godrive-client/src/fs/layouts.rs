@@ -16,18 +16,19 @@ use std::sync::Arc;
 struct Asked {
     inode: Arc<Inode>,
     generation: u64,
+    cuts: u64,
 }
 
 impl<B: Backend> Fs<B> {
     /// Asks for the layouts of one window.
     pub(super) async fn load_window(&self, inode: &Arc<Inode>, window: u32) -> Result<()> {
         let _one = inode.acquiring.lock().await;
-        let (generation, neighbours) = {
+        let (generation, cuts, neighbours) = {
             let state = inode.state.lock();
             if state.windows.contains(&window) || !self.is_valid(&state) {
                 return Ok(());
             }
-            (state.generation, state.neighbours.clone().filter(|_| window == 0))
+            (state.generation, state.cuts, state.neighbours.clone().filter(|_| window == 0))
         };
         let range = LayoutRange { first: window * WINDOW_CHUNKS, count: WINDOW_CHUNKS };
         let others = neighbours.map_or_else(Vec::new, |neighbours| self.unplaced(inode.ino, &neighbours));
@@ -49,7 +50,7 @@ impl<B: Backend> Fs<B> {
         };
         self.backend.meet(&layouts);
         let mut state = inode.state.lock();
-        if state.generation == generation && state.mode().is_some() {
+        if state.generation == generation && state.cuts == cuts && state.mode().is_some() {
             state.place_window(window, layouts, || self.new_tag());
         }
         Ok(())
@@ -62,9 +63,9 @@ impl<B: Backend> Fs<B> {
         let others = others.filter_map(|ino| self.table.find(ino)).filter_map(|inode| {
             let state = inode.state.lock();
             let wants = self.is_valid(&state) && lacks_layouts(&state);
-            let generation = state.generation;
+            let (generation, cuts) = (state.generation, state.cuts);
             drop(state);
-            wants.then_some(Asked { inode, generation })
+            wants.then_some(Asked { inode, generation, cuts })
         });
         others.collect()
     }
@@ -77,13 +78,14 @@ impl<B: Backend> Fs<B> {
                 found = Some(layouts);
                 continue;
             }
-            let Some(Asked { inode, generation }) = asked.iter().find(|asked| asked.inode.ino == ino) else {
+            let Some(Asked { inode, generation, cuts }) = asked.iter().find(|asked| asked.inode.ino == ino)
+            else {
                 continue;
             };
             // Whoever asks for a lease or a layout right now learns something newer.
             let Ok(_one) = inode.acquiring.try_lock() else { continue };
             let mut state = inode.state.lock();
-            if state.generation == *generation && lacks_layouts(&state) {
+            if (state.generation, state.cuts) == (*generation, *cuts) && lacks_layouts(&state) {
                 state.place_window(0, layouts, || self.new_tag());
             }
         }

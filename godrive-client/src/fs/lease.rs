@@ -262,13 +262,13 @@ impl<B: Backend> Fs<B> {
     /// Opens chunks for writing. Those asked ahead are given up where there is no room for all.
     async fn open_chunks(&self, inode: &Arc<Inode>, indexes: Vec<u32>, needed: usize) -> Result<()> {
         let _one = inode.acquiring.lock().await;
-        let generation = {
+        let (generation, cuts) = {
             let state = inode.state.lock();
             let open = |index: &u32| state.slots.get(index).is_some_and(|slot| slot.opened);
             if !state.is_exclusive() || indexes[..needed].iter().all(open) {
                 return Ok(());
             }
-            state.generation
+            (state.generation, state.cuts)
         };
         let ask = |indexes: Vec<u32>| async move {
             self.backend.query::<OpenChunks>(&OpenChunksRequest { ino: inode.ino, indexes }).await
@@ -296,7 +296,7 @@ impl<B: Backend> Fs<B> {
         }
         self.backend.meet(&layouts);
         let mut state = inode.state.lock();
-        if state.generation == generation && state.is_exclusive() {
+        if state.generation == generation && state.cuts == cuts && state.is_exclusive() {
             for layout in layouts {
                 state.place(layout, true, || self.new_tag());
             }

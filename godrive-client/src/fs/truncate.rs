@@ -1,7 +1,7 @@
 //! Setting a file's length.
 //!
-//! Longer: bytes behind the end are zeros already, so only the length changes, locally. Shorter: what is dirty in front of
-//! the new end is flushed, the master logs the length and drops the chunks behind it, and the rest of the chunk that
+//! Longer: bytes behind the end are zeros already, so only the length changes, locally. Shorter: what is dirty is flushed (for the length
+//! 0 it need not be), the master logs the length and drops the chunks behind it, and the rest of the chunk that
 //! holds the new end becomes a hole in the write buffer. The master's trim is pending until that hole is held and
 //! committed, which is before any longer length can be.
 
@@ -17,6 +17,7 @@ use godrive_proto::Code;
 use godrive_proto::lease::Mode;
 use godrive_proto::meta::{Kind, Truncate, TruncateRequest};
 use std::sync::Arc;
+use tokio::sync::OwnedRwLockWriteGuard;
 
 const MAX_ATTEMPTS: u32 = 16;
 
@@ -122,18 +123,19 @@ impl<B: Backend> Fs<B> {
             Ok(last) => (last, (size % chunk_bytes) as u32),
             Err(_) => (u32::MAX, chunk_bytes as u32),
         };
-        self.quiesce(inode, last).await;
-        self.change(inode, |state| state.buffer.cut(last, offset)).map_err(rotten)?;
-        if inode.state.lock().is_dirty() && size > 0 {
+        if size > 0 && inode.state.lock().is_dirty() {
+            // Also what lies behind the new end: a commit of the old length without it would show what never was, and the truncation
+            // may yet be refused.
             self.flush_in_order(inode, super::flush::Level::Held, Mode::Exclusive).await?;
         }
+        let _still = self.quiesce(inode, last).await;
         if !inode.state.lock().is_exclusive() {
             return Ok(false);
         }
         let _claim = Claim::new(inode);
-        let (generation, lease, answered_early) = {
+        let (generation, given_back, answered_early) = {
             let state = inode.state.lock();
-            (state.generation, state.lease.id(), state.answered_early)
+            (state.generation, state.lease.given_back(), state.answered_early)
         };
         let request = TruncateRequest { ino: inode.ino, size, kill_privileges: kill };
         let reply = match self.backend.mutate::<Truncate>(&request).await {
@@ -151,10 +153,14 @@ impl<B: Backend> Fs<B> {
             }
         };
         self.change(inode, |state| {
-            // The reply may be late: under another lease it says nothing of what the file is now.
-            if state.generation != generation || state.lease.id() != lease || !state.is_exclusive() {
+            state.cuts += 1;
+            // The reply may be late: under another lease it says nothing of what the file is now, but that its layouts are old.
+            let is_same = state.generation == generation && state.lease.given_back() == given_back;
+            if !is_same || !state.is_exclusive() {
+                state.windows.clear();
                 return Ok(false);
             }
+            state.buffer.cut(last, offset).map_err(rotten)?;
             state.pending.size = false;
             state.pending.mtime = false;
             state.pending.ctime = false;
@@ -179,15 +185,16 @@ impl<B: Backend> Fs<B> {
         })
     }
 
-    /// Waits until no delta of a chunk at or behind `first` is in flight. No new one starts: the order lock is held, and
-    /// the background flushes of single chunks look for dirty pieces only once they are alone.
-    async fn quiesce(&self, inode: &Arc<Inode>, first: u32) {
+    /// Waits until no delta of a chunk at or behind `first` is in flight. No new one starts as long as this is kept.
+    async fn quiesce(&self, inode: &Arc<Inode>, first: u32) -> Vec<OwnedRwLockWriteGuard<()>> {
         let ios: Vec<_> = {
             let state = inode.state.lock();
             state.slots.range(first..).map(|(_, slot)| slot.io.clone()).collect()
         };
+        let mut still = Vec::with_capacity(ios.len());
         for io in ios {
-            drop(io.write().await);
+            still.push(io.write_owned().await);
         }
+        still
     }
 }

@@ -7,7 +7,7 @@ use godrive_client::fs::config::Config;
 use godrive_client::fs::{Backend, Caller, Found, Fs, Handle, SetAttr};
 use godrive_proto::data::{Applied, Layout};
 use godrive_proto::lease::{Acquire, ClusterParameters, Release};
-use godrive_proto::meta::{Batch, CommitRequest, NewNode, RenameMode, SetXattrMode};
+use godrive_proto::meta::{Batch, CommitRequest, NewNode, RenameMode, SetXattrMode, Truncate};
 use godrive_proto::time::Timestamp;
 use godrive_proto::{Code, Epoch, Fault, Ino, Operation, ROOT};
 use std::any::Any;
@@ -22,8 +22,10 @@ struct Trouble {
     lose: AtomicBool,
     /// The next mutation does not reach the master.
     lose_before: AtomicBool,
-    /// Batches are on their way for a while.
+    /// Batches, and answers to truncations, are on their way for a while.
     slow: AtomicBool,
+    /// Truncations are refused.
+    refuse: AtomicBool,
     /// Whoever asks for a lease waits for ever, as behind a recall that waits for the one who asks.
     no_leases: AtomicBool,
     /// Leases are given on names only.
@@ -74,7 +76,13 @@ impl Backend for Lossy {
         {
             return Err(Code::WrongEpoch.into());
         }
+        if O::CODE == Truncate::CODE && is(&self.trouble.refuse) {
+            return Err(Code::Quarantined.into());
+        }
         let reply = self.client.mutate::<O>(request).await;
+        if O::CODE == Truncate::CODE && is(&self.trouble.slow) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         if self.trouble.lose.swap(false, Ordering::SeqCst) {
             reply.expect("it is executed");
             return Err(Fault::new(Code::Timeout, "the reply was lost"));
@@ -468,4 +476,42 @@ async fn what_is_open_without_a_lease_can_be_looked_at() {
     mount.recalled(ino).await;
     set(&mount.trouble.stale);
     assert_eq!(mount.fs.getattr(ino).await.unwrap().attr.size, 10);
+}
+
+/// Other answers tell of the new length before that of the truncation is here, and raise the lease's id.
+#[tokio::test(start_paused = true)]
+async fn a_truncation_whose_answer_is_late() {
+    let mount = Mount::new();
+    let (ino, handle, _) = mount.dirty_file().await;
+    mount.fs.fsync(handle, false).await.unwrap();
+    mount.recalled(ROOT).await;
+    set(&mount.trouble.slow);
+    let length = |size| SetAttr { size: Some(size), ..SetAttr::default() };
+    let fs = mount.fs.clone();
+    let truncation = tokio::spawn(async move { fs.setattr(ino, None, length(0)).await.map(drop) });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let found = mount.fs.lookup(ROOT, b"file").await.unwrap().value;
+    assert!(matches!(found, Found::Entry(entry) if entry.attr.size == 0), "the master has cut it");
+    assert!(!truncation.is_finished());
+    truncation.await.unwrap().unwrap();
+    mount.fs.setattr(ino, None, length(10)).await.map(drop).unwrap();
+    assert_eq!(mount.fs.read(handle, 0, 100).await.unwrap().concat(), [0; 10]);
+    mount.fs.write(handle, 0, vec![8; 5].into(), false).await.map(drop).unwrap();
+    mount.fs.fsync(handle, false).await.unwrap();
+    mount.no_violations();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_truncation_that_is_refused_drops_nothing() {
+    for size in [0, 5] {
+        let mount = Mount::new();
+        let (ino, handle, contents) = mount.dirty_file().await;
+        set(&mount.trouble.refuse);
+        let shorter = SetAttr { size: Some(size), ..SetAttr::default() };
+        assert!(mount.fs.setattr(ino, None, shorter).await.is_err());
+        assert_eq!(mount.fs.read(handle, 0, 100).await.unwrap().concat(), contents);
+        mount.fs.fsync(handle, false).await.unwrap();
+        assert_eq!(mount.cluster.world.lock().master.nodes[&ino].attr.size, 10);
+        mount.no_violations();
+    }
 }

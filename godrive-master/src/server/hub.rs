@@ -384,7 +384,8 @@ impl Hub {
         without: &[Ino],
     ) {
         let ino = view.attr.ino;
-        let is_granted = !without.contains(&ino) && self.is_open_to(session, &view.attr);
+        let is_free = !without.contains(&ino) && !self.leases.is_withheld(session, ino);
+        let is_granted = is_free && self.is_open_to(session, &view.attr);
         view.lease = if is_granted { self.leases.grant(now, session, ino, mode) } else { None };
     }
 

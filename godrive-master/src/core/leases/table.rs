@@ -331,6 +331,13 @@ impl Leases {
         }
     }
 
+    /// Another session owns it, or its chunks are being put in order: a request that did not wait for that gets no lease with what it sees.
+    pub fn is_withheld(&self, session: SessionId, ino: Ino) -> bool {
+        let holders = self.holders(ino);
+        let owned = holders.iter().any(|held| held.session != session && held.mode == Mode::Exclusive);
+        owned || (self.fenced.contains(&ino) && self.mode(session, ino).is_none())
+    }
+
     pub(super) fn held_mut(&mut self, session: SessionId, ino: Ino) -> Option<&mut Held> {
         self.inodes.get_mut(&ino)?.iter_mut().find(|held| held.session == session)
     }

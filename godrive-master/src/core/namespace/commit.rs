@@ -3,10 +3,10 @@
 use super::acl;
 use super::set_attr::change_attributes;
 use super::truncate::{check_extending, check_size};
-use crate::core::state::Transaction;
 use crate::core::state::keys;
 use crate::core::state::transaction::{Result, refuse};
 use crate::core::state::values::{Chunk, Inode, Node};
+use crate::core::state::{Closing, Transaction};
 use godrive_proto::data::ChunkState;
 use godrive_proto::lease::Mode;
 use godrive_proto::meta::{AttrChanges, CommitRequest, Committed};
@@ -41,7 +41,7 @@ pub fn commit(transaction: &mut Transaction<'_>, request: &CommitRequest) -> Res
         transaction.change(*ino, &mut inode)?;
     }
     if *keeps == Mode::Shared && transaction.session.0 != 0 {
-        transaction.close_chunks(transaction.session, *ino, false)?;
+        transaction.close_chunks(transaction.session, *ino, Closing::Committed)?;
         inode = transaction.inode(*ino)?;
     }
     Ok(Committed { view: inode.view(*ino) })

@@ -5,10 +5,10 @@
 //! good when the master says so ([`crate::core::record::Body::TrashDropped`]).
 
 use super::names::check_name;
-use crate::core::state::Transaction;
 use crate::core::state::keys;
 use crate::core::state::transaction::{Result, refuse};
 use crate::core::state::values::{Inode, Slot, Trash, Trashed, Value};
+use crate::core::state::{Closing, Transaction};
 use godrive_proto::meta::{Kind, Linked, Name, RestoreRequest};
 use godrive_proto::{Code, Ino, SessionId};
 use std::collections::BTreeSet;
@@ -53,7 +53,7 @@ impl Transaction<'_> {
             writers.extend(chunk.open_by);
         }
         for writer in &writers {
-            self.close_chunks(*writer, ino, false)?;
+            self.close_chunks(*writer, ino, Closing::Committed)?;
         }
         let mut inode = self.inode(ino)?;
         if !writers.is_empty() && !inode.trim_pending && inode.size % u64::from(inode.chunk_bytes.max(1)) > 0

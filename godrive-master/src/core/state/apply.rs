@@ -1,5 +1,6 @@
 //! Applying a record: the session's check, the operation, the kept result.
 
+use super::chunks::Closing;
 use super::transaction::Failure;
 use super::transaction::{Result as Done, Transaction};
 use super::{Outcome, State};
@@ -68,7 +69,9 @@ fn execute(transaction: &mut Transaction<'_>, body: &Body, origin: Origin) -> Do
         Body::OpenChunks { ino, indexes, placed } => {
             transaction.open_chunks(*ino, indexes, placed).map(Reply::Layouts)
         }
-        Body::ChunksClosed { session, ino } => transaction.close_chunks(*session, *ino, false).map(done),
+        Body::ChunksClosed { session, ino } => {
+            transaction.close_chunks(*session, *ino, Closing::GivenBack).map(done)
+        }
         Body::OrphanKept { ino, sessions } => transaction.keep_orphan(*ino, sessions).map(done),
         Body::OrphansClosed { session, inodes } => transaction.close_orphans(*session, inodes).map(done),
         Body::EpochPending { chunk, epoch } => transaction.begin_epoch(*chunk, *epoch).map(done),

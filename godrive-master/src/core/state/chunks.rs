@@ -9,6 +9,18 @@ use godrive_proto::limits::MAX_MEMBERS;
 use godrive_proto::meta::Kind;
 use godrive_proto::{ChunkId, Code, Epoch, Ino, SessionId, Version, sums};
 
+/// How a writer came to own a file no longer, and what is known of its chunks by that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// Its last commit named all that it had written: a chunk of which no version is known is a hole.
+    Committed,
+    /// It gave the lease back. The first version of a chunk may have been fsynced without a commit, or the commit have been lost with the
+    /// master's power: where none is known, an epoch change finds out.
+    GivenBack,
+    /// It may not have committed all: its chunks need an epoch change, and bytes may lie behind the end of the file.
+    Revoked,
+}
+
 impl Transaction<'_> {
     /// An inode that must be a regular file.
     pub fn file(&self, ino: Ino) -> Result<Inode> {
@@ -103,9 +115,8 @@ impl Transaction<'_> {
     }
 
     /// The session's chunks of this file are no longer open. The inode's size says what counts: a chunk behind it
-    /// was placed ahead and not used (or never committed) and goes. If the writer cannot be trusted to have
-    /// committed all (`revoked`), the others need an epoch change, and bytes may lie behind the end of the file.
-    pub fn close_chunks(&mut self, session: SessionId, ino: Ino, revoked: bool) -> Result<()> {
+    /// was placed ahead and not used (or never committed) and goes.
+    pub fn close_chunks(&mut self, session: SessionId, ino: Ino, how: Closing) -> Result<()> {
         let open = self.scan(&keys::open_in(session, ino), usize::MAX)?;
         if open.is_empty() {
             return Ok(());
@@ -116,17 +127,19 @@ impl Transaction<'_> {
             let id = ChunkId(keys::last_number(&key));
             let mut chunk: Chunk = self.promised(&keys::chunk(id))?;
             let start = u64::from(chunk.index) * u64::from(chunk.chunk_bytes);
-            let unused = chunk.held.version.0 == 0 && !revoked;
-            if start >= inode.size || unused {
+            let is_first = chunk.held.version.0 == 0;
+            if start >= inode.size || (is_first && how == Closing::Committed) {
                 self.free_slot(ino, &mut inode, chunk.index, id)?;
                 continue;
             }
             chunk.open_by = None;
             self.delete(key);
-            if revoked {
+            if is_first || how == Closing::Revoked {
                 chunk.unsettled = true;
                 self.mark(keys::unsettled(ino, id));
                 self.effects.unsettled.insert(id);
+            }
+            if how == Closing::Revoked {
                 inode.trim_pending |= inode.size < start + u64::from(chunk.chunk_bytes);
             }
             self.put(keys::chunk(id), &chunk)?;
@@ -146,7 +159,7 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    fn free_slot(&mut self, ino: Ino, inode: &mut Inode, index: u32, id: ChunkId) -> Result<()> {
+    pub fn free_slot(&mut self, ino: Ino, inode: &mut Inode, index: u32, id: ChunkId) -> Result<()> {
         self.delete(keys::slot(ino, index));
         let mut chunk: Chunk = self.promised(&keys::chunk(id))?;
         inode.used_bytes = inode.used_bytes.saturating_sub(u64::from(chunk.used_bytes));

@@ -19,6 +19,7 @@ pub mod transaction;
 #[cfg(test)]
 pub mod tests;
 
+pub use chunks::Closing;
 pub use transaction::{Effects, Failure, Transaction};
 
 use crate::core::kv::{Checkpoint, Kv, StoreError};

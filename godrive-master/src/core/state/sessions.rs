@@ -1,5 +1,6 @@
 //! Sessions: their results kept for retries, and what their end leaves behind.
 
+use super::chunks::Closing;
 use super::keys;
 use super::transaction::{Result, Transaction, refuse};
 use super::values::Session;
@@ -114,7 +115,7 @@ impl Transaction<'_> {
         }
         inodes.dedup();
         for ino in inodes {
-            self.close_chunks(id, ino, true)?;
+            self.close_chunks(id, ino, Closing::Revoked)?;
         }
         Ok(())
     }

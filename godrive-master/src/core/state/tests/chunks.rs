@@ -212,6 +212,29 @@ fn a_writer_that_is_done_leaves_no_unused_chunks() {
     bench.check();
 }
 
+/// Its first version may have been fsynced without a commit.
+#[test]
+fn a_chunk_of_which_no_version_is_known_goes_only_after_its_members_were_asked() {
+    for version in [0, 5] {
+        let mut bench = Bench::new();
+        let ino = bench.create(ROOT, "a").unwrap();
+        bench.commit(CommitRequest { size: Some(CHUNK), ..nothing(ino) }).unwrap();
+        let layouts = bench.open_chunks(ino, &[0, 1]).unwrap();
+        let (first, behind) = (layouts[0].chunk.id, layouts[1].chunk.id);
+        let closed = bench.apply(Origin::MASTER, Body::ChunksClosed { session: bench.session, ino });
+        assert_eq!(closed.effects.freed.into_iter().collect::<Vec<_>>(), [behind]);
+        assert_eq!(closed.effects.unsettled.into_iter().collect::<Vec<_>>(), [first]);
+        assert!(!bench.attr(ino).trim_pending);
+        bench.check();
+        bench.own(Body::EpochPending { chunk: first, epoch: Epoch(2) }).unwrap();
+        bench.install(first, 2, &[1, 2], version).unwrap();
+        assert_eq!(bench.state.unsettled().unwrap(), []);
+        let left: Vec<u64> = bench.state.layout(ino, ALL).unwrap().iter().map(|l| l.held.version.0).collect();
+        assert_eq!(left, if version == 0 { vec![] } else { vec![version] });
+        bench.check();
+    }
+}
+
 #[test]
 fn a_revoked_writers_chunks_need_an_epoch_and_its_tail_a_trim() {
     let mut bench = Bench::new();
