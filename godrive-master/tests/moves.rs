@@ -208,6 +208,34 @@ async fn a_machine_that_is_gone_can_be_decommissioned() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_machine_that_was_decommissioned_once_had_can_be_deleted() {
+    let cluster = Cluster::start(quick(2)).await;
+    let mut slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let layouts = files(&client, &slaves, 6).await;
+    let gone = slaves[0].node;
+    slaves[0].kill().await;
+    eventually("it was replaced", async || {
+        for layout in &layouts {
+            let members = members(&now(&client, layout).await);
+            if members.contains(&gone) || members.len() != 2 {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
+    intend(&cluster, Intention::Decommission, gone, None).await.unwrap();
+    let retired = async || (cluster.status().await.retired == [gone]).then_some(());
+    eventually("it is forgotten", retired).await;
+    for at in 0..6 {
+        client.unlink(&format!("f{at}")).await.unwrap();
+    }
+    let reclaimed = async || (cluster.status().await.reclaim_queued == 0).then_some(());
+    eventually("nobody waits for it", reclaimed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_comes_back_after_it_was_replaced_leaves_no_surplus() {
     let cluster = Cluster::start(quick(2)).await;
     let mut slaves = slaves(&cluster, 3).await;

@@ -83,6 +83,8 @@ impl Hub {
         self.nodes.intents.set(node, intent);
         self.nodes.forget(node);
         self.slaves.inventories.remove(&node);
+        // What it had of chunks that are deleted later is not waited for either.
+        self.slaves.forget(node);
         if let Some(link) = self.slaves.links.remove(&node) {
             link.connection.close("decommissioned");
         }

@@ -190,11 +190,11 @@ pub async fn recall(shared: &Arc<Shared>, session: SessionId, request: RecallReq
         Ok(release) => {
             let link = link.as_ref().map(|link| link.number);
             tracing::warn!(%session, ?link, ?release, ?request, "the answer to a recall is about another lease");
-            hub.leases.recall_failed(now, session, request.ino, request.id);
+            hub.leases.recall_failed(now, session, request.ino, request.id, &mut hub.effects);
         }
         Err(fault) => {
             tracing::debug!(%session, ino = %request.ino, "recall failed, it is repeated: {fault}");
-            hub.leases.recall_failed(now, session, request.ino, request.id);
+            hub.leases.recall_failed(now, session, request.ino, request.id, &mut hub.effects);
         }
     });
 }

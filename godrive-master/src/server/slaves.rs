@@ -159,7 +159,7 @@ fn log_stable(hub: &mut Hub, reported: &[(ChunkId, Epoch, Contents)]) -> Result<
 
 impl Slaves {
     /// What is known of a node's replicas is outdated.
-    fn forget(&mut self, node: NodeId) {
+    pub fn forget(&mut self, node: NodeId) {
         self.leftovers.retain(|_, places| {
             places.retain(|(holder, _), _| *holder != node);
             !places.is_empty()

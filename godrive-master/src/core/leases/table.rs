@@ -320,7 +320,14 @@ impl Leases {
     }
 
     /// The recall did not reach the holder, or it failed there.
-    pub fn recall_failed(&mut self, now: Instant, session: SessionId, ino: Ino, id: LeaseId) {
+    pub fn recall_failed(
+        &mut self,
+        now: Instant,
+        session: SessionId,
+        ino: Ino,
+        id: LeaseId,
+        effects: &mut Vec<Effect>,
+    ) {
         let again = now.after(self.settings.recall_again_after);
         if let Some(held) = self.held_mut(session, ino)
             && held.id <= id
@@ -328,6 +335,8 @@ impl Leases {
         {
             recall.sent = false;
             self.queue.at(again, Due::Recall(ino, session));
+            // The holder's own requests for it had to wait for its answer.
+            self.wake(now, ino, effects);
         }
     }
 

@@ -137,7 +137,13 @@ impl Script {
             }
             ["fail", who, lease] => {
                 let (ino, id) = lease.split_once('#').unwrap();
-                self.leases.recall_failed(self.now, session(who), Ino(number(ino)), lease_id(id));
+                self.leases.recall_failed(
+                    self.now,
+                    session(who),
+                    Ino(number(ino)),
+                    lease_id(id),
+                    &mut effects,
+                );
             }
             ["opened-elsewhere", who, ino] => {
                 let open = self.leases.open_elsewhere(session(who), Ino(number(ino)));
