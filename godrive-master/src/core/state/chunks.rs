@@ -159,7 +159,7 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    pub fn free_slot(&mut self, ino: Ino, inode: &mut Inode, index: u32, id: ChunkId) -> Result<()> {
+    fn free_slot(&mut self, ino: Ino, inode: &mut Inode, index: u32, id: ChunkId) -> Result<()> {
         self.delete(keys::slot(ino, index));
         let mut chunk: Chunk = self.promised(&keys::chunk(id))?;
         inode.used_bytes = inode.used_bytes.saturating_sub(u64::from(chunk.used_bytes));

@@ -59,14 +59,14 @@ impl Transaction<'_> {
         for new in members {
             self.mark(keys::replica(new.node, id));
         }
-        let settled = std::mem::take(&mut chunk.unsettled);
-        if settled {
+        if chunk.unsettled {
             self.delete(keys::unsettled(chunk.ino, id));
         }
         self.meta.counts.quarantined -= u64::from(chunk.quarantined);
         chunk.epoch = epoch;
         chunk.pending = None;
         chunk.members = members.to_vec();
+        chunk.unsettled = false;
         chunk.quarantined = false;
         chunk.held = contents;
         chunk.held_at = self.index;
@@ -74,17 +74,10 @@ impl Transaction<'_> {
             chunk.stable = contents;
         }
         let mut inode = self.inode(chunk.ino)?;
-        let used = self.use_bytes(&mut chunk, &mut inode, used_bytes);
-        self.put(keys::chunk(id), &chunk)?;
-        // Nobody has ever written to it.
-        let unused = settled && contents.version.0 == 0 && chunk.open_by.is_none();
-        if unused {
-            self.free_slot(chunk.ino, &mut inode, chunk.index, id)?;
-        }
-        if used || unused {
+        if self.use_bytes(&mut chunk, &mut inode, used_bytes) {
             self.change(chunk.ino, &mut inode)?;
         }
-        Ok(())
+        self.put(keys::chunk(id), &chunk)
     }
 
     /// The file was removed while the epoch changed: the joiners have replicas to delete, too.
