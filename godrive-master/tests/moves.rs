@@ -64,6 +64,15 @@ async fn check_whole(client: &Client, slaves: &[Slave], layouts: &[Layout], memb
     }
 }
 
+/// On three slaves, two replicas of each.
+async fn six_files() -> (Cluster, Vec<Slave>, Client, Vec<Layout>) {
+    let cluster = Cluster::start(quick(2)).await;
+    let slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let layouts = files(&client, &slaves, 6).await;
+    (cluster, slaves, client, layouts)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drained_slave_is_emptied_and_no_chunk_misses_a_replica_meanwhile() {
     let mut cluster = Cluster::start(quick(2)).await;
@@ -188,10 +197,7 @@ async fn a_decommissioned_slave_is_emptied_forgotten_and_refused_until_it_is_tak
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_is_gone_can_be_decommissioned() {
-    let cluster = Cluster::start(quick(2)).await;
-    let mut slaves = slaves(&cluster, 3).await;
-    let client = cluster.client("a").await;
-    let layouts = files(&client, &slaves, 6).await;
+    let (cluster, mut slaves, client, layouts) = six_files().await;
     let gone = slaves[0].node;
     slaves[0].kill().await;
     // Of what is deleted now, it will never confirm that it is gone there.
@@ -209,10 +215,7 @@ async fn a_machine_that_is_gone_can_be_decommissioned() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_machine_that_was_decommissioned_once_had_can_be_deleted() {
-    let cluster = Cluster::start(quick(2)).await;
-    let mut slaves = slaves(&cluster, 3).await;
-    let client = cluster.client("a").await;
-    let layouts = files(&client, &slaves, 6).await;
+    let (cluster, mut slaves, client, layouts) = six_files().await;
     let gone = slaves[0].node;
     slaves[0].kill().await;
     eventually("it was replaced", async || {
@@ -237,10 +240,7 @@ async fn what_a_machine_that_was_decommissioned_once_had_can_be_deleted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_comes_back_after_it_was_replaced_leaves_no_surplus() {
-    let cluster = Cluster::start(quick(2)).await;
-    let mut slaves = slaves(&cluster, 3).await;
-    let client = cluster.client("a").await;
-    let layouts = files(&client, &slaves, 6).await;
+    let (cluster, mut slaves, client, layouts) = six_files().await;
     // It says nothing but answers: chunks with only one more are at risk, and it stays a member beside the third.
     slaves[0].hush();
     eventually("it was replaced", async || {

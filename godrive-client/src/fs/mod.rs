@@ -12,7 +12,7 @@
 //! | `removals` | names removed under exclusive leases, ahead of the master |
 //! | `open`, `read`, `write`, `truncate`, `space` | files |
 //! | `locks` | byte-range locks |
-//! | `flush`, `stable` | deltas, commits, close, fsync |
+//! | `flush`, `stable`, `commit` | close, fsync, deltas; what the master is told of them |
 //! | `losses` | what failed behind the callers' backs, told once |
 //! | `recall` | gives leases back, survives the master's restart and the session's loss |
 //! | `inherit` | notes what the next daemon must know; goes on after a dead one |
@@ -23,6 +23,7 @@ mod access;
 mod attr;
 mod backend;
 mod background;
+mod commit;
 pub mod config;
 mod copying;
 mod flush;

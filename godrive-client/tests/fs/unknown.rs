@@ -192,6 +192,15 @@ impl Mount {
         tokio::time::timeout(Duration::from_secs(10), released).await.expect("a recall is answered")
     }
 
+    /// A file whose close has given the lease back, as far as the master is concerned.
+    async fn file_closed_unanswered() -> (Self, Ino, Handle) {
+        let mount = Self::new();
+        mount.cluster.world.lock().commits_again = true;
+        let (ino, handle, _) = mount.dirty_file().await;
+        mount.unanswered(mount.fs.flush(handle)).await;
+        (mount, ino, handle)
+    }
+
     fn no_violations(&self) {
         assert_eq!(self.cluster.world.lock().violations, Vec::<String>::new());
     }
@@ -395,10 +404,7 @@ async fn a_close_and_then_a_recall() {
 /// The master has closed its chunks.
 #[tokio::test(start_paused = true)]
 async fn a_close_and_then_another_write() {
-    let mount = Mount::new();
-    mount.cluster.world.lock().commits_again = true;
-    let (_, handle, _) = mount.dirty_file().await;
-    mount.unanswered(mount.fs.flush(handle)).await;
+    let (mount, _, handle) = Mount::file_closed_unanswered().await;
     mount.fs.write(handle, 5, vec![8; 10].into(), false).await.map(drop).unwrap();
     mount.fs.fsync(handle, false).await.unwrap();
     assert_eq!(mount.fs.read(handle, 0, 100).await.unwrap().concat(), [[7; 5], [8; 5], [8; 5]].concat());
@@ -407,10 +413,7 @@ async fn a_close_and_then_another_write() {
 
 #[tokio::test(start_paused = true)]
 async fn a_close_and_then_a_truncation_while_the_lease_is_recalled() {
-    let mount = Mount::new();
-    mount.cluster.world.lock().commits_again = true;
-    let (ino, handle, _) = mount.dirty_file().await;
-    mount.unanswered(mount.fs.flush(handle)).await;
+    let (mount, ino, _) = Mount::file_closed_unanswered().await;
     set(&mount.trouble.no_leases);
     let shorter = SetAttr { size: Some(5), ..SetAttr::default() };
     let fs = mount.fs.clone();

@@ -217,6 +217,8 @@ impl Hub {
             self.slaves.reclaim = true;
         }
         for chunk in &outcome.effects.unsettled {
+            // It is open no longer.
+            self.reserved.release(*chunk);
             self.fence(*chunk);
         }
         Ok((outcome.answer, durable))

@@ -1,9 +1,8 @@
 //! Applying a record: the session's check, the operation, the kept result.
 
-use super::chunks::Closing;
 use super::transaction::Failure;
 use super::transaction::{Result as Done, Transaction};
-use super::{Outcome, State};
+use super::{Closing, Outcome, State};
 use crate::core::kv::StoreError;
 use crate::core::namespace;
 use crate::core::record::{Answer, Body, Mutation, Origin, Record, Reply};

@@ -1,6 +1,6 @@
 //! Sessions: their results kept for retries, and what their end leaves behind.
 
-use super::chunks::Closing;
+use super::Closing;
 use super::keys;
 use super::transaction::{Result, Transaction, refuse};
 use super::values::Session;

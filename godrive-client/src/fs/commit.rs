@@ -1,0 +1,236 @@
+//! Telling the master what the replicas hold, and what this mount has changed of the attributes. A commit may give the exclusive
+//! lease back.
+
+use super::inode::Inode;
+use super::mutate::is_unknown;
+use super::{Backend, Fs};
+use crate::core::attrs::Pending;
+use crate::error::{FsError, Result};
+use godrive_proto::data::ChunkState;
+use godrive_proto::lease::Mode;
+use godrive_proto::meta::{Barrier, Commit, CommitRequest, GetAttr, InodeView};
+use godrive_proto::{Code, Fault};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Tries of a commit whose chunks get new epochs meanwhile.
+const MAX_COMMITS: u32 = 8;
+
+impl<B: Backend> Fs<B> {
+    /// Tells the master what the replicas hold. `size` is the length up to which everything was flushed.
+    pub(super) async fn commit(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        sync: bool,
+        keeps: Mode,
+        size: u64,
+    ) -> Result<()> {
+        let mut attempts = 0;
+        loop {
+            // Lowering the lease is in order with requests for it. It never waits for one: that may wait for a recall.
+            let lowering = if keeps == Mode::Shared { inode.acquiring.try_lock().ok() } else { None };
+            let keeps = if lowering.is_some() { Mode::Shared } else { Mode::Exclusive };
+            let Some((request, taken)) = self.take_commit(inode, sync, keeps, size)? else {
+                let (unsynced, answered_early) = {
+                    let state = inode.state.lock();
+                    (state.is_unsynced(), state.answered_early)
+                };
+                if sync && unsynced {
+                    self.backend.query::<Barrier>(&()).await?;
+                    let mut state = inode.state.lock();
+                    state.synced = state.synced.max(answered_early);
+                }
+                return Ok(());
+            };
+            self.stats.commits.add(1);
+            match self.backend.mutate::<Commit>(&request).await {
+                Ok(reply) => {
+                    self.committed(inode, &request, &taken, &reply.view);
+                    return Ok(());
+                }
+                Err(fault) if fault.code == Code::NoLease && taken.again && attempts <= MAX_COMMITS => {
+                    attempts += 1;
+                    self.was_committed(inode, request, taken).await?;
+                }
+                Err(fault) => {
+                    attempts += 1;
+                    self.not_committed(inode, &fault, taken);
+                    if fault.code != Code::WrongEpoch || attempts > MAX_COMMITS {
+                        return Err(fault.into());
+                    }
+                    self.renew_layouts(inode).await;
+                }
+            }
+        }
+    }
+
+    fn committed(&self, inode: &Arc<Inode>, request: &CommitRequest, taken: &TakenCommit, view: &InodeView) {
+        self.change(inode, |state| {
+            state.lease.answered(view.lease.as_ref());
+            if state.poison != taken.poison {
+                return;
+            }
+            state.committing = Pending::default();
+            state.committing_chunks = false;
+            state.trimming &= !request.trimmed;
+            if request.sync {
+                state.synced = state.synced.max(taken.answered_early);
+            } else if taken.matters() || request.trimmed {
+                state.not_durable_yet(view);
+            }
+            if request.keeps == Mode::Shared {
+                state.close_chunks();
+            }
+            state.see(view);
+        });
+        self.settle_dirty(inode);
+    }
+
+    /// The lease went back with a commit that was not answered, and that is why it is refused when it comes again.
+    async fn was_committed(
+        &self,
+        inode: &Arc<Inode>,
+        request: CommitRequest,
+        taken: TakenCommit,
+    ) -> Result<()> {
+        match self.backend.query::<GetAttr>(&inode.ino).await {
+            // Another master than that which had executed it: it may have been lost with that one's power.
+            Ok(_) if self.restarts.load(Ordering::SeqCst) != taken.restarts => {
+                let fault = Fault::new(Code::WrongTerm, "the master restarted meanwhile");
+                self.not_committed(inode, &fault, taken);
+                Ok(())
+            }
+            Ok(view) => {
+                // Whether it was synced, nobody has heard.
+                let request = CommitRequest { sync: false, ..request };
+                self.committed(inode, &request, &taken, &view);
+                Ok(())
+            }
+            Err(fault) => {
+                self.not_committed(inode, &fault, taken);
+                Err(fault.into())
+            }
+        }
+    }
+
+    fn not_committed(&self, inode: &Arc<Inode>, fault: &Fault, taken: TakenCommit) {
+        let generation = self.change(inode, |state| {
+            state.lease.answered(None);
+            if state.poison == taken.poison {
+                state.committing = Pending::default();
+                state.committing_chunks = false;
+                state.pending.merge(taken.pending);
+                for (index, chunk) in taken.chunks {
+                    state.chunks.entry(index).or_insert(chunk);
+                }
+                match taken.lowered {
+                    true if is_unknown(fault) => state.close_chunks(),
+                    true if !taken.again => state.lease.restore(),
+                    _ => {}
+                }
+            }
+            state.generation
+        });
+        if matches!(fault.code, Code::NoLease | Code::SessionLost | Code::Stale | Code::NotFound) {
+            self.lease_denied(inode, generation);
+        }
+    }
+
+    fn take_commit(
+        &self,
+        inode: &Arc<Inode>,
+        sync: bool,
+        keeps: Mode,
+        size: u64,
+    ) -> Result<Option<(CommitRequest, TakenCommit)>> {
+        let mut state = inode.state.lock();
+        if !state.has_commit() {
+            return Ok(None);
+        }
+        let again = !state.is_exclusive();
+        if state.mode().is_none() {
+            return Err(FsError::new(
+                libc::EIO,
+                "there is something to commit, but the exclusive lease is gone",
+            ));
+        }
+        let Some(attr) = state.attr.clone() else {
+            return Err(FsError::new(libc::EIO, "there is something to commit, but no attributes are known"));
+        };
+        let pending = std::mem::take(&mut state.pending);
+        let chunks = std::mem::take(&mut state.chunks);
+        let committed = attr.size.min(size);
+        // Written since the flush began: that length is not backed by replicas yet.
+        state.pending.size = pending.size && attr.size > committed;
+        state.committing = pending;
+        // Removals of its names that the master has not followed need the exclusive lease too.
+        let done = state.buffer.is_empty()
+            && !state.pending.any()
+            && state.doubtful.is_empty()
+            && state.unfollowed == 0;
+        let keeps = if done { keeps } else { Mode::Exclusive };
+        let request = CommitRequest {
+            ino: inode.ino,
+            size: pending.size.then_some(committed),
+            changes: pending.changes(&attr),
+            chunks: chunks.values().copied().collect(),
+            trimmed: state.trimming,
+            sync,
+            keeps,
+        };
+        // From here on new writes ask for the lease again: when the master has lowered it, readers trust it.
+        let lowered = keeps == Mode::Shared;
+        if lowered {
+            state.lease.begin_lowering();
+        }
+        state.committing_chunks = true;
+        let (poison, answered_early) = (state.poison, state.answered_early);
+        let restarts = self.restarts.load(Ordering::SeqCst);
+        let taken = TakenCommit { pending, chunks, lowered, again, restarts, poison, answered_early };
+        Ok(Some((request, taken)))
+    }
+
+    /// The inode leaves the list of dirty ones if nothing is left to do.
+    pub(super) fn settle_dirty(&self, inode: &Arc<Inode>) {
+        let mut state = inode.state.lock();
+        if state.is_dirty() {
+            // What was written since begins a new second.
+            state.dirty_since = Some(tokio::time::Instant::now());
+        } else {
+            state.dirty_since = None;
+            self.dirty.lock().remove(&inode.ino);
+        }
+    }
+
+    /// A commit that gave the lease back and was not answered is made again, under the inode's order lock. To ask for the lease before
+    /// that could mean to wait for a recall that waits for this commit.
+    pub(super) async fn settle_lowering(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
+        let (lowered, size) = {
+            let state = inode.state.lock();
+            (state.has_commit() && !state.is_exclusive(), state.size())
+        };
+        if lowered { self.commit(inode, false, Mode::Exclusive, size).await } else { Ok(()) }
+    }
+}
+
+/// What a commit on its way has taken out of the state.
+struct TakenCommit {
+    pending: Pending,
+    chunks: BTreeMap<u32, ChunkState>,
+    lowered: bool,
+    /// One that gave the lease back was sent before, and not answered.
+    again: bool,
+    /// Restarts of the master that this mount had seen when the commit was sent.
+    restarts: u64,
+    poison: u64,
+    /// As it was when the commit was sent: what is answered later, its sync does not cover.
+    answered_early: u64,
+}
+
+impl TakenCommit {
+    /// Something that an fsync owes to the master's stable storage.
+    fn matters(&self) -> bool {
+        self.pending.size || self.pending.mode || self.pending.owner || self.pending.atime
+    }
+}
