@@ -406,7 +406,8 @@ async fn a_lease_that_was_given_up_while_the_master_was_down_leaves_no_chunk_ope
         let nothing = ResumeRequest { exclusive: vec![], open: vec![], last: true };
         client.call::<Resume>(&nothing).await.unwrap();
     }
-    two.acquire(ino, Mode::Exclusive).await.unwrap();
+    let acquired = two.acquire(ino, Mode::Exclusive).await.unwrap();
+    assert!(acquired.views[0].attr.trim_pending, "a commit of it may have been lost");
     let opened = two.mutate::<OpenChunks>(&OpenChunksRequest { ino, indexes: vec![0] }).await.unwrap();
     assert_eq!(opened[0].held, contents(1, 0xa));
     // The repeated one owns its file; the chunk placed for it is gone, and it is not told to write there.

@@ -128,6 +128,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
             Body::NodeIntended { node, purpose: Purpose::Decommission, disks: vec![DiskId(0x22)] },
         ),
         ("NodeRetired", Body::NodeRetired { node }),
+        ("ChunksGivenUp", Body::ChunksGivenUp { session, ino }),
     ]
 }
 

@@ -142,17 +142,6 @@ impl Writer {
         applied
     }
 
-    /// If a delta to this chunk ended without a good answer, it may still be under way: after an election it is refused.
-    pub async fn settle(&self, layout: &mut Layout) -> Result<(), Fault> {
-        let chunk = layout.chunk.id;
-        if self.unsettled.lock().contains(&chunk) {
-            let detail = "the last delta to this chunk had no answer, and its writer gives the lease back";
-            Tries::new(self, layout).report(Problem::Diverged, detail).await?;
-            self.unsettled.lock().remove(&chunk);
-        }
-        Ok(())
-    }
-
     pub async fn sync(&self, layout: &mut Layout) -> Result<Applied, Fault> {
         let expected = layout.held.version;
         if expected == Version(0) {

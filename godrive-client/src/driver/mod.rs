@@ -132,15 +132,9 @@ impl Driver {
     }
 
     /// The same with bytes of another chunk, which go from slave to slave. `NoSource`, `Forbidden`: they do not, and whoever
-    /// carries them may write them; what an earlier try may have begun, [`Self::settle`] ends.
+    /// carries them may write them; what an earlier try may have begun, the next delta finds out.
     pub fn copy<'a>(&'a self, layout: &'a mut Layout, copy: Copy) -> BoxFuture<'a, Result<Applied, Fault>> {
         Box::pin(self.writer.copy(layout, copy))
-    }
-
-    /// Sees to it that no delta of this mount to the chunk is still under way. Before a lease goes back whose writes
-    /// were given up.
-    pub fn settle<'a>(&'a self, layout: &'a mut Layout) -> BoxFuture<'a, Result<(), Fault>> {
-        Box::pin(self.writer.settle(layout))
     }
 
     /// Makes `layout.held` stable at every member.

@@ -24,7 +24,6 @@ pub trait Backend: Send + Sync + 'static {
     fn write(&self, layout: &mut Layout, delta: Delta)
     -> impl Future<Output = Result<Applied, Fault>> + Send;
     fn copy(&self, layout: &mut Layout, copy: Copy) -> impl Future<Output = Result<Applied, Fault>> + Send;
-    fn settle(&self, layout: &mut Layout) -> impl Future<Output = Result<(), Fault>> + Send;
     fn sync(&self, layout: &mut Layout) -> impl Future<Output = Result<Applied, Fault>> + Send;
     fn read(
         &self,
@@ -67,10 +66,6 @@ impl Backend for Driver {
 
     async fn copy(&self, layout: &mut Layout, copy: Copy) -> Result<Applied, Fault> {
         Driver::copy(self, layout, copy).await
-    }
-
-    async fn settle(&self, layout: &mut Layout) -> Result<(), Fault> {
-        Driver::settle(self, layout).await
     }
 
     async fn sync(&self, layout: &mut Layout) -> Result<Applied, Fault> {

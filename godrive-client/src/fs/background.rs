@@ -13,6 +13,14 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// False if it was opened again since its report was queued: its next close reports it.
+fn begin_telling(inode: &Inode) -> bool {
+    let mut state = inode.state.lock();
+    state.told_open |= state.open > 0;
+    state.telling_closed = state.open == 0;
+    state.telling_closed
+}
+
 /// How often the background looks while something is dirty.
 const TICK: Duration = Duration::from_millis(200);
 /// What is older than this is flushed and committed.
@@ -116,7 +124,10 @@ impl<B: Backend> Fs<B> {
             self.change(&inode, |state| state.lose_dirty());
             self.settle_dirty(&inode);
             self.note_error(&inode, error.clone());
-            self.settle_doubtful(&inode).await;
+            let _no_other = inode.acquiring.lock().await;
+            if let Err(error) = self.tell_given_up(&inode).await {
+                tracing::warn!(ino = %inode.ino, %error, "the master is told later which writes were given up");
+            }
         } else if let Err(error) = result {
             tracing::warn!(ino = %inode.ino, %error, "a background flush failed, it is tried again");
             self.freed.notify_waiters();
@@ -146,24 +157,25 @@ impl<B: Backend> Fs<B> {
         self.uncollected.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// False if it was opened again since its report was queued: its next close reports it.
-    fn is_closed(&self, ino: Ino) -> bool {
-        let Some(inode) = self.table.find(ino) else { return true };
-        let mut state = inode.state.lock();
-        state.told_open |= state.open > 0;
-        state.open == 0
-    }
-
     fn report_orphans(self: &Arc<Self>) {
         let orphans = std::mem::take(&mut *self.orphans.lock());
-        let closed: Vec<Ino> = orphans.into_iter().filter(|ino| self.is_closed(*ino)).collect();
-        for closed_orphans in closed.chunks(MAX_ORPHANS).map(<[Ino]>::to_vec) {
+        let inodes = orphans.into_iter().map(|ino| self.table.get(ino));
+        let closed: Vec<Arc<Inode>> = inodes.filter(|inode| begin_telling(inode)).collect();
+        for inodes in closed.chunks(MAX_ORPHANS).map(<[Arc<Inode>]>::to_vec) {
             let fs = self.clone();
             tokio::spawn(async move {
+                let closed_orphans: Vec<Ino> = inodes.iter().map(|inode| inode.ino).collect();
                 let request = ReleaseRequest { leases: Vec::new(), closed_orphans };
-                if let Err(fault) = fs.backend.query::<Releases>(&request).await {
-                    tracing::warn!(%fault, orphans = request.closed_orphans.len(), "closed orphans were not reported, again later");
-                    fs.orphans.lock().extend(request.closed_orphans);
+                match fs.backend.query::<Releases>(&request).await {
+                    Ok(()) => inodes.iter().for_each(|inode| {
+                        inode.state.lock().telling_closed = false;
+                        inode.changed.notify_waiters();
+                    }),
+                    Err(fault) => {
+                        tracing::warn!(%fault, orphans = inodes.len(), "closed orphans were not reported, again later");
+                        // What was sent may still be executed: whoever opens them goes on waiting.
+                        fs.orphans.lock().extend(request.closed_orphans);
+                    }
                 }
             });
         }

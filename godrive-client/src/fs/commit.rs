@@ -165,10 +165,7 @@ impl<B: Backend> Fs<B> {
         state.pending.size = pending.size && attr.size > committed;
         state.committing = pending;
         // Removals of its names that the master has not followed need the exclusive lease too.
-        let done = state.buffer.is_empty()
-            && !state.pending.any()
-            && state.doubtful.is_empty()
-            && state.unfollowed == 0;
+        let done = state.buffer.is_empty() && !state.pending.any() && !state.gave_up && state.unfollowed == 0;
         let keeps = if done { keeps } else { Mode::Exclusive };
         let request = CommitRequest {
             ino: inode.ino,

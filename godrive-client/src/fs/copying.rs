@@ -236,7 +236,6 @@ impl<B: Backend> Fs<B> {
         if !matches!(fault.code, Code::NoSource | Code::Forbidden) && source_is_held {
             return Err(fault.into());
         }
-        self.settle_doubtful(target).await;
         Ok(false)
     }
 
@@ -299,10 +298,8 @@ impl<B: Backend> Fs<B> {
             let applied = match copied {
                 Ok(applied) => applied,
                 Err(fault) => {
-                    if !state.doubtful.iter().any(|known| known.chunk.id == chunk) {
-                        // It may still be under way: then it is refused before anybody else gets the file.
-                        state.doubtful.push(layout.clone());
-                    }
+                    // It may still be under way: then it is refused before anybody else gets the file.
+                    state.gave_up = true;
                     state.renew_layout(layout);
                     // And what it may have put behind the end is zeros again.
                     let behind = state.size().max(piece.to);

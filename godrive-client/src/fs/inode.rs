@@ -112,12 +112,15 @@ pub struct State {
     pub opened_before: bool,
     /// The master was told that it is open; it must be told when it no longer is.
     pub told_open: bool,
+    /// The master is being told that it no longer is: whoever opens it waits, as that must not come behind what is said then.
+    pub telling_closed: bool,
     /// Its last name is gone.
     pub removed: bool,
     /// Raised when dirty data was lost: handles opened before answer EIO.
     pub poison: u64,
-    /// Chunks that were open when their dirty data was lost: a delta may still be under way.
-    pub doubtful: Vec<Layout>,
+    /// Writes were given up: what of them is held, or still under way, no commit names. The master is told before the lease goes back,
+    /// and before it is asked for again.
+    pub gave_up: bool,
     /// When the master last said what its attributes are.
     pub seen_at: Option<Instant>,
     /// It was read here, and what the master says of its access time may be older.
@@ -297,8 +300,9 @@ impl State {
             && self.unfollowed == 0
             && self.claims == 0
             && !self.told_open
+            && !self.telling_closed
             && !self.is_exclusive()
-            && self.doubtful.is_empty()
+            && !self.gave_up
             && !self.gate.is_closed()
             && self.gate.is_empty()
     }
@@ -353,8 +357,7 @@ impl State {
         self.dirty_since = None;
         self.size_given_up = Some(0);
         self.attr = None;
-        let opened = self.slots.values().filter(|slot| slot.opened);
-        self.doubtful.extend(opened.map(|slot| slot.layout.clone()));
+        self.gave_up = true;
         self.slots.clear();
         self.windows.clear();
     }

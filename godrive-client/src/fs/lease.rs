@@ -14,10 +14,13 @@ use godrive_proto::meta::Kind;
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// Attempts that an operation has, however slow each of them is.
 const MIN_LOOKS: u32 = 8;
+/// The longest between two looks of an operation that waits for something of this mount.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What an action under a lease comes to.
 pub(super) enum Step<T> {
@@ -28,6 +31,8 @@ pub(super) enum Step<T> {
     Open(Vec<u32>, usize),
     /// What lies behind the end must be made zeros.
     Trim,
+    /// Something that is under way must end first.
+    Wait,
 }
 
 /// What is missing.
@@ -37,6 +42,7 @@ enum Need {
     Window(u32),
     Open(Vec<u32>, usize),
     Trim,
+    Wait,
 }
 
 /// An operation that has got a lease and not yet used it; a recall gives it a moment.
@@ -146,6 +152,9 @@ impl<B: Backend> Fs<B> {
                 }
                 Need::Window(window) => self.load_window(inode, window).await?,
                 Need::Trim => Box::pin(self.trim(inode)).await?,
+                Need::Wait => {
+                    let _ = tokio::time::timeout(LOOK_AGAIN, inode.changed.notified()).await;
+                }
                 Need::Open(indexes, needed) => self.open_chunks(inode, indexes, needed).await?,
             }
         }
@@ -201,6 +210,7 @@ impl<B: Backend> Fs<B> {
             Step::Done(_) => Err(FsError::new(libc::EIO, "unreachable: done was answered above")),
             Step::Window(window) => Ok(Err(Need::Window(window))),
             Step::Trim => Ok(Err(Need::Trim)),
+            Step::Wait => Ok(Err(Need::Wait)),
             Step::Open(indexes, needed) => Ok(Err(Need::Open(indexes, needed))),
         }
     }
@@ -216,7 +226,7 @@ impl<B: Backend> Fs<B> {
                     return;
                 }
                 // An invalidation may let this operation in while the gate stays closed.
-                if tokio::time::timeout(std::time::Duration::from_millis(20), changed).await.is_err() {
+                if tokio::time::timeout(LOOK_AGAIN, changed).await.is_err() {
                     return;
                 }
             }
@@ -239,6 +249,7 @@ impl<B: Backend> Fs<B> {
             }
             state.kind().is_none_or(|kind| kind == Kind::File)
         };
+        self.tell_given_up(inode).await?;
         self.stats.meta_misses.add(1);
         let layout = is_file.then_some(LayoutRange { first: 0, count: WINDOW_CHUNKS });
         let request = AcquireRequest { inodes: vec![inode.ino], mode, layout };

@@ -48,13 +48,18 @@ impl<B: Backend> Fs<B> {
                 self.lower_later(inode);
                 continue;
             };
+            if let Err(error) = self.tell_given_up(inode).await {
+                tracing::debug!(ino = %inode.ino, %error, "an idle lease stays until the master knows what was given up");
+                self.lower_later(inode);
+                continue;
+            }
             let mut state = inode.state.lock();
             if state.writers > 0 || !state.is_exclusive() || state.removed {
                 continue;
             }
             if state.unfollowed > 0
                 || state.is_dirty()
-                || !state.doubtful.is_empty()
+                || state.gave_up
                 || state.claims > 0
                 || state.gate.is_closed()
             {

@@ -65,7 +65,7 @@ use godrive_proto::{Fault, Ino};
 use inode::{Inode, State};
 use parking_lot::Mutex;
 use stats::Stats;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -144,7 +144,7 @@ pub struct Fs<B: Backend = Driver> {
     /// The background has something to do.
     wake: Notify,
     /// Unlinked inodes closed here, to be reported.
-    orphans: Mutex<Vec<Ino>>,
+    orphans: Mutex<BTreeSet<Ino>>,
     /// Errors that no call has collected.
     uncollected: AtomicU64,
     /// Of the master, as this mount was told of them.

@@ -305,7 +305,7 @@ impl<B: Backend> Fs<B> {
     pub(super) fn report_closed(&self, ino: Ino) {
         let first = {
             let mut orphans = self.orphans.lock();
-            orphans.push(ino);
+            orphans.insert(ino);
             orphans.len() == 1
         };
         if first {

@@ -17,6 +17,9 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Tries to make or open a name that others make and remove.
+const MAX_CREATIONS: u32 = 8;
+
 struct Access {
     flags: i32,
 }
@@ -49,6 +52,9 @@ impl Access {
             Some(Kind::File) => {}
             Some(Kind::Directory) => return Err(FsError::bare(libc::EISDIR)),
             _ => return Err(FsError::bare(libc::ENXIO)),
+        }
+        if state.telling_closed {
+            return Ok(Step::Wait);
         }
         state.open += 1;
         state.writers += u32::from(self.writes());
@@ -127,9 +133,19 @@ impl<B: Backend> Fs<B> {
         flags: i32,
         caller: Caller,
     ) -> Result<Served<Created>> {
-        match self.create_new(parent, name, mode, flags, caller).await? {
-            Made::New(created) => Ok(created),
-            Made::There(entry) => self.open_found(entry, flags).await,
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let opened = match self.create_new(parent, name, mode, flags, caller).await {
+                Ok(Made::New(created)) => return Ok(created),
+                Ok(Made::There(entry)) => self.open_found(entry, flags).await,
+                Err(error) => Err(error),
+            };
+            match opened {
+                // It was there, as another mount was quicker, and gone when it was to be opened; so may be what is made here.
+                Err(error) if error.errno == libc::ESTALE && attempts < MAX_CREATIONS => {}
+                opened => return opened,
+            }
         }
     }
 
@@ -265,7 +281,10 @@ impl<B: Backend> Fs<B> {
 
     fn drop_removed(&self, inode: &Arc<Inode>) {
         self.change(inode, |state| {
+            // What of it is held goes with the inode, where nobody else can have it.
+            let gave_up = state.gave_up || (state.is_dirty() && !state.lease.is_sole());
             state.lose_dirty();
+            state.gave_up = gave_up;
             // Nobody can ask for it any more.
             state.owes_error = false;
             self.forget(state);

@@ -6,8 +6,8 @@ use super::types::Invalidation;
 use super::{Backend, Fs};
 use crate::core::attrs::Pending;
 use crate::driver::{BoxFuture, Declared, Upcalls};
-use crate::error::FsError;
-use godrive_proto::lease::{Mode, RecallRequest, Release, RenewRequest};
+use crate::error::{FsError, Result};
+use godrive_proto::lease::{GiveUp, Mode, RecallRequest, Release, RenewRequest};
 use godrive_proto::locks::LockOwner;
 use godrive_proto::meta::{Attr, Kind};
 use godrive_proto::time::Timestamp;
@@ -30,6 +30,8 @@ const CLAIM: Duration = Duration::from_millis(200);
 const STIRRED: Duration = Duration::from_millis(1);
 /// A directory that is recalled twice within this time is contended for as long again.
 const HOT: Duration = Duration::from_secs(2);
+/// Between attempts to tell the master what was given up.
+const TOLD_AGAIN: Duration = Duration::from_millis(200);
 /// Rounds of invalidation before whoever goes on with the same pages has to wait.
 const MAX_ROUNDS: usize = 32;
 /// Flushes of a recall that succeed and leave something dirty again: a change of attributes, a copy.
@@ -105,10 +107,10 @@ impl<B: Backend> Fs<B> {
         loop {
             self.flush_for_recall(inode).await;
             self.catch_up_on(inode).await;
-            self.settle_doubtful(inode).await;
+            let told = self.tell_given_up(inode).await;
             let given_back = self.change(inode, |state| {
                 // What passes the gate, as a change of the length does, may have made it dirty again.
-                if state.is_dirty() || state.unfollowed > 0 {
+                if state.is_dirty() || state.unfollowed > 0 || state.gave_up {
                     return false;
                 }
                 match keeps {
@@ -125,6 +127,10 @@ impl<B: Backend> Fs<B> {
             });
             if given_back {
                 break;
+            }
+            if let Err(error) = told {
+                tracing::warn!(ino = %inode.ino, %error, "the master does not know yet which writes were given up, it is told again");
+                tokio::time::sleep(TOLD_AGAIN).await;
             }
             self.wait_for(inode, STIRRED, |state| !state.is_dirty()).await;
         }
@@ -225,15 +231,18 @@ impl<B: Backend> Fs<B> {
         );
     }
 
-    /// Deltas that were given up may still be under way: they are refused before anybody else gets the inode.
-    pub(super) async fn settle_doubtful(&self, inode: &Arc<Inode>) {
-        let doubtful = std::mem::take(&mut inode.state.lock().doubtful);
-        for mut layout in doubtful {
-            if let Err(fault) = self.backend.settle(&mut layout).await {
-                tracing::warn!(ino = %inode.ino, chunk = layout.index, %fault, "a delta that was given up may still arrive");
-                inode.state.lock().doubtful.push(layout);
-            }
+    /// The master has the open chunks closed as those of a dead writer: what may still be under way is refused, and what came behind
+    /// the end of the file is cut off before it grows. No chunk may be opened meanwhile.
+    pub(super) async fn tell_given_up(&self, inode: &Arc<Inode>) -> Result<()> {
+        if !inode.state.lock().gave_up {
+            return Ok(());
         }
+        self.backend.query::<GiveUp>(&inode.ino).await?;
+        self.change(inode, |state| {
+            state.gave_up = false;
+            state.close_chunks();
+        });
+        Ok(())
     }
 
     /// Drops what is known of all inodes that `which` chooses; gives what the kernel must forget.
@@ -342,8 +351,8 @@ impl<B: Backend> Fs<B> {
         for inode in self.table.all() {
             let mut state = inode.state.lock();
             state.told_open = false;
-            // The master does that for all chunks that the old session had open.
-            state.doubtful.clear();
+            // The master did that for all chunks that the old session had open.
+            state.gave_up = false;
             if state.open > 0 && !state.removed {
                 drop(state);
                 self.cover_open(&inode);
@@ -360,7 +369,7 @@ fn owned(state: &super::inode::State) -> bool {
 /// A lease to go on with when the master has restarted. Others are given up: what was learned under them may not be in
 /// its log any longer.
 fn resumed(state: &super::inode::State) -> bool {
-    let in_use = state.open > 0 || state.is_dirty() || !state.doubtful.is_empty();
+    let in_use = state.open > 0 || state.is_dirty() || state.gave_up;
     owned(state) && (state.unfollowed > 0 || (state.kind() == Some(Kind::File) && in_use))
 }
 

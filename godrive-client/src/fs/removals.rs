@@ -381,7 +381,7 @@ fn both<'a>(one: &'a Inode, other: &'a Inode) -> (MutexGuard<'a, State>, MutexGu
 fn is_removable(state: &State, directory: bool) -> bool {
     match state.kind() {
         Some(Kind::Directory) => directory && state.size() == 0,
-        Some(_) => !directory && state.open == 0 && !state.is_dirty() && state.doubtful.is_empty(),
+        Some(_) => !directory && state.open == 0 && !state.is_dirty() && !state.gave_up,
         None => false,
     }
 }

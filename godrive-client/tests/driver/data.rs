@@ -214,21 +214,6 @@ async fn a_delta_does_not_go_on_in_a_later_session() {
 }
 
 #[tokio::test]
-async fn only_a_chunk_in_doubt_is_settled() {
-    let cluster = Cluster::start(3);
-    let (driver, _) = driver(&cluster).await;
-    let (mut layout, _) = written(&cluster, &driver).await;
-    driver.settle(&mut layout).await.expect("nothing to do");
-    assert!(cluster.state.lock().reports.is_empty());
-    cluster.state.lock().slave_faults.insert(NodeId(1), vec![Code::NoSpace.into()]);
-    driver.write(&mut layout, delta(0, b"full", false)).await.expect_err("no space");
-    driver.settle(&mut layout).await.expect("an election");
-    driver.settle(&mut layout).await.expect("nothing to do any more");
-    assert_eq!(cluster.state.lock().reports, [Problem::Diverged]);
-    assert_eq!(layout.epoch, Epoch(2));
-}
-
-#[tokio::test]
 async fn damage_on_the_way_is_sent_again_and_damage_that_stays_is_reported() {
     let cluster = Cluster::start(3);
     let (driver, _) = driver(&cluster).await;

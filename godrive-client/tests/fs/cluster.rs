@@ -42,8 +42,10 @@ pub struct World {
     pub violations: Vec<String>,
     /// While true, deltas fail.
     pub slaves_down: bool,
-    /// Chunks of which a client saw to it that no delta is under way.
-    pub settled: Vec<ChunkId>,
+    /// Deltas to this chunk fail.
+    pub failing: Option<ChunkId>,
+    /// How often a client said that it gave writes up.
+    pub given_up: u64,
     /// A commit that gave the lease back was not answered, and may come again.
     pub commits_again: bool,
     /// Copies that slaves were asked for.
@@ -151,6 +153,20 @@ impl World {
         }
     }
 
+    /// As for a dead writer: the members say what they hold, and what lies behind the end is cut off before the file grows.
+    pub fn give_up_chunks(&mut self, client: u64, ino: godrive_proto::Ino) {
+        self.given_up += 1;
+        let Some(node) = self.master.nodes.get_mut(&ino) else { return };
+        let mut open = false;
+        for id in node.chunks.values() {
+            let chunk = self.chunks.get_mut(id).unwrap();
+            if chunk.open_by == Some(client) {
+                (chunk.open_by, chunk.committed, open) = (None, chunk.held, true);
+            }
+        }
+        node.attr.trim_pending |= open;
+    }
+
     pub fn layout(&self, node: &Node, index: u32) -> Option<Layout> {
         let id = *node.chunks.get(&index)?;
         let chunk = &self.chunks[&id];
@@ -230,17 +246,6 @@ impl Backend for Client {
         result
     }
 
-    async fn settle(&self, layout: &mut Layout) -> Result<(), Fault> {
-        self.cluster.travel().await;
-        let mut world = self.cluster.world.lock();
-        let id = layout.chunk.id;
-        if world.chunks.get(&id).is_some_and(|chunk| chunk.open_by != Some(self.id)) {
-            return Err(world.violation(format!("client {} settles {id} after it gave it back", self.id)));
-        }
-        world.settled.push(id);
-        Ok(())
-    }
-
     async fn sync(&self, layout: &mut Layout) -> Result<Applied, Fault> {
         self.cluster.travel().await;
         let mut world = self.cluster.world.lock();
@@ -315,10 +320,10 @@ impl Client {
 
     fn apply(&self, layout: &mut Layout, delta: &Delta) -> Result<Applied, Fault> {
         let mut world = self.cluster.world.lock();
-        if world.slaves_down {
+        let id = layout.chunk.id;
+        if world.slaves_down || world.failing == Some(id) {
             return Err(Fault::new(Code::Unavailable, "the slaves are down"));
         }
-        let id = layout.chunk.id;
         let Some(chunk) = world.chunks.get_mut(&id) else { return Err(Code::NoChunk.into()) };
         if chunk.open_by != Some(self.id) || chunk.held != layout.held {
             let (open_by, held) = (chunk.open_by, chunk.held);

@@ -1,6 +1,6 @@
 //! One promise each.
 
-use crate::cluster::{CHUNK, Cluster};
+use crate::cluster::{CHUNK, Client, Cluster};
 use crate::kernel::Kernel;
 use bytes::Bytes;
 use godrive_client::CloseMode;
@@ -314,7 +314,7 @@ async fn an_error_after_close_is_told_by_the_next_fsync() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_could_not_be_flushed_is_settled_before_another_mount_gets_the_file() {
+async fn what_was_given_up_the_master_knows_before_another_mount_gets_the_file() {
     let cluster = Cluster::new(12);
     let (one, two) = (cluster.mount(1), cluster.mount(2));
     let (ino, handle) = create(&one, b"a").await;
@@ -324,10 +324,58 @@ async fn what_could_not_be_flushed_is_settled_before_another_mount_gets_the_file
     cluster.world.lock().slaves_down = true;
     let theirs = two.open(ino, libc::O_RDONLY).await.unwrap().value.handle;
     assert_eq!(read(&two, theirs, 0, 100).await, b"held");
-    // The model refuses a settlement that comes after the release.
-    assert_eq!(cluster.world.lock().settled.len(), 1);
+    assert_eq!(cluster.world.lock().given_up, 1);
     assert_eq!(cluster.world.lock().violations, [""; 0]);
     assert_eq!(one.fsync(handle, false).await.unwrap_err().errno, libc::EIO);
+}
+
+/// Ten bytes, and behind them what the slaves took of a write that fails in the next chunk.
+async fn half_written(cluster: &Cluster, fs: &Arc<Fs<Client>>) -> (Ino, Handle) {
+    let (ino, handle) = create(fs, b"a").await;
+    write(fs, handle, 0, &[1; 10]).await;
+    fs.fsync(handle, false).await.unwrap();
+    write(fs, handle, 10, &[2; CHUNK as usize]).await;
+    let mut world = cluster.world.lock();
+    world.failing = Some(world.master.nodes[&ino].chunks[&1]);
+    (ino, handle)
+}
+
+/// Longer than it ever was, and zeros where nobody has written.
+async fn grows_with_zeros(cluster: &Cluster, fs: &Arc<Fs<Client>>, ino: Ino) {
+    let handle = fs.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    cluster.world.lock().failing = None;
+    let at = u64::from(CHUNK) - 100;
+    write(fs, handle, at, b"end").await;
+    let mut expected = vec![0; at as usize];
+    expected[..10].fill(1);
+    expected.extend_from_slice(b"end");
+    assert_eq!(read(fs, handle, 0, 2 * CHUNK).await, expected);
+    fs.fsync(handle, false).await.unwrap();
+    assert_eq!(durable(cluster, ino), expected);
+    assert_eq!(cluster.world.lock().violations, [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_mount_gave_up_behind_the_end_does_not_come_back() {
+    let cluster = Cluster::new(13);
+    let (one, two) = (cluster.mount(1), cluster.mount(2));
+    let (ino, handle) = half_written(&cluster, &one).await;
+    grows_with_zeros(&cluster, &two, ino).await;
+    assert_eq!(one.fsync(handle, false).await.unwrap_err().errno, libc::EIO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_given_up_behind_the_end_after_the_close_does_not_come_back() {
+    let cluster = Cluster::new(13);
+    let one = cluster.mount_with(1, Config { close: CloseMode::Queued, ..config() });
+    let (ino, handle) = half_written(&cluster, &one).await;
+    one.flush(handle).await.unwrap();
+    one.release(handle);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(cluster.upcalls(1).renewal().errors_after_close, 1);
+    let again = one.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    assert_eq!(one.fsync(again, false).await.unwrap_err().errno, libc::EIO);
+    grows_with_zeros(&cluster, &one, ino).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -109,6 +109,11 @@ impl Master {
         }
     }
 
+    /// As far as the client's releases said.
+    pub fn is_open_at(&self, ino: Ino, client: u64) -> bool {
+        self.nodes.get(&ino).is_some_and(|node| node.open_at.contains(&client))
+    }
+
     /// The leases a request needs, as the namespace is now.
     pub fn needs(&self, code: u16, request: &(dyn Any + Send + Sync)) -> Vec<(Ino, Need)> {
         use Need::{Alone, Share};
@@ -227,6 +232,10 @@ pub fn execute(
             boxed(all)
         }
         OpenChunks::CODE => boxed(run.open_chunks(cast(request))?),
+        GiveUp::CODE => {
+            run.world.give_up_chunks(client, *cast::<Ino>(request));
+            boxed(())
+        }
         Releases::CODE => {
             for release in &cast::<ReleaseRequest>(request).leases {
                 if run.world.leases.released(client, release.id, release.keeps, release.ino) {

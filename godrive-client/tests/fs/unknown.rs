@@ -6,7 +6,7 @@ use godrive_client::driver::{Config as DriverConfig, Copy, Delta, Run, Upcalls};
 use godrive_client::fs::config::Config;
 use godrive_client::fs::{Backend, Caller, Found, Fs, Handle, SetAttr};
 use godrive_proto::data::{Applied, Layout};
-use godrive_proto::lease::{Acquire, ClusterParameters, Release};
+use godrive_proto::lease::{Acquire, ClusterParameters, Release, Releases};
 use godrive_proto::meta::{Batch, CommitRequest, NewNode, RenameMode, SetXattrMode, Truncate};
 use godrive_proto::time::Timestamp;
 use godrive_proto::{Code, Epoch, Fault, Ino, Operation, ROOT};
@@ -22,7 +22,7 @@ struct Trouble {
     lose: AtomicBool,
     /// The next mutation does not reach the master.
     lose_before: AtomicBool,
-    /// Batches, and answers to truncations, are on their way for a while.
+    /// Batches, reports of what is closed, and answers to truncations are on their way for a while.
     slow: AtomicBool,
     /// Truncations are refused.
     refuse: AtomicBool,
@@ -58,6 +58,9 @@ impl Backend for Lossy {
         }
         if O::CODE == Acquire::CODE && is(&self.trouble.no_leases) {
             std::future::pending::<()>().await;
+        }
+        if O::CODE == Releases::CODE && is(&self.trouble.slow) {
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
         self.client.query::<O>(request).await
     }
@@ -115,10 +118,6 @@ impl Backend for Lossy {
 
     async fn copy(&self, layout: &mut Layout, copy: Copy) -> Result<Applied, Fault> {
         self.client.copy(layout, copy).await
-    }
-
-    async fn settle(&self, layout: &mut Layout) -> Result<(), Fault> {
-        self.client.settle(layout).await
     }
 
     async fn sync(&self, layout: &mut Layout) -> Result<Applied, Fault> {
@@ -199,6 +198,15 @@ impl Mount {
         let (ino, handle, _) = mount.dirty_file().await;
         mount.unanswered(mount.fs.flush(handle)).await;
         (mount, ino, handle)
+    }
+
+    /// The same, and the master hears that it is open.
+    async fn recalled_while_open(&self, ino: Ino) {
+        let release = self.recalled(ino).await;
+        assert!(release.open);
+        let world = &mut *self.cluster.world.lock();
+        world.leases.released(1, release.id, release.keeps, ino);
+        world.master.open_elsewhere(ino, 1);
     }
 
     fn no_violations(&self) {
@@ -517,4 +525,33 @@ async fn a_truncation_that_is_refused_drops_nothing() {
         assert_eq!(mount.cluster.world.lock().master.nodes[&ino].attr.size, 10);
         mount.no_violations();
     }
+}
+
+/// That it is closed arrives late, when it is open again: the master would let it go with its last name.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_opened_again_while_the_master_is_told_that_it_is_closed() {
+    let mount = Mount::new();
+    let (ino, handle) = mount.file(b"file").await;
+    mount.recalled_while_open(ino).await;
+    mount.fs.getattr(ino).await.map(drop).unwrap();
+    set(&mount.trouble.slow);
+    mount.fs.release(handle);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    mount.fs.open(ino, libc::O_RDONLY).await.map(drop).unwrap();
+    mount.recalled_while_open(ino).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(mount.cluster.world.lock().master.is_open_at(ino, 1));
+    mount.no_violations();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_master_knows_what_was_given_up_before_the_lease_is_asked_for_again() {
+    let mount = Mount::new();
+    let (ino, _, _) = mount.dirty_file().await;
+    let empty = SetAttr { size: Some(0), ..SetAttr::default() };
+    mount.unanswered(mount.fs.setattr(ino, None, empty)).await;
+    assert_eq!(mount.cluster.world.lock().given_up, 0);
+    mount.fs.open(ino, libc::O_RDWR).await.map(drop).unwrap();
+    assert_eq!(mount.cluster.world.lock().given_up, 1);
+    mount.no_violations();
 }

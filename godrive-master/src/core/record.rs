@@ -170,6 +170,12 @@ pub enum Body {
     NodeRetired {
         node: NodeId,
     },
+    /// The session has said that it gave up writes of this file, or does not claim it after a restart: what is held of its open
+    /// chunks may never have been committed.
+    ChunksGivenUp {
+        session: SessionId,
+        ino: Ino,
+    },
 }
 
 /// What a slave is for.

@@ -16,13 +16,13 @@ use crate::core::nodes::Nodes;
 use crate::core::placement::{NodeSelector, Reservations};
 use crate::core::record::{Answer, Body, Origin, Record};
 use crate::core::standstill::Watch;
-use crate::core::state::State;
+use crate::core::state::{Closing, State};
 use godrive_proto::lease::{Mode, RecallRequest, Release, RenewRequest};
 use godrive_proto::meta::{Attr, InodeView};
 use godrive_proto::net::Connection;
 use godrive_proto::time::{Clock, Instant, Timestamp};
 use godrive_proto::{ChunkId, ClusterId, Code, Fault, Ino, LogIndex, NodeId, SessionId, Term};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -78,7 +78,7 @@ pub struct Hub {
     /// Each session's last change, and that of the master itself: other sessions see it when it is durable.
     changed_at: BTreeMap<SessionId, LogIndex>,
     /// Files whose chunks are to be closed once the log has room.
-    unclosed: BTreeSet<(SessionId, Ino)>,
+    unclosed: BTreeMap<(SessionId, Ino), Closing>,
     /// The master's disk has no more room than its reserve: nothing grows.
     pub disk_full: bool,
     /// Why nothing is served any more.
@@ -129,7 +129,7 @@ impl Hub {
             parked: BTreeMap::new(),
             next_waiter: 0,
             changed_at: BTreeMap::new(),
-            unclosed: BTreeSet::new(),
+            unclosed: BTreeMap::new(),
             disk_full: false,
             refused: None,
             clock: parts.clock,
@@ -299,32 +299,43 @@ impl Hub {
 
     /// A lease came back. A writer that gave up without a last commit leaves its chunks closed.
     pub fn released(&mut self, now: Instant, session: SessionId, release: &Release) -> Result<(), Fault> {
-        let owned = self.leases.mode(session, release.ino) == Some(Mode::Exclusive);
+        let owned = self.owns(session, release.ino);
         self.leases.released(now, session, release, &mut self.effects);
-        let owns = self.leases.mode(session, release.ino) == Some(Mode::Exclusive);
-        if owned && !owns { self.close_chunks(session, release.ino) } else { Ok(()) }
+        let owns = self.owns(session, release.ino);
+        if owned && !owns { self.close_chunks(session, release.ino, Closing::GivenBack) } else { Ok(()) }
     }
 
-    /// The session does not own the file: its chunks are open no longer. Where the log has no room, that is made up for.
-    pub fn close_chunks(&mut self, session: SessionId, ino: Ino) -> Result<(), Fault> {
-        let owns = self.leases.mode(session, ino) == Some(Mode::Exclusive);
-        if owns || self.state.open_chunks(session, ino)?.is_empty() {
+    /// The session's chunks of the file are open no longer. Where the log has no room, that is made up for.
+    pub fn close_chunks(&mut self, session: SessionId, ino: Ino, how: Closing) -> Result<(), Fault> {
+        if self.state.open_chunks(session, ino)?.is_empty() {
             return Ok(());
         }
-        match self.decide(Body::ChunksClosed { session, ino }) {
+        let body = match how {
+            Closing::GivenBack => Body::ChunksClosed { session, ino },
+            Closing::Revoked => Body::ChunksGivenUp { session, ino },
+        };
+        match self.decide(body) {
             Ok((answer, _)) => answer.map(drop),
             Err(fault) if fault.code == Code::NoSpace => {
-                self.unclosed.insert((session, ino));
+                self.unclosed.insert((session, ino), how);
                 Ok(())
             }
             Err(fault) => Err(fault),
         }
     }
 
+    pub fn owns(&self, session: SessionId, ino: Ino) -> bool {
+        self.leases.mode(session, ino) == Some(Mode::Exclusive)
+    }
+
     /// Closes what could not be closed while the disk was full.
     pub fn close_unclosed(&mut self) {
-        for (session, ino) in std::mem::take(&mut self.unclosed) {
-            if let Err(fault) = self.close_chunks(session, ino) {
+        for ((session, ino), how) in std::mem::take(&mut self.unclosed) {
+            // It may own the file again.
+            if how == Closing::GivenBack && self.owns(session, ino) {
+                continue;
+            }
+            if let Err(fault) = self.close_chunks(session, ino, how) {
                 tracing::error!(%session, %ino, "its chunks cannot be closed: {fault}");
             }
         }

@@ -5,11 +5,12 @@ use super::requests::Context;
 use super::shared::Shared;
 use crate::core::nodes::Health;
 use crate::core::record::{Body, Reply};
+use crate::core::state::Closing;
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::lease::*;
 use godrive_proto::limits::{MAX_ORPHANS_TOLD, MAX_SLAVES_TOLD};
 use godrive_proto::time::Instant;
-use godrive_proto::{Code, Fault, LogIndex, SessionId, Term};
+use godrive_proto::{Code, Fault, Ino, LogIndex, SessionId, Term};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -123,7 +124,9 @@ pub async fn resume(context: &Context, request: ResumeRequest) -> Result<Resumed
         // A lease that it gave up while no master was there is not claimed, nor is one whose grant it never saw.
         if request.last {
             for ino in hub.state.open_inodes(session)? {
-                hub.close_chunks(session, ino)?;
+                if !hub.owns(session, ino) {
+                    hub.close_chunks(session, ino, Closing::Revoked)?;
+                }
             }
         }
         Ok((Resumed { lost }, hub.must_be_durable(session)))
@@ -164,6 +167,15 @@ pub async fn release(context: &Context, request: ReleaseRequest) -> Result<(), F
             hub.decide(Body::OrphansClosed { session, inodes: request.closed_orphans })?.0?;
         }
         Ok(((), LogIndex(0)))
+    };
+    context.step(step).await
+}
+
+pub async fn give_up(context: &Context, ino: Ino) -> Result<(), Fault> {
+    let session = context.session()?;
+    let step = |hub: &mut Hub, _: Instant| {
+        hub.close_chunks(session, ino, Closing::Revoked)?;
+        Ok(((), hub.must_be_durable(session)))
     };
     context.step(step).await
 }

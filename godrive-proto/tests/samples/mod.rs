@@ -292,6 +292,7 @@ fn lease() -> Vec<Sample> {
             Resumed { lost: vec![Ino(4)] },
         ),
         sample::<CloseSession>((), ()),
+        sample::<GiveUp>(Ino(300), ()),
         sample::<Ended>(Term(3), Some(LogIndex(300))),
         sample::<Slaves>(
             (),

@@ -71,6 +71,9 @@ fn execute(transaction: &mut Transaction<'_>, body: &Body, origin: Origin) -> Do
         Body::ChunksClosed { session, ino } => {
             transaction.close_chunks(*session, *ino, Closing::GivenBack).map(done)
         }
+        Body::ChunksGivenUp { session, ino } => {
+            transaction.close_chunks(*session, *ino, Closing::Revoked).map(done)
+        }
         Body::OrphanKept { ino, sessions } => transaction.keep_orphan(*ino, sessions).map(done),
         Body::OrphansClosed { session, inodes } => transaction.close_orphans(*session, inodes).map(done),
         Body::EpochPending { chunk, epoch } => transaction.begin_epoch(*chunk, *epoch).map(done),
