@@ -276,8 +276,9 @@ operations! {
     0x0115 GetLayouts(LayoutsRequest) -> Vec<(Ino, Vec<crate::data::Layout>)> [Client];
     0x0116 Own(OwnRequest) -> Owned [Client];
     /// Writes of this file were given up: what of them is held, or may still arrive, no commit will name. Its chunks that
-    /// the session has open are closed as a dead writer's are. Said before the lease goes back or is asked for again.
-    0x0117 GiveUp(Ino) -> () [Client];
+    /// the session has open are closed as a dead writer's are, and the lease, which is answered, is shared from now on. Said before the
+    /// lease goes back or is asked for again.
+    0x0117 GiveUp(Ino) -> Option<Lease> [Client];
     /// From the master to a client, on the client's own connection.
     0x0180 Recall(RecallRequest) -> Release [Master];
     /// From the master to the owner of a file: its attributes as they are now, or None if it does not own it (any longer).

@@ -84,6 +84,11 @@ impl LeaseState {
         }
     }
 
+    /// The master has lowered the lease by itself, to what is left of it: exclusive grants up to that came before.
+    pub fn was_lowered(&mut self, left: Option<&Lease>) {
+        self.lowered = self.lowered.max(left.map_or(LeaseId(0), |lease| lease.id));
+    }
+
     /// A lease that was being lowered stays exclusive: the master refused.
     pub fn restore(&mut self) {
         self.held = self.held.map(|(id, _)| (id, Mode::Exclusive));

@@ -3,6 +3,7 @@
 use super::flush::Level;
 use super::inode::Inode;
 use super::losses::collect_regression;
+use super::mutate::is_unknown;
 use super::types::Unflushed;
 use super::{Backend, Fs};
 use crate::error::FsError;
@@ -166,16 +167,18 @@ impl<B: Backend> Fs<B> {
             tokio::spawn(async move {
                 let closed_orphans: Vec<Ino> = inodes.iter().map(|inode| inode.ino).collect();
                 let request = ReleaseRequest { leases: Vec::new(), closed_orphans };
-                match fs.backend.query::<Releases>(&request).await {
-                    Ok(()) => inodes.iter().for_each(|inode| {
+                let told = fs.backend.query::<Releases>(&request).await;
+                // What was sent may still be executed: then whoever opens them goes on waiting.
+                if told.as_ref().err().is_none_or(|fault| !is_unknown(fault)) {
+                    for inode in &inodes {
                         inode.state.lock().telling_closed = false;
                         inode.changed.notify_waiters();
-                    }),
-                    Err(fault) => {
-                        tracing::warn!(%fault, orphans = inodes.len(), "closed orphans were not reported, again later");
-                        // What was sent may still be executed: whoever opens them goes on waiting.
-                        fs.orphans.lock().extend(request.closed_orphans);
                     }
+                }
+                if let Err(fault) = told {
+                    tracing::warn!(%fault, orphans = inodes.len(), "closed orphans were not reported, again later");
+                    fs.orphans.lock().extend(request.closed_orphans);
+                    fs.wake.notify_one();
                 }
             });
         }

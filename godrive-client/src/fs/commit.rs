@@ -79,6 +79,12 @@ impl<B: Backend> Fs<B> {
             } else if taken.matters() || request.trimmed {
                 state.not_durable_yet(view);
             }
+            for chunk in &request.chunks {
+                let slot = state.slots.get_mut(&chunk.index);
+                if let Some(slot) = slot.filter(|slot| slot.layout.chunk.id == chunk.chunk) {
+                    (slot.is_new, slot.told) = (false, Some(*chunk));
+                }
+            }
             if request.keeps == Mode::Shared {
                 state.close_chunks();
             }
@@ -160,6 +166,7 @@ impl<B: Backend> Fs<B> {
         };
         let pending = std::mem::take(&mut state.pending);
         let chunks = std::mem::take(&mut state.chunks);
+        let has_new = state.has_new(&chunks);
         let committed = attr.size.min(size);
         // Written since the flush began: that length is not backed by replicas yet.
         state.pending.size = pending.size && attr.size > committed;
@@ -184,7 +191,8 @@ impl<B: Backend> Fs<B> {
         state.committing_chunks = true;
         let (poison, answered_early) = (state.poison, state.answered_early);
         let restarts = self.restarts.load(Ordering::SeqCst);
-        let taken = TakenCommit { pending, chunks, lowered, again, restarts, poison, answered_early };
+        let taken =
+            TakenCommit { pending, chunks, has_new, lowered, again, restarts, poison, answered_early };
         Ok(Some((request, taken)))
     }
 
@@ -215,6 +223,8 @@ impl<B: Backend> Fs<B> {
 struct TakenCommit {
     pending: Pending,
     chunks: BTreeMap<u32, ChunkState>,
+    /// First versions are among them.
+    has_new: bool,
     lowered: bool,
     /// One that gave the lease back was sent before, and not answered.
     again: bool,
@@ -228,6 +238,6 @@ struct TakenCommit {
 impl TakenCommit {
     /// Something that an fsync owes to the master's stable storage.
     fn matters(&self) -> bool {
-        self.pending.size || self.pending.mode || self.pending.owner || self.pending.atime
+        self.has_new || self.pending.size || self.pending.mode || self.pending.owner || self.pending.atime
     }
 }

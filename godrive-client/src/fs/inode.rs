@@ -16,11 +16,11 @@ use crate::error::FsError;
 use crate::ledger::Trace;
 use bytes::Bytes;
 use godrive_proto::data::{ChunkState, Layout};
-use godrive_proto::lease::Mode;
+use godrive_proto::lease::{Lease, Mode};
 use godrive_proto::limits::MAX_FILE_BYTES;
 use godrive_proto::meta::{Attr, InodeView, Kind};
 use godrive_proto::time::Timestamp;
-use godrive_proto::{Ino, LeaseId, LogIndex};
+use godrive_proto::{Ino, LeaseId, LogIndex, Version};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -155,6 +155,10 @@ pub struct Slot {
     pub tag: Tag,
     /// Open for writing in this session, under the present exclusive lease.
     pub opened: bool,
+    /// The master knows no version of it.
+    pub is_new: bool,
+    /// What the master was last told of it, while it is open.
+    pub told: Option<ChunkState>,
     /// Readers share it; a delta has it alone, so that a read meets the version it asks for.
     pub io: Arc<RwLock<()>>,
 }
@@ -219,6 +223,10 @@ impl State {
     pub fn see(&mut self, view: &InodeView) {
         let new = self.mode().is_none();
         match &view.lease {
+            // For the master it may still be the owner's.
+            Some(lease) if self.gave_up && !self.is_exclusive() => {
+                self.lease.grant(&Lease { mode: Mode::Shared, ..*lease })
+            }
             Some(lease) => self.lease.grant(lease),
             // What its owner said of it then, without a lease, is no news to a holder.
             None if self.mode().is_some()
@@ -372,10 +380,13 @@ impl State {
                     slot.tag = tag();
                 }
                 slot.opened = opened;
+                (slot.is_new, slot.told) = (layout.held.version == Version(0), None);
                 self.renew_layout(layout);
             }
             None => {
-                let slot = Slot { tag: tag(), opened, io: Arc::new(RwLock::new(())), layout };
+                let io = Arc::new(RwLock::new(()));
+                let is_new = layout.held.version == Version(0);
+                let slot = Slot { tag: tag(), opened, is_new, told: None, io, layout };
                 self.slots.insert(slot.layout.index, slot);
             }
         }
@@ -404,6 +415,11 @@ impl State {
     /// The same of a directory, whose fsync always waits.
     pub fn touched_early(&mut self, view: &InodeView) {
         self.early = self.early.max(LogIndex(view.attr.change));
+    }
+
+    /// A commit of these chunks tells the master of first versions.
+    pub fn has_new(&self, chunks: &BTreeMap<u32, ChunkState>) -> bool {
+        chunks.keys().any(|index| self.slots.get(index).is_some_and(|slot| slot.is_new))
     }
 
     /// An fsync must wait for the master's log.

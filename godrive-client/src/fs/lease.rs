@@ -249,7 +249,9 @@ impl<B: Backend> Fs<B> {
             }
             state.kind().is_none_or(|kind| kind == Kind::File)
         };
-        self.tell_given_up(inode).await?;
+        if !inode.state.lock().is_exclusive() {
+            self.tell_given_up(inode).await?;
+        }
         self.stats.meta_misses.add(1);
         let layout = is_file.then_some(LayoutRange { first: 0, count: WINDOW_CHUNKS });
         let request = AcquireRequest { inodes: vec![inode.ino], mode, layout };

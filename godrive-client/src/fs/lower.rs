@@ -41,28 +41,18 @@ impl<B: Backend> Fs<B> {
 
     /// In order with flushes and with requests for leases; a file that has one under way is looked at again later.
     async fn lower(self: Arc<Self>, inodes: Vec<Arc<Inode>>) {
-        let mut leases = Vec::new();
+        let (mut leases, mut given_up) = (Vec::new(), Vec::new());
         let mut alone = Vec::new();
         for inode in &inodes {
             let (Ok(order), Ok(acquiring)) = (inode.order.try_lock(), inode.acquiring.try_lock()) else {
                 self.lower_later(inode);
                 continue;
             };
-            if let Err(error) = self.tell_given_up(inode).await {
-                tracing::debug!(ino = %inode.ino, %error, "an idle lease stays until the master knows what was given up");
-                self.lower_later(inode);
-                continue;
-            }
             let mut state = inode.state.lock();
             if state.writers > 0 || !state.is_exclusive() || state.removed {
                 continue;
             }
-            if state.unfollowed > 0
-                || state.is_dirty()
-                || state.gave_up
-                || state.claims > 0
-                || state.gate.is_closed()
-            {
+            if state.unfollowed > 0 || state.is_dirty() || state.claims > 0 || state.gate.is_closed() {
                 drop(state);
                 self.lower_later(inode);
                 continue;
@@ -71,8 +61,16 @@ impl<B: Backend> Fs<B> {
                 state.lease.lower(Some(Mode::Shared));
                 state.close_chunks();
                 let open = state.open > 0;
-                leases.push(Release { ino: inode.ino, id, keeps: Some(Mode::Shared), open });
+                match state.gave_up {
+                    true => given_up.push(inode),
+                    false => leases.push(Release { ino: inode.ino, id, keeps: Some(Mode::Shared), open }),
+                }
                 alone.push((order, acquiring));
+            }
+        }
+        for inode in given_up {
+            if let Err(error) = self.tell_given_up(inode).await {
+                tracing::debug!(ino = %inode.ino, %error, "the master is told later which writes were given up");
             }
         }
         if leases.is_empty() {

@@ -107,10 +107,9 @@ impl<B: Backend> Fs<B> {
         loop {
             self.flush_for_recall(inode).await;
             self.catch_up_on(inode).await;
-            let told = self.tell_given_up(inode).await;
             let given_back = self.change(inode, |state| {
                 // What passes the gate, as a change of the length does, may have made it dirty again.
-                if state.is_dirty() || state.unfollowed > 0 || state.gave_up {
+                if state.is_dirty() || state.unfollowed > 0 {
                     return false;
                 }
                 match keeps {
@@ -122,18 +121,21 @@ impl<B: Backend> Fs<B> {
                         self.forget(state);
                     }
                 }
-                state.gate.open();
                 true
             });
             if given_back {
                 break;
             }
-            if let Err(error) = told {
-                tracing::warn!(ino = %inode.ino, %error, "the master does not know yet which writes were given up, it is told again");
-                tokio::time::sleep(TOLD_AGAIN).await;
-            }
             self.wait_for(inode, STIRRED, |state| !state.is_dirty()).await;
         }
+        while let Err(error) = self.tell_given_up(inode).await {
+            if self.stopped.load(Ordering::Relaxed) {
+                break;
+            }
+            tracing::warn!(ino = %inode.ino, %error, "the master does not know yet which writes were given up, it is told again");
+            tokio::time::sleep(TOLD_AGAIN).await;
+        }
+        inode.state.lock().gate.open();
         inode.changed.notify_waiters();
         keeps
     }
@@ -231,16 +233,16 @@ impl<B: Backend> Fs<B> {
         );
     }
 
-    /// The master has the open chunks closed as those of a dead writer: what may still be under way is refused, and what came behind
-    /// the end of the file is cut off before it grows. No chunk may be opened meanwhile.
+    /// The master closes the open chunks as those of a dead writer: what may still be under way is refused, and what came behind
+    /// the end of the file is cut off before it grows. Whoever calls this has lowered the lease, and nobody asks for it meanwhile.
     pub(super) async fn tell_given_up(&self, inode: &Arc<Inode>) -> Result<()> {
         if !inode.state.lock().gave_up {
             return Ok(());
         }
-        self.backend.query::<GiveUp>(&inode.ino).await?;
+        let left = self.backend.mutate::<GiveUp>(&inode.ino).await?;
         self.change(inode, |state| {
             state.gave_up = false;
-            state.close_chunks();
+            state.lease.was_lowered(left.as_ref());
         });
         Ok(())
     }
@@ -278,6 +280,11 @@ impl<B: Backend> Fs<B> {
                 state.unkept = true;
                 if owned(state) && state.kind() == Some(Kind::File) && !state.removed {
                     state.pending = Pending::ALL;
+                    for (index, slot) in state.slots.iter().filter(|(_, slot)| slot.opened) {
+                        if let Some(told) = slot.told {
+                            state.chunks.entry(*index).or_insert(told);
+                        }
+                    }
                 }
             });
         }
@@ -369,7 +376,8 @@ fn owned(state: &super::inode::State) -> bool {
 /// A lease to go on with when the master has restarted. Others are given up: what was learned under them may not be in
 /// its log any longer.
 fn resumed(state: &super::inode::State) -> bool {
-    let in_use = state.open > 0 || state.is_dirty() || state.gave_up;
+    let opened = || state.slots.values().any(|slot| slot.opened);
+    let in_use = state.open > 0 || state.is_dirty() || state.gave_up || opened();
     owned(state) && (state.unfollowed > 0 || (state.kind() == Some(Kind::File) && in_use))
 }
 

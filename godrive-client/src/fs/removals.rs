@@ -337,7 +337,7 @@ impl<B: Backend> Fs<B> {
 
     /// What is to be owned besides the directory: this inode and those whose names follow. None: it would not help.
     fn wanted(&self, within: &Arc<Inode>, inode: &Arc<Inode>, name: &Name) -> Option<Vec<Ino>> {
-        let is_unused = |state: &State| state.open == 0 && !state.is_dirty();
+        let is_unused = |state: &State| state.open == 0 && !state.is_dirty() && !state.gave_up;
         {
             let state = inode.state.lock();
             if state.kind() != Some(Kind::Directory) && !is_unused(&state) {

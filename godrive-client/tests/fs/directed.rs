@@ -773,3 +773,79 @@ async fn what_one_mount_wrote_into_an_unlinked_file_another_reads_on() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!((fs.stats().deltas, fs.stats().dirty_bytes), (deltas, 0));
 }
+
+/// The chunk is new to the master: of one that it knows no version of, it thinks that there is nothing.
+#[tokio::test(start_paused = true)]
+async fn an_fsync_of_the_first_bytes_of_a_hole_waits_for_the_master() {
+    let cluster = Cluster::new(14);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    let length = SetAttr { size: Some(4 * u64::from(CHUNK)), ..SetAttr::default() };
+    fs.setattr(ino, None, length).await.unwrap();
+    fs.fsync(handle, false).await.unwrap();
+    let asked = || (requests(&cluster, Commit::CODE), requests(&cluster, Barrier::CODE));
+    let (commits, barriers) = asked();
+    write(&fs, handle, CHUNK.into(), b"first").await;
+    fs.fsync(handle, false).await.unwrap();
+    assert_eq!(asked(), (commits + 1, barriers));
+    write(&fs, handle, CHUNK.into(), b"second").await;
+    fs.fsync(handle, false).await.unwrap();
+    assert_eq!(asked(), (commits + 1, barriers), "its version follows");
+    // The master was told already, and may have it in its memory only.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    write(&fs, handle, 2 * u64::from(CHUNK), b"third").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (commits, barriers) = asked();
+    fs.fsync(handle, false).await.unwrap();
+    assert_eq!(asked(), (commits + 1, barriers), "of what is stable now");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_chunk_of_which_the_master_lost_the_first_version_it_is_told_again() {
+    let cluster = Cluster::new(14);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, b"a").await;
+    fs.fsync(handle, false).await.unwrap();
+    let last = cluster.world.lock().master.nodes[&ino].attr.change;
+    write(&fs, handle, CHUNK.into(), b"b").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    {
+        let world = &mut *cluster.world.lock();
+        let chunk = world.chunks.get_mut(&world.master.nodes[&ino].chunks[&1]).unwrap();
+        assert_eq!(std::mem::take(&mut chunk.committed), chunk.held);
+    }
+    cluster.upcalls(1).log_ended(LogIndex(last)).await;
+    cluster.upcalls(1).resume().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let world = cluster.world.lock();
+    assert!(world.chunks.values().all(|chunk| chunk.committed == chunk.held));
+}
+
+/// What a copy that failed may have left behind is no matter while somebody writes on.
+#[tokio::test(start_paused = true)]
+async fn an_idle_lease_is_not_given_up_under_a_writer() {
+    let cluster = Cluster::new(15);
+    let fs = cluster.mount_with(1, Config { min_slave_copy_bytes: 0, ..config() });
+    let (_, from) = create(&fs, b"from").await;
+    write(&fs, from, 0, &[3; 4 * CHUNK as usize]).await;
+    fs.fsync(from, false).await.unwrap();
+    let (ino, handle) = create(&fs, b"to").await;
+    fs.release(handle);
+    let handle = fs.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    // The model's slaves refuse one copy in five.
+    for at in (0..4 * u64::from(CHUNK)).step_by(CHUNK as usize / 2) {
+        let copied = fs.copy_file_range(from, at, handle, at, u64::from(CHUNK) / 2).await.unwrap();
+        assert!(copied > 0);
+    }
+    for at in 0..8 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        write(&fs, handle, 4 * u64::from(CHUNK) + at, b"x").await;
+    }
+    fs.fsync(handle, false).await.unwrap();
+    fs.release(handle);
+    assert_eq!(durable(&cluster, ino)[4 * CHUNK as usize..], *b"xxxxxxxx");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(cluster.world.lock().given_up, 1, "when nobody writes any longer");
+    assert_eq!(cluster.world.lock().violations, [""; 0]);
+}

@@ -77,6 +77,11 @@ impl Leases {
         self.held.contains_key(&(ino, client))
     }
 
+    pub fn current(&self, client: u64, ino: Ino) -> Option<Lease> {
+        let (id, mode) = *self.held.get(&(ino, client))?;
+        Some(Lease { ino, id, mode, range: ByteRange::WHOLE })
+    }
+
     pub fn lower(&mut self, client: u64, ino: Ino) {
         if let Some((_, mode)) = self.held.get_mut(&(ino, client)) {
             *mode = Mode::Shared;

@@ -233,8 +233,10 @@ pub fn execute(
         }
         OpenChunks::CODE => boxed(run.open_chunks(cast(request))?),
         GiveUp::CODE => {
-            run.world.give_up_chunks(client, *cast::<Ino>(request));
-            boxed(())
+            let ino = *cast::<Ino>(request);
+            run.world.give_up_chunks(client, ino);
+            run.world.leases.lower(client, ino);
+            boxed(run.world.leases.current(client, ino))
         }
         Releases::CODE => {
             for release in &cast::<ReleaseRequest>(request).leases {

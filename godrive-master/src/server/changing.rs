@@ -393,6 +393,24 @@ pub async fn commit(context: &Context, request: CommitRequest) -> Result<Committ
     }
 }
 
+/// Executed once, so that a late copy closes nothing that was opened since.
+pub async fn give_up(context: &Context, ino: Ino) -> Result<Option<Lease>, Fault> {
+    let (session, origin) = (context.session()?, context.origin);
+    let step = |hub: &mut Hub, now: Instant| {
+        let durable = match repeated(hub, now, origin, false)? {
+            Some(_) => hub.must_be_durable(EVERYBODY),
+            None => {
+                let (answer, durable) = hub.propose(origin, Body::ChunksGivenUp { session, ino })?;
+                answer?;
+                hub.leases.downgrade(now, session, ino, &mut hub.effects);
+                durable
+            }
+        };
+        Ok((hub.leases.current(session, ino), durable))
+    };
+    context.step(step).await
+}
+
 pub async fn open_chunks(context: &Context, request: OpenChunksRequest) -> Result<Vec<Layout>, Fault> {
     if request.indexes.is_empty() || request.indexes.len() > MAX_LIST {
         return Err(Fault::new(Code::Malformed, format!("1 to {MAX_LIST} chunks can be opened at once")));

@@ -311,13 +311,16 @@ impl Hub {
             return Ok(());
         }
         let body = match how {
-            Closing::GivenBack => Body::ChunksClosed { session, ino },
+            Closing::Committed | Closing::GivenBack => Body::ChunksClosed { session, ino },
             Closing::Revoked => Body::ChunksGivenUp { session, ino },
         };
         match self.decide(body) {
             Ok((answer, _)) => answer.map(drop),
             Err(fault) if fault.code == Code::NoSpace => {
-                self.unclosed.insert((session, ino), how);
+                let known = self.unclosed.entry((session, ino)).or_insert(how);
+                if how == Closing::Revoked {
+                    *known = how;
+                }
                 Ok(())
             }
             Err(fault) => Err(fault),
@@ -332,7 +335,7 @@ impl Hub {
     pub fn close_unclosed(&mut self) {
         for ((session, ino), how) in std::mem::take(&mut self.unclosed) {
             // It may own the file again.
-            if how == Closing::GivenBack && self.owns(session, ino) {
+            if self.owns(session, ino) {
                 continue;
             }
             if let Err(fault) = self.close_chunks(session, ino, how) {

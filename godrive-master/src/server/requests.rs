@@ -209,7 +209,7 @@ async fn handle(shared: Arc<Shared>, link: Link, incoming: Incoming) -> Result<(
         l::Resume::CODE => answer!(context, incoming, l::Resume, sessions::resume),
         l::CloseSession::CODE => answer!(context, incoming, l::CloseSession, sessions::close),
         l::Releases::CODE => answer!(context, incoming, l::Releases, sessions::release),
-        l::GiveUp::CODE => answer!(context, incoming, l::GiveUp, sessions::give_up),
+        l::GiveUp::CODE => answer!(context, incoming, l::GiveUp, changing::give_up),
         l::Ended::CODE => answer!(context, incoming, l::Ended, sessions::ended),
         l::TakeOver::CODE => answer!(context, incoming, l::TakeOver, sessions::take_over),
         l::Slaves::CODE => answer!(context, incoming, l::Slaves, sessions::slaves),

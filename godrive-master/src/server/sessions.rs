@@ -10,7 +10,7 @@ use godrive_proto::frame::RequestHeader;
 use godrive_proto::lease::*;
 use godrive_proto::limits::{MAX_ORPHANS_TOLD, MAX_SLAVES_TOLD};
 use godrive_proto::time::Instant;
-use godrive_proto::{Code, Fault, Ino, LogIndex, SessionId, Term};
+use godrive_proto::{Code, Fault, LogIndex, SessionId, Term};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -167,15 +167,6 @@ pub async fn release(context: &Context, request: ReleaseRequest) -> Result<(), F
             hub.decide(Body::OrphansClosed { session, inodes: request.closed_orphans })?.0?;
         }
         Ok(((), LogIndex(0)))
-    };
-    context.step(step).await
-}
-
-pub async fn give_up(context: &Context, ino: Ino) -> Result<(), Fault> {
-    let session = context.session()?;
-    let step = |hub: &mut Hub, _: Instant| {
-        hub.close_chunks(session, ino, Closing::Revoked)?;
-        Ok(((), hub.must_be_durable(session)))
     };
     context.step(step).await
 }

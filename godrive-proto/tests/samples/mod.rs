@@ -292,7 +292,10 @@ fn lease() -> Vec<Sample> {
             Resumed { lost: vec![Ino(4)] },
         ),
         sample::<CloseSession>((), ()),
-        sample::<GiveUp>(Ino(300), ()),
+        sample::<GiveUp>(
+            Ino(300),
+            Some(Lease { ino: Ino(300), id: LeaseId(2), mode: Mode::Shared, range: ByteRange::WHOLE }),
+        ),
         sample::<Ended>(Term(3), Some(LogIndex(300))),
         sample::<Slaves>(
             (),

@@ -41,7 +41,7 @@ pub fn commit(transaction: &mut Transaction<'_>, request: &CommitRequest) -> Res
         transaction.change(*ino, &mut inode)?;
     }
     if *keeps == Mode::Shared && transaction.session.0 != 0 {
-        transaction.close_chunks(transaction.session, *ino, Closing::GivenBack)?;
+        transaction.close_chunks(transaction.session, *ino, Closing::Committed)?;
         inode = transaction.inode(*ino)?;
     }
     Ok(Committed { view: inode.view(*ino) })

@@ -53,7 +53,7 @@ impl Transaction<'_> {
             writers.extend(chunk.open_by);
         }
         for writer in &writers {
-            self.close_chunks(*writer, ino, Closing::GivenBack)?;
+            self.close_chunks(*writer, ino, Closing::Committed)?;
         }
         let mut inode = self.inode(ino)?;
         if !writers.is_empty() && !inode.trim_pending && inode.size % u64::from(inode.chunk_bytes.max(1)) > 0

@@ -12,8 +12,10 @@ use godrive_proto::{ChunkId, Code, Epoch, Ino, SessionId, Version, sums};
 /// How a writer came to own a file no longer, and what is known of its chunks by that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closing {
-    /// It has committed all that it wrote. Yet the first version of a chunk may have been fsynced and its commit then lost with the
-    /// master's power: where no version is known, an epoch change finds out.
+    /// Its last commit named all that it had written: a chunk of which no version is known is a hole.
+    Committed,
+    /// It gave the lease back. The commit of a chunk's first version may have been lost with the master's power: where none is known, an
+    /// epoch change finds out.
     GivenBack,
     /// It may not have committed all: its chunks need an epoch change, and bytes may lie behind the end of the file.
     Revoked,
@@ -126,7 +128,7 @@ impl Transaction<'_> {
             let mut chunk: Chunk = self.promised(&keys::chunk(id))?;
             let start = u64::from(chunk.index) * u64::from(chunk.chunk_bytes);
             let is_first = chunk.held.version.0 == 0;
-            if start >= inode.size {
+            if start >= inode.size || (is_first && how == Closing::Committed) {
                 self.free_slot(ino, &mut inode, chunk.index, id)?;
                 continue;
             }
