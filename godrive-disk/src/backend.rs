@@ -5,6 +5,8 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+const AHEAD_BYTES: u64 = 1 << 20;
+
 /// Wraps a file as redb's storage. One database per file: the disk's owner is the only writer.
 pub struct FileBackend(Arc<dyn DiskFile>);
 
@@ -49,6 +51,10 @@ pub fn open_verified(
     backend: impl redb::StorageBackend,
     cache_bytes: usize,
 ) -> Result<redb::Database, redb::Error> {
+    if let Err(error) = read_ahead(&backend) {
+        // It may be a page that nothing refers to: redb finds out.
+        tracing::debug!(%error, "a database cannot be read in one go");
+    }
     let open = || {
         let mut database =
             redb::Database::builder().set_cache_size(cache_bytes).create_with_backend(backend)?;
@@ -59,6 +65,17 @@ pub fn open_verified(
     // Damage may lead redb out of its bounds before it is noticed.
     let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(open));
     opened.unwrap_or_else(|_| Err(redb::Error::Corrupted("its pages lead nowhere".into())))
+}
+
+/// The checks read page by page, in the order of the trees: in that of the disk it takes a fraction of the time, a much smaller one
+/// where heads move.
+fn read_ahead(backend: &impl redb::StorageBackend) -> io::Result<()> {
+    let len = backend.len()?;
+    let mut piece = vec![0; AHEAD_BYTES.min(len) as usize];
+    for at in (0..len).step_by(AHEAD_BYTES as usize) {
+        backend.read(at, &mut piece[..AHEAD_BYTES.min(len - at) as usize])?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

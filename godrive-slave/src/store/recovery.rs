@@ -1,4 +1,5 @@
-//! Opening a disk: the index as of its checkpoint, then every record of the log beyond it, in order.
+//! Opening a disk: the index as of its checkpoint, then every record of the log beyond it, in order. All of it is read from the
+//! medium: what the page cache has may never have reached it, if a sync failed in the process before.
 //!
 //! Where the log ends in a record that does not verify, it was cut by a crash and nobody was told that the record is
 //! stable; it is cut off. If a later record says that it was stable, something else happened (rot, a lost
@@ -68,12 +69,6 @@ impl DiskStore {
         let index = Index::new(live, table.count()?, options.index_bytes);
         let records = Replay { disk: &*disk, id, checkpoint: &checkpoint, segments: &segments };
         let (records, tail) = records.read()?;
-        // They may be in the page cache only: they are stable before anything is built on them, as is the next segment, whose header
-        // says where it goes on.
-        let replayed = checkpoint.segment..=tail.last_segment;
-        for segment in segments.iter().filter(|segment| replayed.contains(segment)) {
-            disk.open(&log::path(*segment), false)?.sync()?;
-        }
         let last = segments.last().copied().unwrap_or(0).max(checkpoint.segment);
         let next_segment = tail.unmade.unwrap_or(last + 1);
         let log = Log::begin(disk.clone(), id, next_segment, tail.sequence, options.segment_bytes)?;
@@ -219,6 +214,8 @@ impl Replay<'_> {
         let mut tail = Tail { sequence: next_sequence, last_segment: start, unmade: None, cut: None };
         for segment in self.segments.iter().copied().filter(|segment| *segment >= start) {
             let file = self.disk.open(&log::path(segment), false)?;
+            // What is found is stable before anything is built on it: the next segment's header says where it goes on.
+            file.drop_cache()?;
             let blocks = (file.len()? / BLOCK as u64) as u32;
             let first = if segment == start { block } else { 1 };
             if segment != start {

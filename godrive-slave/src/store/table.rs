@@ -154,9 +154,11 @@ fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> io::Result<T> 
 }
 
 impl Table {
-    /// Opens or, with `create`, makes the file; all of it has the checksums that it should have.
+    /// Opens or, with `create`, makes the file; all of it is on the medium and has the checksums that it should have.
     pub fn open(disk: &dyn Disk, create: bool) -> io::Result<Self> {
-        let backend = FileBackend::new(disk.open(FILE, create)?);
+        let file = disk.open(FILE, create)?;
+        file.drop_cache()?;
+        let backend = FileBackend::new(file);
         Ok(Self { db: godrive_disk::open_verified(backend, CACHE_BYTES).map_err(to_io)? })
     }
 
