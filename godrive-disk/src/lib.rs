@@ -14,7 +14,7 @@ mod real;
 mod reserved;
 mod simulated;
 
-pub use backend::{FileBackend, open_verified};
+pub use backend::{FileBackend, FileErrors, open_again, open_verified};
 pub use group::{GroupSync, SyncFailed, blocking};
 pub use real::RealDisk;
 pub use reserved::{Reserved, is_full};

@@ -604,6 +604,91 @@ fn a_checkpoint_without_room_is_made_later() {
     models.iter().for_each(|(chunk, model)| compare(&store, *chunk, model, "after the restart"));
 }
 
+/// The room ends at each block in turn that a checkpoint writes. Meanwhile the index is read, and not anew from its beginning.
+#[test]
+fn a_checkpoint_that_finds_no_room_disturbs_nobody() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    let fill = |store: &DiskStore, chunks: std::ops::Range<u64>, base| {
+        for chunk in chunks {
+            let (request, payload) = one_leaf(chunk, base, base as u8 + 1);
+            apply(store, &request, &payload).unwrap();
+        }
+    };
+    fill(&store, 1..1000, 0);
+    store.checkpoint(NOW).unwrap();
+    let done = AtomicBool::new(false);
+    let whole = disk.open(table::FILE, false).unwrap().len().unwrap() / LEAF as u64;
+    let refused = std::thread::scope(|scope| {
+        let mut refused = 0;
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        for chunk in (1..1000).step_by(7) {
+                            assert!(store.row(ChunkId(chunk)).unwrap().is_some());
+                        }
+                        assert_eq!(store.page(None, 100).unwrap().len(), 100);
+                        store.floor(ChunkId(5000)).unwrap();
+                    }
+                })
+            })
+            .collect();
+        for room in 0..120 {
+            fill(&store, 2000 + 100 * room..2100 + 100 * room, 0);
+            disk.set_capacity((1 << 30) - disk.space().unwrap().free_bytes + room % 12 * LEAF as u64);
+            if let Err(fault) = store.checkpoint(NOW) {
+                assert_eq!(fault.code, Code::NoSpace, "room {room}: {fault}");
+                refused += 1;
+            }
+            disk.set_capacity(1 << 30);
+        }
+        done.store(true, Ordering::Relaxed);
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        refused
+    });
+    assert!(refused > 20, "{refused}");
+    assert_eq!(store.state().health, DiskHealth::Healthy);
+    fill(&store, 1..2, 1);
+    disk.set_capacity(0);
+    assert_eq!(store.checkpoint(NOW).unwrap_err().code, Code::NoSpace);
+    let before = disk.counters().reads;
+    assert!(store.row(ChunkId(999)).unwrap().is_some());
+    let reads = disk.counters().reads - before;
+    assert!(reads < whole / 2, "{reads} reads of an index of at least {whole} pages");
+    disk.set_capacity(1 << 30);
+    store.checkpoint(NOW).unwrap();
+    drop(store);
+    disk.kill();
+    let store = open(&disk);
+    assert_eq!(store.row(ChunkId(1)).unwrap().unwrap().version, Version(2));
+    assert_eq!(store.replicas(), 999 + 12_000);
+}
+
+/// The log has what the index lacks: a start goes without a checkpoint where there is no room for one.
+#[test]
+fn a_start_without_room_for_a_checkpoint_serves() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    for chunk in 1..200 {
+        let (request, payload) = one_leaf(chunk, 0, 1);
+        apply(&store, &request, &payload).unwrap();
+    }
+    drop(store);
+    disk.kill();
+    // For the header of the next segment.
+    disk.set_capacity((1 << 30) - disk.space().unwrap().free_bytes + LEAF as u64);
+    let store = open(&disk);
+    assert_eq!(store.row(ChunkId(199)).unwrap().unwrap().version, Version(1));
+    assert_eq!(store.checkpoint(NOW).unwrap_err().code, Code::NoSpace);
+    drop(store);
+    disk.kill();
+    disk.set_capacity(1 << 30);
+    let store = open(&disk);
+    assert_eq!(store.replicas(), 199);
+    store.checkpoint(NOW).unwrap();
+}
+
 #[test]
 fn an_error_takes_the_disk_out_of_service() {
     for faults in [Faults { writes: true, ..Faults::default() }, Faults { syncs: true, ..Faults::default() }]

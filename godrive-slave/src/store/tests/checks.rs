@@ -55,6 +55,34 @@ fn what_is_not_here_is_installed_only_empty() {
     assert_eq!(store.row(ChunkId(1)).unwrap(), None);
 }
 
+/// Wherever the higher one is: in the index, in the checkpoint that fails, or only in the log.
+#[test]
+fn a_bar_is_never_lowered() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let mut store = open(&disk);
+    let delete = |store: &DiskStore, epoch| store.delete(&[(ChunkId(1), Epoch(epoch))], NOW).unwrap();
+    let floor = |store: &DiskStore| store.floor(ChunkId(1)).unwrap();
+    delete(&store, 8);
+    store.checkpoint(NOW).unwrap();
+    delete(&store, 4);
+    assert_eq!(floor(&store), Epoch(9));
+    store.checkpoint(NOW).unwrap();
+    assert_eq!(floor(&store), Epoch(9));
+    delete(&store, 10);
+    disk.set_capacity(0);
+    assert_eq!(store.checkpoint(NOW).unwrap_err().code, Code::NoSpace);
+    disk.set_capacity(1 << 30);
+    delete(&store, 6);
+    for _ in 0..3 {
+        assert_eq!(floor(&store), Epoch(11));
+        drop(store);
+        disk.kill();
+        store = open(&disk);
+    }
+    store.checkpoint(NOW).unwrap();
+    assert_eq!(floor(&store), Epoch(11));
+}
+
 #[test]
 fn what_was_seen_of_the_master_outlives_a_restart() {
     let disk = SimulatedDisk::new(1 << 30);

@@ -6,26 +6,43 @@ use godrive_disk::{DiskFile, Space};
 
 type Ask = Box<dyn Fn(&str) -> io::Result<()> + Send + Sync>;
 
-/// Before each sync of a file the test is asked whether it fails.
+/// Before each sync of a file, and each punch, the test is asked whether it fails.
 #[derive(Clone)]
 struct AskingDisk {
     disk: SimulatedDisk,
-    ask: Arc<Mutex<Option<Arc<Ask>>>>,
+    asks: Asks,
+}
+
+#[derive(Clone, Default)]
+struct Asks {
+    sync: Arc<Mutex<Option<Arc<Ask>>>>,
+    punch: Arc<Mutex<Option<Arc<Ask>>>>,
 }
 
 struct AskingFile {
     file: Arc<dyn DiskFile>,
     path: String,
-    ask: Arc<Mutex<Option<Arc<Ask>>>>,
+    asks: Asks,
+}
+
+impl AskingFile {
+    fn ask(&self, ask: &Mutex<Option<Arc<Ask>>>) -> io::Result<()> {
+        let ask = ask.lock().clone();
+        ask.map_or(Ok(()), |ask| ask(&self.path))
+    }
 }
 
 impl AskingDisk {
     fn new() -> Self {
-        Self { disk: SimulatedDisk::new(1 << 30), ask: Arc::default() }
+        Self { disk: SimulatedDisk::new(1 << 30), asks: Asks::default() }
     }
 
     fn before_syncs(&self, ask: impl Fn(&str) -> io::Result<()> + Send + Sync + 'static) {
-        *self.ask.lock() = Some(Arc::new(Box::new(ask)));
+        *self.asks.sync.lock() = Some(Arc::new(Box::new(ask)));
+    }
+
+    fn before_punches(&self, ask: impl Fn(&str) -> io::Result<()> + Send + Sync + 'static) {
+        *self.asks.punch.lock() = Some(Arc::new(Box::new(ask)));
     }
 
     fn open_store(&self) -> Arc<DiskStore> {
@@ -36,7 +53,7 @@ impl AskingDisk {
 impl Disk for AskingDisk {
     fn open(&self, path: &str, create: bool) -> io::Result<Arc<dyn DiskFile>> {
         let file = self.disk.open(path, create)?;
-        Ok(Arc::new(AskingFile { file, path: path.to_owned(), ask: self.ask.clone() }))
+        Ok(Arc::new(AskingFile { file, path: path.to_owned(), asks: self.asks.clone() }))
     }
     fn exists(&self, path: &str) -> io::Result<bool> {
         self.disk.exists(path)
@@ -80,21 +97,19 @@ impl DiskFile for AskingFile {
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
         self.file.allocate(offset, len)
     }
-
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.ask(&self.asks.punch)?;
         self.file.punch(offset, len)
     }
     fn start_writeback(&self, offset: u64, len: u64) -> io::Result<()> {
         self.file.start_writeback(offset, len)
     }
     fn sync(&self) -> io::Result<()> {
-        let ask = self.ask.lock().clone();
-        ask.map_or(Ok(()), |ask| ask(&self.path))?;
+        self.ask(&self.asks.sync)?;
         self.file.sync()
     }
     fn drop_cache(&self) -> io::Result<()> {
-        let ask = self.ask.lock().clone();
-        ask.map_or(Ok(()), |ask| ask(&self.path))?;
+        self.ask(&self.asks.sync)?;
         self.file.drop_cache()
     }
 }
@@ -235,6 +250,57 @@ fn a_restart_after_a_failed_sync_takes_nothing_for_stable_that_the_disk_does_not
         }
     }
     assert!(missed > 2, "what was written after the last sync was never missing");
+}
+
+/// A hole in the middle of an extent takes a block of the file system's own, which a full disk may not have.
+#[test]
+fn what_could_not_be_punched_for_want_of_room_is_punched_later() {
+    let disk = AskingDisk::new();
+    let store = disk.open_store();
+    let full = Arc::new(AtomicBool::new(true));
+    let refused = full.clone();
+    disk.before_punches(move |_| match refused.load(Ordering::Relaxed) {
+        true => Err(io::ErrorKind::StorageFull.into()),
+        false => Ok(()),
+    });
+    let segments = || {
+        let files = disk.disk.files();
+        files.iter().filter(|(path, _)| path.starts_with(log::DIRECTORY)).count()
+    };
+    let payload = vec![3; 100 * LEAF];
+    let extent = Extent { offset: 0, len: payload.len() as u32, fill: Fill::Bytes };
+    for base in 0..8 {
+        apply(&store, &delta_of(1, 1, base, vec![extent], &payload), &payload).unwrap();
+    }
+    let before = segments();
+    store.checkpoint(NOW).unwrap();
+    assert!(segments() < before, "segments without leaves go all the same");
+    let free = || disk.disk.space().unwrap().free_bytes;
+    let stuck = free();
+    store.checkpoint(NOW).unwrap();
+    full.store(false, Ordering::Relaxed);
+    store.checkpoint(NOW).unwrap();
+    // The index may have grown by some pages.
+    assert!(free() >= stuck + 90 * LEAF as u64, "{} of {} bytes", free() - stuck, payload.len());
+    let settled = (free(), disk.disk.counters().syncs);
+    store.checkpoint(NOW).unwrap();
+    assert_eq!((free(), disk.disk.counters().syncs), settled, "nothing is left to do");
+    assert_eq!(store.state().health, DiskHealth::Healthy);
+}
+
+/// A sync that says that the disk is full has lost what it was to write, as any other that fails.
+#[test]
+fn a_sync_of_the_index_that_finds_no_room_is_final() {
+    let disk = AskingDisk::new();
+    let store = disk.open_store();
+    let (request, payload) = one_leaf(1, 0, 7);
+    apply(&store, &request, &payload).unwrap();
+    disk.before_syncs(|path| match path == table::FILE {
+        true => Err(io::ErrorKind::StorageFull.into()),
+        false => Ok(()),
+    });
+    assert_eq!(store.checkpoint(NOW).unwrap_err().code, Code::Disk);
+    assert_eq!(store.state().health, DiskHealth::Failed);
 }
 
 fn length(disk: &SimulatedDisk, segment: u32) -> u32 {
