@@ -21,6 +21,7 @@ mod recovery;
 mod removal;
 pub mod table;
 
+pub use crate::core::record::Secret;
 pub use change::{Adoption, Done};
 pub use recovery::disk_id;
 
@@ -66,6 +67,13 @@ impl Options {
     fn ballast(&self, total_bytes: u64) -> u64 {
         (self.reserve(total_bytes) / 4).min(MAX_BALLAST_BYTES)
     }
+}
+
+/// What makes an empty directory a disk of its own. Both are random; the id is known to many, the secret to nobody else.
+#[derive(Clone, Copy, Debug)]
+pub struct NewDisk {
+    pub id: DiskId,
+    pub secret: Secret,
 }
 
 pub struct DiskStore {

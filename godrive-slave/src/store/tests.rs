@@ -21,6 +21,7 @@ const CHUNK_BYTES: u32 = 1 << 20;
 const LEAF: usize = LEAF_BYTES as usize;
 const NOW: Timestamp = Timestamp(1_000);
 const CLUSTER: ClusterId = ClusterId(5);
+const NEW: NewDisk = NewDisk { id: DiskId(9), secret: Secret(0x71 << 64 | 0x72) };
 
 fn options() -> Options {
     // Small segments and a small index, so that both are cycled through.
@@ -28,7 +29,7 @@ fn options() -> Options {
 }
 
 fn open(disk: &SimulatedDisk) -> DiskStore {
-    DiskStore::open(Arc::new(disk.clone()), options(), DiskId(9), NOW).unwrap()
+    DiskStore::open(Arc::new(disk.clone()), options(), NEW, NOW).unwrap()
 }
 
 /// A chunk as a plain array: `None` is a hole.
@@ -300,7 +301,7 @@ fn crashes_lose_nothing_that_was_synced() {
         for round in 0..4 {
             let context = format!("seed {seed} round {round}");
             disk.stop_after(rng.random_range(1..200));
-            let store = DiskStore::open(Arc::new(disk.clone()), options(), DiskId(9), NOW);
+            let store = DiskStore::open(Arc::new(disk.clone()), options(), NEW, NOW);
             if let Ok(store) = &store {
                 for _ in 0..60 {
                     let chunk = rng.random_range(1..5);
@@ -331,7 +332,7 @@ fn crashes_lose_nothing_that_was_synced() {
                 true => disk.crash(&mut rng),
                 false => disk.kill(),
             }
-            let store = DiskStore::open(Arc::new(disk.clone()), options(), DiskId(9), NOW)
+            let store = DiskStore::open(Arc::new(disk.clone()), options(), NEW, NOW)
                 .unwrap_or_else(|error| panic!("{context}: {error}"));
             for (chunk, (applied, stable)) in &mut states {
                 let row = store.row(ChunkId(*chunk)).unwrap();
@@ -371,9 +372,9 @@ fn an_open_that_is_cut_off_builds_on_nothing_that_may_be_lost() {
         drop(store);
         disk.kill();
         disk.stop_after(changes);
-        drop(DiskStore::open(Arc::new(disk.clone()), options(), DiskId(9), NOW));
+        drop(DiskStore::open(Arc::new(disk.clone()), options(), NEW, NOW));
         disk.crash(&mut rng);
-        let store = DiskStore::open(Arc::new(disk.clone()), options(), DiskId(9), NOW)
+        let store = DiskStore::open(Arc::new(disk.clone()), options(), NEW, NOW)
             .unwrap_or_else(|error| panic!("cut off after {changes} changes: {error}"));
         assert!(store.row(ChunkId(1)).unwrap().unwrap().version >= Version(3), "{changes} changes");
     }
@@ -421,7 +422,7 @@ fn a_torn_tail_is_cut_and_damage_of_stable_records_is_refused() {
     drop(store);
     disk.kill();
     assert!(disk.flip(&first_segment(&disk), 3 * LEAF as u64 + 50), "the second record's header");
-    let error = DiskStore::open(Arc::new(disk), options(), DiskId(9), NOW).err().unwrap().to_string();
+    let error = DiskStore::open(Arc::new(disk), options(), NEW, NOW).err().unwrap().to_string();
     assert!(error.contains("stable storage is damaged"), "{error}");
 }
 
@@ -505,7 +506,7 @@ fn a_full_disk_refuses_data_and_leaves_nothing_behind() {
 fn what_the_cluster_needs_goes_on_when_others_have_taken_all_room() {
     let disk = SimulatedDisk::new(1 << 30);
     let options = Options { reserve_bytes: Some(8 << 20), ..options() };
-    let open = || DiskStore::open(Arc::new(disk.clone()), options, DiskId(9), NOW).unwrap();
+    let open = || DiskStore::open(Arc::new(disk.clone()), options, NEW, NOW).unwrap();
     let store = open();
     store.refill_reserve();
     let bytes = vec![3; 10 * LEAF];
@@ -850,7 +851,7 @@ fn a_directory_that_is_not_ours_is_refused() {
     disk.open("holiday.jpg", true).unwrap();
     let error = |disk: &SimulatedDisk, cluster| {
         let options = Options { cluster, ..options() };
-        DiskStore::open(Arc::new(disk.clone()), options, DiskId(9), NOW).err().unwrap().to_string()
+        DiskStore::open(Arc::new(disk.clone()), options, NEW, NOW).err().unwrap().to_string()
     };
     assert!(error(&disk, CLUSTER).contains("holiday.jpg"));
     let disk = SimulatedDisk::new(1 << 30);

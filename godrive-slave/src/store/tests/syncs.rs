@@ -46,7 +46,7 @@ impl AskingDisk {
     }
 
     fn open_store(&self) -> Arc<DiskStore> {
-        Arc::new(DiskStore::open(Arc::new(self.clone()), options(), DiskId(9), NOW).unwrap())
+        Arc::new(DiskStore::open(Arc::new(self.clone()), options(), NEW, NOW).unwrap())
     }
 }
 
@@ -239,7 +239,7 @@ fn a_restart_after_a_failed_sync_takes_nothing_for_stable_that_the_disk_does_not
         drop(store);
         disk.disk.crash(&mut SmallRng::seed_from_u64(failing));
 
-        let opened = DiskStore::open(Arc::new(disk.disk.clone()), options(), DiskId(9), NOW);
+        let opened = DiskStore::open(Arc::new(disk.disk.clone()), options(), NEW, NOW);
         let store = opened.unwrap_or_else(|error| panic!("{context}: {error}"));
         assert_eq!(store.page(None, 10).unwrap(), rows, "{context}");
         for (key, _) in &rows {
