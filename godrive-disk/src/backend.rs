@@ -1,16 +1,48 @@
 //! redb on a file of a [`crate::Disk`].
 
-use crate::DiskFile;
+use crate::{DiskFile, is_full};
 use std::fmt;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const AHEAD_BYTES: u64 = 1 << 20;
 
 /// Wraps a file as redb's storage. One database per file: the disk's owner is the only writer.
-pub struct FileBackend(Arc<dyn DiskFile>);
+pub struct FileBackend {
+    file: Arc<dyn DiskFile>,
+    errors: Arc<FileErrors>,
+}
+
+/// What the file under a database answered. redb refuses everything after an error, and does not say after which.
+#[derive(Debug, Default)]
+pub struct FileErrors {
+    full: AtomicBool,
+    other: AtomicBool,
+}
+
+impl FileErrors {
+    /// There was no room for something, and nothing worse: opened again, the database is as of its last commit.
+    pub fn only_full(&self) -> bool {
+        self.full.load(Ordering::Acquire) && !self.other.load(Ordering::Acquire)
+    }
+
+    fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.inspect_err(|error| {
+            let kind = if is_full(error) { &self.full } else { &self.other };
+            kind.store(true, Ordering::Release);
+        })
+    }
+}
 
 impl FileBackend {
     pub fn new(file: Arc<dyn DiskFile>) -> Self {
-        Self(file)
+        Self { file, errors: Arc::default() }
+    }
+
+    pub fn errors(&self) -> Arc<FileErrors> {
+        self.errors.clone()
     }
 }
 
@@ -22,23 +54,25 @@ impl fmt::Debug for FileBackend {
 
 impl redb::StorageBackend for FileBackend {
     fn len(&self) -> io::Result<u64> {
-        self.0.len()
+        self.errors.note(self.file.len())
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(out, offset)
+        self.errors.note(self.file.read_at(out, offset))
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.errors.note(self.file.set_len(len))
     }
 
+    /// What a sync could not write is lost, whatever it says.
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync()
+        let synced = self.file.sync().map_err(|error| io::Error::other(format!("a sync failed: {error}")));
+        self.errors.note(synced)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_at(&[data], offset)
+        self.errors.note(self.file.write_at(&[data], offset))
     }
 }
 
@@ -49,16 +83,45 @@ pub fn open_verified(
     backend: impl redb::StorageBackend,
     cache_bytes: usize,
 ) -> Result<redb::Database, redb::Error> {
-    let open = || {
-        let mut database =
-            redb::Database::builder().set_cache_size(cache_bytes).create_with_backend(backend)?;
+    if let Err(error) = read_ahead(&backend) {
+        // It may be a page that nothing refers to: redb finds out.
+        tracing::debug!(%error, "a database cannot be read in one go");
+    }
+    caught(|| {
+        let mut database = create(backend, cache_bytes)?;
         // False: what is free was counted anew. The last commit is whole, or this is an error.
         let _counted_right = database.check_integrity()?;
         Ok(database)
-    };
-    // Damage may lead redb out of its bounds before it is noticed.
-    let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(open));
+    })
+}
+
+/// Opens a database that this process has verified before and that only ran out of room since.
+pub fn open_again(
+    backend: impl redb::StorageBackend,
+    cache_bytes: usize,
+) -> Result<redb::Database, redb::Error> {
+    caught(|| create(backend, cache_bytes))
+}
+
+fn create(backend: impl redb::StorageBackend, cache_bytes: usize) -> Result<redb::Database, redb::Error> {
+    Ok(redb::Database::builder().set_cache_size(cache_bytes).create_with_backend(backend)?)
+}
+
+/// Damage may lead redb out of its bounds before it is noticed.
+fn caught(open: impl FnOnce() -> Result<redb::Database, redb::Error>) -> Result<redb::Database, redb::Error> {
+    let opened = catch_unwind(AssertUnwindSafe(open));
     opened.unwrap_or_else(|_| Err(redb::Error::Corrupted("its pages lead nowhere".into())))
+}
+
+/// The checks read page by page, in the order of the trees: in that of the disk it takes a fraction of the time, a much smaller one
+/// where heads move.
+fn read_ahead(backend: &impl redb::StorageBackend) -> io::Result<()> {
+    let len = backend.len()?;
+    let mut piece = vec![0; AHEAD_BYTES.min(len) as usize];
+    for at in (0..len).step_by(AHEAD_BYTES as usize) {
+        backend.read(at, &mut piece[..AHEAD_BYTES.min(len - at) as usize])?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ mod real;
 mod reserved;
 mod simulated;
 
-pub use backend::{FileBackend, open_verified};
+pub use backend::{FileBackend, FileErrors, open_again, open_verified};
 pub use group::{GroupSync, SyncFailed, blocking};
 pub use real::RealDisk;
 pub use reserved::{Reserved, is_full};
@@ -69,6 +69,9 @@ pub trait DiskFile: Send + Sync + 'static {
     fn start_writeback(&self, offset: u64, len: u64) -> io::Result<()>;
     /// fdatasync: everything written (and the length) is on stable storage when this returns Ok.
     fn sync(&self) -> io::Result<()>;
+    /// Syncs, then has the system forget what it keeps of the file in memory (posix_fadvise): what is read next is what the medium
+    /// has. After a sync that failed the two differ, for every process, and no later sync says so.
+    fn drop_cache(&self) -> io::Result<()>;
 }
 
 /// Reads a whole small file; more than `limit` bytes are refused before anything is allocated.

@@ -233,6 +233,16 @@ impl DiskFile for RealFile {
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        // The system keeps what is not yet written.
+        self.sync()?;
+        // SAFETY: plain system call on an open descriptor.
+        match unsafe { libc::posix_fadvise(self.file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -275,6 +285,38 @@ mod tests {
         disk.sync_directory("s").unwrap();
         assert!(!disk.exists("s/b").unwrap());
         assert!(disk.space().unwrap().free_bytes > 0);
+    }
+
+    /// Whether the system has all of the file in memory.
+    fn is_cached(path: &Path) -> bool {
+        let file = File::open(path).unwrap();
+        let len = file.metadata().unwrap().len() as usize;
+        let mut pages = vec![0u8; len.div_ceil(4096)];
+        // SAFETY: the mapping is of this length, is only asked about, and goes before the file does.
+        unsafe {
+            let map =
+                libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0);
+            assert_ne!(map, libc::MAP_FAILED);
+            assert_eq!(libc::mincore(map, len, pages.as_mut_ptr()), 0);
+            assert_eq!(libc::munmap(map, len), 0);
+        }
+        pages.iter().all(|page| page & 1 == 1)
+    }
+
+    #[test]
+    fn a_dropped_cache_is_read_again() {
+        // Not in /tmp, which may lie in memory itself.
+        let root = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
+        let disk = RealDisk::open(root.path()).unwrap();
+        let file = disk.open("a", true).unwrap();
+        let bytes = vec![7; 1 << 20];
+        file.write_at(&[&bytes], 0).unwrap();
+        assert!(is_cached(&root.path().join("a")));
+        file.drop_cache().unwrap();
+        assert!(!is_cached(&root.path().join("a")));
+        let mut back = vec![0; bytes.len()];
+        file.read_at(&mut back, 0).unwrap();
+        assert_eq!(back, bytes);
     }
 
     /// Files that cannot be synced say so: each call reaches the system.

@@ -231,6 +231,10 @@ impl DiskFile for ReservedFile {
     fn sync(&self) -> io::Result<()> {
         self.file.sync()
     }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        self.file.drop_cache()
+    }
 }
 
 #[cfg(test)]

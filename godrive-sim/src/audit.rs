@@ -18,7 +18,7 @@ use godrive_proto::time::Timestamp;
 use godrive_proto::{ChunkId, ClusterId, DiskId, Fault, Ino, NodeId, ROOT};
 use godrive_slave::core::replica::Key;
 use godrive_slave::store::table::Row;
-use godrive_slave::store::{DiskStore, Options, fsck};
+use godrive_slave::store::{DiskStore, NewDisk, Options, Secret, fsck};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -153,7 +153,12 @@ impl Audit<'_> {
     fn held(&self, node: Node, disk: &SimulatedDisk) -> std::io::Result<Held> {
         let options = Options::new(self.cluster);
         let report = fsck::check(Arc::new(disk.copy()), options, Timestamp(0))?;
-        let store = DiskStore::open(Arc::new(disk.copy()), options, DiskId(0), Timestamp(0))?;
+        let store = DiskStore::open(
+            Arc::new(disk.copy()),
+            options,
+            NewDisk { id: DiskId(0), secret: Secret(0) },
+            Timestamp(0),
+        )?;
         let rows =
             store.page(None, usize::MAX >> 1).map_err(|fault| std::io::Error::other(fault.to_string()))?;
         let live = rows.into_iter().filter(|(key, _)| key.aside == 0);

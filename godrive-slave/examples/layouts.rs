@@ -14,7 +14,7 @@ use godrive_disk::RealDisk;
 use godrive_proto::data::{DeltaRequest, Extent, Fill};
 use godrive_proto::time::Timestamp;
 use godrive_proto::{ChunkId, ClusterId, DiskId, Epoch, OpId, SessionId, Version, sums};
-use godrive_slave::store::{DiskStore, Options};
+use godrive_slave::store::{DiskStore, NewDisk, Options, Secret};
 use redb::{Database, TableDefinition};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -209,7 +209,12 @@ fn open(name: &str, folder: &Path) -> Result<Box<dyn Layout>> {
         }
         _ => {
             let disk = Arc::new(RealDisk::open(folder)?);
-            let store = DiskStore::open(disk, Options::new(ClusterId(1)), DiskId(1), Timestamp(0))?;
+            let store = DiskStore::open(
+                disk,
+                Options::new(ClusterId(1)),
+                NewDisk { id: DiskId(1), secret: Secret(1) },
+                Timestamp(0),
+            )?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             Box::new(Log { store, versions: BTreeMap::new(), runtime })
         }

@@ -7,7 +7,7 @@ use godrive_proto::data::{DeltaRequest, Extent, Fill};
 use godrive_proto::net::identity::Authority;
 use godrive_proto::time::Timestamp;
 use godrive_proto::{ChunkId, ClusterId, DiskId, Epoch, NodeId, OpId, Role, SessionId, Version, sums};
-use godrive_slave::store::{DiskStore, Options};
+use godrive_slave::store::{DiskStore, NewDisk, Options, Secret};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -28,7 +28,13 @@ fn options() -> Options {
 }
 
 fn open(path: &Path) -> DiskStore {
-    DiskStore::open(Arc::new(RealDisk::open(path).unwrap()), options(), DiskId(3), NOW).unwrap()
+    DiskStore::open(
+        Arc::new(RealDisk::open(path).unwrap()),
+        options(),
+        NewDisk { id: DiskId(3), secret: Secret(4) },
+        NOW,
+    )
+    .unwrap()
 }
 
 fn write(store: &DiskStore, chunk: u64, base: u64, bytes: &[u8]) {
@@ -128,4 +134,14 @@ fn mistakes_on_the_command_line_say_what_to_do() {
     );
     let output = run(&["--join", "nonsense", "--dir", "/nonexistent"]);
     assert!(!output.status.success() && text(&output).contains("token"), "{}", text(&output));
+}
+
+#[test]
+fn only_its_owner_reads_the_secret_of_a_disk() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path()));
+    let file = folder.path().join("disk.toml");
+    assert!(std::fs::read_to_string(&file).unwrap().contains("secret"));
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o077, 0);
 }

@@ -151,6 +151,14 @@ impl Image {
         self.dirty.clear();
     }
 
+    /// What is not dirty is read from the medium again.
+    pub fn drop_cache(&mut self) {
+        let dirty = &self.dirty;
+        self.live.retain(|page, _| dirty.contains(page));
+        let clean = self.durable.iter().filter(|(page, _)| !dirty.contains(page) && **page * PAGE < self.len);
+        self.live.extend(clean.map(|(page, bytes)| (*page, bytes.clone())));
+    }
+
     /// Flips one bit in both images, as rot on the medium.
     pub fn flip(&mut self, offset: u64) {
         for pages in [&mut self.live, &mut self.durable] {

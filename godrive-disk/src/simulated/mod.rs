@@ -438,6 +438,12 @@ impl DiskFile for SimulatedFile {
         image.sync();
         Ok(())
     }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        self.sync()?;
+        self.state.lock().image(self)?.drop_cache();
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -89,6 +89,29 @@ fn a_failed_sync_is_never_made_good() {
     assert_eq!(read(&disk, "a").unwrap(), b"old");
 }
 
+/// As on Linux: the pages are clean, and hold what the medium lacks until the system drops them.
+#[test]
+fn after_a_failed_sync_a_dropped_cache_shows_what_the_medium_has() {
+    let disk = SimulatedDisk::new(1 << 20);
+    crate::write_small(&disk, "a", &[b'o'; 12_288]).unwrap();
+    let file = disk.open("a", false).unwrap();
+    file.write_at(&[b"new"], 4096).unwrap();
+    file.punch(8192, 4096).unwrap();
+    disk.set_faults(Faults { syncs: true, ..Faults::default() });
+    assert!(file.drop_cache().is_err());
+    assert_eq!(&read(&disk, "a").unwrap()[4096..4099], b"new", "nothing is dropped where the sync failed");
+    disk.set_faults(Faults::default());
+    disk.kill();
+    let file = disk.open("a", false).unwrap();
+    file.write_at(&[b"later"], 0).unwrap();
+    assert_eq!(&read(&disk, "a").unwrap()[4096..4099], b"new", "another process reads it");
+    file.drop_cache().unwrap();
+    let shown = read(&disk, "a").unwrap();
+    assert_eq!(shown, [&b"later"[..], &[b'o'; 12_283]].concat());
+    disk.crash(&mut rng(1));
+    assert_eq!(read(&disk, "a").unwrap(), shown);
+}
+
 #[test]
 fn a_full_disk_refuses_and_a_punch_makes_room() {
     let disk = SimulatedDisk::new(3 * PAGE);

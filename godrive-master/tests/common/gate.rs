@@ -124,4 +124,9 @@ impl DiskFile for GatedFile {
         self.gate.pass();
         self.file.sync()
     }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        self.gate.pass();
+        self.file.drop_cache()
+    }
 }

@@ -4,20 +4,46 @@
 //! A record is one or more 4 KiB header blocks, followed by the new leaves that are not holes. The header's sum
 //! covers the header, each leaf's own sum (in the header) covers the leaf: a record that was written in part does
 //! not verify. It names its own place and its position in the disk's order, so that bytes of an older file or of
-//! another place do not verify either.
+//! another place do not verify either. It has the disk's secret, so that no block of a user's is one.
 
 use super::leaves::LeafSum;
 use godrive_proto::time::Timestamp;
 use godrive_proto::{ChunkId, Digest, Epoch, OpId, SessionId, Version, sums};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// The version of records and segment headers.
-pub const FORMAT: u16 = 1;
 pub const BLOCK: usize = 4096;
 const MAGIC: &[u8; 8] = b"GDRECORD";
 const FIXED: usize = 160;
+/// Where the secret lies.
+const SECRET: usize = 136;
 /// A header never lists more than the leaves of the largest chunk, or so many deletions.
 pub const MAX_ENTRIES: usize = 16_384;
+
+/// What only who can read the disk knows: no user can write a block that has it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Secret(pub u128);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// How a segment and all of its records are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    pub format: u16,
+    pub secret: Secret,
+}
+
+impl Stamp {
+    /// Format 1 has no secret; it is only read.
+    pub const OLD: Self = Self { format: 1, secret: Secret(0) };
+
+    pub fn new(secret: Secret) -> Self {
+        Self { format: 2, secret }
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -75,8 +101,10 @@ pub struct Record {
 pub enum RecordError {
     #[error("not a record")]
     NoMagic,
-    #[error("a record of format {0}; this program knows format {FORMAT}")]
+    #[error("a record of format {0} in a segment of another")]
     Format(u16),
+    #[error("the record does not have the disk's secret")]
+    Forged,
     #[error("the header's sum does not match")]
     Sum,
     #[error("the header says something impossible")]
@@ -96,11 +124,11 @@ impl Record {
         self.leaves.iter().filter(|leaf| leaf.sum != sums::HOLE).count() as u32
     }
 
-    pub fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self, stamp: Stamp) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.header_blocks() as usize * BLOCK);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&[0; 8]);
-        bytes.extend_from_slice(&FORMAT.to_le_bytes());
+        bytes.extend_from_slice(&stamp.format.to_le_bytes());
         bytes.push(self.kind as u8);
         bytes.push(u8::from(self.partial) | u8::from(self.keep_aside) << 1);
         bytes.extend_from_slice(&self.header_blocks().to_le_bytes());
@@ -119,6 +147,7 @@ impl Record {
         bytes.extend_from_slice(&self.op.sequence.to_le_bytes());
         bytes.extend_from_slice(&self.digest.0.to_le_bytes());
         bytes.extend_from_slice(&self.time.0.to_le_bytes());
+        bytes.extend_from_slice(&stamp.secret.0.to_le_bytes());
         bytes.resize(FIXED, 0);
         for leaf in &self.leaves {
             bytes.extend_from_slice(&leaf.leaf.to_le_bytes());
@@ -136,18 +165,22 @@ impl Record {
     }
 
     /// How many blocks the header has, from its first block. The number is not yet verified, only bounded.
-    pub fn peek_blocks(first: &[u8]) -> Result<u32, RecordError> {
+    pub fn peek_blocks(first: &[u8], stamp: Stamp) -> Result<u32, RecordError> {
         let mut reader = Reader(first);
         if reader.take::<8>()? != *MAGIC {
             return Err(RecordError::NoMagic);
         }
         reader.take::<8>()?;
         let format = u16::from_le_bytes(reader.take()?);
-        if format != FORMAT {
+        if format != stamp.format {
             return Err(RecordError::Format(format));
         }
         reader.take::<2>()?;
         let blocks = reader.u32()?;
+        reader.take::<{ SECRET - 24 }>()?;
+        if reader.take()? != stamp.secret.0.to_le_bytes() {
+            return Err(RecordError::Forged);
+        }
         let most = (FIXED + MAX_ENTRIES * 24).div_ceil(BLOCK) as u32;
         if blocks == 0 || blocks > most {
             return Err(RecordError::Impossible);
@@ -156,8 +189,8 @@ impl Record {
     }
 
     /// Decodes and verifies a whole header that was read from this place.
-    pub fn decode(bytes: &[u8], segment: u32, block: u32) -> Result<Self, RecordError> {
-        let blocks = Self::peek_blocks(bytes)?;
+    pub fn decode(bytes: &[u8], segment: u32, block: u32, stamp: Stamp) -> Result<Self, RecordError> {
+        let blocks = Self::peek_blocks(bytes, stamp)?;
         let bytes = bytes.get(..blocks as usize * BLOCK).ok_or(RecordError::Impossible)?;
         let mut reader = Reader(&bytes[8..]);
         if reader.u64()? != xxh3_64(&bytes[16..]) {
@@ -263,44 +296,62 @@ mod tests {
         }
     }
 
-    /// The bytes of format 1. A change here is a new format with a migration.
+    const NEW: Stamp = Stamp { format: 2, secret: Secret(0x71 << 64 | 0x72) };
+
+    /// The bytes of each format. A change here is a new format with a migration.
     #[test]
     fn golden_bytes() {
-        let bytes = example().encode();
-        assert_eq!(bytes.len(), BLOCK);
-        let hex: String = bytes[..FIXED + 48].iter().map(|byte| format!("{byte:02x}")).collect();
-        let golden = include_str!("../../tests/golden/record-1.hex").split_whitespace().collect::<String>();
-        assert_eq!(hex, golden);
-        assert!(bytes[FIXED + 48..].iter().all(|byte| *byte == 0));
-        assert_eq!(Record::decode(&bytes, 3, 5), Ok(example()));
+        let golden = [
+            (Stamp::OLD, include_str!("../../tests/golden/record-1.hex")),
+            (NEW, include_str!("../../tests/golden/record-2.hex")),
+        ];
+        for (stamp, golden) in golden {
+            let bytes = example().encode(stamp);
+            assert_eq!(bytes.len(), BLOCK);
+            let hex: String = bytes[..FIXED + 48].iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hex, golden.split_whitespace().collect::<String>());
+            assert!(bytes[FIXED + 48..].iter().all(|byte| *byte == 0));
+            assert_eq!(Record::decode(&bytes, 3, 5, stamp), Ok(example()));
+        }
+    }
+
+    #[test]
+    fn a_record_is_of_its_segments_format_and_has_the_disks_secret() {
+        let decode = |written, stamp| Record::decode(&example().encode(written), 3, 5, stamp);
+        assert_eq!(decode(Stamp::OLD, NEW), Err(RecordError::Format(1)));
+        assert_eq!(decode(NEW, Stamp::OLD), Err(RecordError::Format(2)));
+        for guess in [0, 0x71 << 64, 0x72] {
+            assert_eq!(decode(Stamp::new(Secret(guess)), NEW), Err(RecordError::Forged));
+        }
     }
 
     #[test]
     fn every_flipped_bit_is_found() {
-        let bytes = example().encode();
+        let bytes = example().encode(NEW);
         for at in (0..FIXED + 60).chain([BLOCK - 1]) {
             let mut damaged = bytes.clone();
             damaged[at] ^= 4;
-            assert!(Record::decode(&damaged, 3, 5).is_err(), "byte {at}");
+            assert!(Record::decode(&damaged, 3, 5, NEW).is_err(), "byte {at}");
         }
-        assert_eq!(Record::decode(&bytes, 3, 6), Err(RecordError::Misplaced));
-        assert_eq!(Record::decode(&bytes[..100], 3, 5), Err(RecordError::Impossible));
-        assert_eq!(Record::decode(&[0; BLOCK], 3, 5), Err(RecordError::NoMagic));
+        assert_eq!(Record::decode(&bytes, 3, 6, NEW), Err(RecordError::Misplaced));
+        assert_eq!(Record::decode(&bytes[..100], 3, 5, NEW), Err(RecordError::Impossible));
+        assert_eq!(Record::decode(&[0; BLOCK], 3, 5, NEW), Err(RecordError::NoMagic));
     }
 
     proptest! {
         #[test]
         fn hostile_headers_do_not_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..9000)) {
-            let _ = Record::decode(&bytes, 0, 0);
-            if bytes.len() >= 32 {
+            let _ = Record::decode(&bytes, 0, 0, NEW);
+            if bytes.len() >= SECRET + 16 {
                 bytes[..8].copy_from_slice(MAGIC);
-                bytes[16..18].copy_from_slice(&FORMAT.to_le_bytes());
+                bytes[16..18].copy_from_slice(&NEW.format.to_le_bytes());
+                bytes[SECRET..SECRET + 16].copy_from_slice(&NEW.secret.0.to_le_bytes());
                 bytes[20..24].copy_from_slice(&1u32.to_le_bytes());
                 if bytes.len() >= BLOCK {
                     let sum = xxh3_64(&bytes[16..BLOCK]);
                     bytes[8..16].copy_from_slice(&sum.to_le_bytes());
                 }
-                let _ = Record::decode(&bytes, 0, 0);
+                let _ = Record::decode(&bytes, 0, 0, NEW);
             }
         }
     }

@@ -5,7 +5,7 @@ use super::peers::Peers;
 use crate::Config;
 use crate::core::findings::{Finding, Findings};
 use crate::store::table::Row;
-use crate::store::{DiskStore, Options};
+use crate::store::{DiskStore, NewDisk, Options, Secret};
 use godrive_proto::cluster::{DiskHealth, DiskState, ReplicaState, ScrubState};
 use godrive_proto::frame::{Class, ReplyHeader, RequestHeader};
 use godrive_proto::lease::{Problem, Report, ReportRequest};
@@ -13,7 +13,7 @@ use godrive_proto::net::{Connection, Endpoint};
 use godrive_proto::time::Clock;
 use godrive_proto::{BootId, ChunkId, ClusterId, Code, DiskId, Epoch, Fault, LogIndex, NodeId, Term};
 use parking_lot::{Mutex, RwLock};
-use rand::rngs::SmallRng;
+use rand::rngs::{SmallRng, StdRng};
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -64,6 +64,8 @@ impl Shared {
     pub fn open(config: Config, world: &World, endpoint: &Endpoint) -> anyhow::Result<Arc<Self>> {
         anyhow::ensure!(!world.disks.is_empty(), "a slave needs at least one disk");
         let mut rng = SmallRng::seed_from_u64(world.seed);
+        // What the other one gives is known to others, and can be calculated back.
+        let mut secrets = StdRng::seed_from_u64(world.seed);
         let options = Options {
             reserve_bytes: config.reserve_bytes,
             index_bytes: usize::try_from(config.index_bytes)?,
@@ -73,7 +75,7 @@ impl Shared {
         for (at, disk) in world.disks.iter().enumerate() {
             let name =
                 config.disks.get(at).map_or_else(|| format!("disk {at}"), |path| path.display().to_string());
-            let fresh = DiskId(rng.random());
+            let fresh = NewDisk { id: DiskId(rng.random()), secret: Secret(secrets.random()) };
             let opened = godrive_disk::blocking(disk.is_instant(), || {
                 DiskStore::open(disk.clone(), options, fresh, world.clock.wall())
             });

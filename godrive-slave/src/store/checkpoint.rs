@@ -3,7 +3,7 @@
 //! log. Only after that are superseded blocks punched and empty segments removed.
 
 use super::DiskStore;
-use super::table::{Changes, Checkpoint, Run, Table};
+use super::table::{Changes, Checkpoint, Run};
 use crate::core::leaves::Location;
 use crate::core::record::BLOCK;
 use godrive_proto::time::Timestamp;
@@ -43,6 +43,7 @@ impl DiskStore {
         if !self.index.lock().is_dirty() && remembered == state.kept {
             return Ok(());
         }
+        self.reopen_table()?;
         let mut changes = Changes::default();
         if now.0 - state.last_bar_sweep.0 >= BAR_SWEEP_NS {
             state.last_bar_sweep = now;
@@ -69,11 +70,10 @@ impl DiskStore {
         }
         let committed = match &*self.table.read() {
             Some(table) => table.commit(&changes),
-            None => Err(io::Error::other("the index could not be opened again")),
+            None => Err(io::ErrorKind::StorageFull.into()),
         };
         if let Err(error) = committed {
             self.index.lock().not_flushed();
-            self.reopen_table(&error);
             return Err(self.io("checkpoint", &error));
         }
         state.kept = remembered;
@@ -81,38 +81,36 @@ impl DiskStore {
         self.give_back(&punches, &dead)
     }
 
-    /// Runs nothing refers to any more, and segments without live leaves, as of a durable checkpoint.
+    /// Runs nothing refers to any more, and segments without live leaves, as of a durable checkpoint. What cannot be given back for
+    /// want of room is left to the next one.
     pub(super) fn give_back(&self, punches: &[Run], dead: &[u32]) -> Result<(), Fault> {
+        // Whole files first: they make room for the holes.
+        for segment in dead {
+            match self.log.remove(*segment) {
+                Err(error) if godrive_disk::is_full(&error) => self.index.lock().open_segment(*segment),
+                other => other.map_err(|error| self.io("removal of a segment", &error))?,
+            }
+        }
+        let (mut freed, mut left) = (0, Vec::new());
         for run in punches {
             let first = Location { segment: run.segment, block: run.block };
             match self.log.punch(first, run.blocks) {
+                Ok(()) => freed += u64::from(run.blocks) * BLOCK as u64,
+                Err(error) if godrive_disk::is_full(&error) => left.push(*run),
                 // A file system without holes: the space comes back when the whole segment is free.
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                     tracing::debug!(disk = %self.id, "the file system cannot punch holes");
                     break;
                 }
-                other => other.map_err(|error| self.io("punch", &error))?,
+                Err(error) => return Err(self.io("punch", &error)),
             }
         }
-        for segment in dead {
-            self.log.remove(*segment).map_err(|error| self.io("removal of a segment", &error))?;
+        if !left.is_empty() {
+            tracing::warn!(disk = %self.id, runs = left.len(), "no room to punch holes; tried again with the next checkpoint");
+            let mut index = self.index.lock();
+            left.into_iter().for_each(|run| index.free(run));
         }
-        let freed = punches.iter().map(|run| u64::from(run.blocks)).sum::<u64>() * BLOCK as u64;
         tracing::debug!(disk = %self.id, freed_bytes = freed, segments = dead.len(), "checkpoint");
         Ok(())
-    }
-
-    /// redb refuses to go on after an I/O error. If only the disk was full, it is opened again: the log still has
-    /// everything that the failed checkpoint was to write.
-    fn reopen_table(&self, error: &io::Error) {
-        if !godrive_disk::is_full(error) {
-            return;
-        }
-        let mut table = self.table.write();
-        *table = None;
-        match Table::open(&*self.disk, false) {
-            Ok(opened) => *table = Some(opened),
-            Err(error) => self.fail(&format!("the index cannot be opened again on a full disk: {error}")),
-        }
     }
 }

@@ -2,7 +2,7 @@
 //! every leaf of every replica.
 
 use super::overlay::Overlay;
-use super::{DiskStore, Options};
+use super::{DiskStore, NewDisk, Options, Secret};
 use crate::core::replica::Key;
 use godrive_disk::Disk;
 use godrive_proto::time::Timestamp;
@@ -30,7 +30,9 @@ pub fn check(disk: Arc<dyn Disk>, options: Options, now: Timestamp) -> io::Resul
     if super::identity::load(&*disk, options.cluster)?.is_none() {
         return Err(io::Error::new(io::ErrorKind::NotFound, "the directory holds no disk of a slave"));
     }
-    let store = DiskStore::open(Arc::new(Overlay::new(disk)), options, DiskId(0), now)?;
+    // A disk of format 1 gets a secret, which stays in memory.
+    let fresh = NewDisk { id: DiskId(0), secret: Secret(0) };
+    let store = DiskStore::open(Arc::new(Overlay::new(disk)), options, fresh, now)?;
     let other = |fault: godrive_proto::Fault| io::Error::other(fault.to_string());
     let mut report = Report { disk: store.id(), ..Report::default() };
     let mut after = None;

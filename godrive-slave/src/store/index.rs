@@ -155,18 +155,15 @@ impl Index {
         self.cached.peek(&key).map(|(replica, _)| replica.clone())
     }
 
-    pub fn bar(&self, table: &Table, chunk: ChunkId) -> io::Result<Option<Bar>> {
-        match self.bars.get(&chunk).or_else(|| self.flushing.bars.get(&chunk)) {
-            Some(bar) => Ok(Some(*bar)),
-            None => table.bar(chunk),
-        }
+    pub fn bar(&self, table: &Table, chunk: ChunkId) -> io::Result<Bar> {
+        let raised = [&self.bars, &self.flushing.bars].into_iter().filter_map(|bars| bars.get(&chunk));
+        Ok(raised.fold(table.bar(chunk)?.unwrap_or_default(), |bar, raised| bar.raised(*raised)))
     }
 
-    /// Raises the bar of a chunk that is not here.
-    pub fn set_bar(&mut self, table: &Table, chunk: ChunkId, bar: Bar) -> io::Result<()> {
-        let old = self.bar(table, chunk)?.unwrap_or_default();
-        self.bars.insert(chunk, Bar { floor: bar.floor.max(old.floor), since: bar.since.max(old.since) });
-        Ok(())
+    /// Raises the bar of a chunk that is not here; that in the table, too, with the next checkpoint.
+    pub fn raise_bar(&mut self, chunk: ChunkId, bar: Bar) {
+        let old = self.bars.entry(chunk).or_default();
+        *old = old.raised(bar);
     }
 
     /// Accounts for a record that was appended: its header and what it superseded become free at the next checkpoint.
@@ -282,9 +279,7 @@ impl Index {
             }
         }
         self.removed.extend(flushing.removed);
-        for (chunk, bar) in flushing.bars {
-            self.bars.entry(chunk).or_insert(bar);
-        }
+        flushing.bars.into_iter().for_each(|(chunk, bar)| self.raise_bar(chunk, bar));
         self.frees.extend(flushing.frees);
         self.live_dirty.extend(flushing.live);
     }

@@ -3,7 +3,7 @@
 //! end in the middle of something.
 
 use crate::core::leaves::Location;
-use crate::core::record::{BLOCK, FORMAT, Record};
+use crate::core::record::{BLOCK, Record, Secret, Stamp};
 use godrive_disk::{Disk, DiskFile, GroupSync, Reserved, SyncFailed};
 use godrive_proto::DiskId;
 use lru::LruCache;
@@ -38,24 +38,32 @@ pub fn number(name: &str) -> Option<u32> {
 }
 
 /// The first block of a segment.
-pub fn segment_header(disk: DiskId, segment: u32, first_sequence: u64) -> Vec<u8> {
+pub fn segment_header(stamp: Stamp, disk: DiskId, segment: u32, first_sequence: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(BLOCK);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&[0; 8]);
-    bytes.extend_from_slice(&u32::from(FORMAT).to_le_bytes());
+    bytes.extend_from_slice(&u32::from(stamp.format).to_le_bytes());
     bytes.extend_from_slice(&segment.to_le_bytes());
     bytes.extend_from_slice(&disk.0.to_le_bytes());
     bytes.extend_from_slice(&first_sequence.to_le_bytes());
+    bytes.extend_from_slice(&stamp.secret.0.to_le_bytes());
     bytes.resize(BLOCK, 0);
     let sum = xxh3_64(&bytes[16..]);
     bytes[8..16].copy_from_slice(&sum.to_le_bytes());
     bytes
 }
 
-/// The first sequence of a segment whose header is whole and is what it should be.
-pub fn check_segment_header(bytes: &[u8], disk: DiskId, segment: u32) -> Option<u64> {
+/// The first sequence of a segment whose header is whole and is what it should be, and how its records are written.
+pub fn check_segment_header(
+    bytes: &[u8],
+    secret: Option<Secret>,
+    disk: DiskId,
+    segment: u32,
+) -> Option<(u64, Stamp)> {
     let first = u64::from_le_bytes(bytes.get(40..48)?.try_into().ok()?);
-    (bytes == segment_header(disk, segment, first)).then_some(first)
+    let stamps = [Some(Stamp::OLD), secret.map(Stamp::new)].into_iter().flatten();
+    let stamp = stamps.into_iter().find(|stamp| bytes == segment_header(*stamp, disk, segment, first));
+    Some((first, stamp?))
 }
 
 /// Where a record was written.
@@ -74,6 +82,7 @@ pub struct Log {
 struct Shared {
     disk: Arc<Reserved>,
     id: DiskId,
+    stamp: Stamp,
     segment_blocks: u32,
     tail: Mutex<Tail>,
     open: Mutex<LruCache<u32, Arc<dyn DiskFile>>>,
@@ -116,16 +125,19 @@ impl Log {
     pub fn begin(
         disk: Arc<Reserved>,
         id: DiskId,
+        secret: Secret,
         segment: u32,
         next_sequence: u64,
         segment_bytes: u64,
     ) -> io::Result<Self> {
-        let file = create_segment(&disk, id, segment, next_sequence)?;
+        let stamp = Stamp::new(secret);
+        let file = create_segment(&disk, &segment_header(stamp, id, segment, next_sequence), segment)?;
         let tail = Tail::new(segment, file, next_sequence);
         let instant = disk.is_instant();
         let shared = Arc::new(Shared {
             disk,
             id,
+            stamp,
             segment_blocks: (segment_bytes / BLOCK as u64).max(16) as u32,
             tail: Mutex::new(tail),
             open: Mutex::new(LruCache::new(MAX_OPEN)),
@@ -148,7 +160,7 @@ impl Log {
         record.sequence = tail.next_sequence;
         record.synced = self.synced();
         (record.segment, record.block) = (tail.segment, tail.block);
-        let header = record.encode();
+        let header = record.encode(self.shared.stamp);
         let mut pieces: Vec<&[u8]> = Vec::with_capacity(1 + data.len());
         pieces.push(&header);
         pieces.extend_from_slice(data);
@@ -273,7 +285,8 @@ impl Shared {
         self.make_stable(&*tail.file, tail.next_sequence - 1)?;
         let segment =
             tail.segment.checked_add(1).ok_or_else(|| io::Error::other("segment numbers are used up"))?;
-        let file = create_segment(&self.disk, self.id, segment, tail.next_sequence)?;
+        let header = segment_header(self.stamp, self.id, segment, tail.next_sequence);
+        let file = create_segment(&self.disk, &header, segment)?;
         *tail = Tail::new(segment, file, tail.next_sequence);
         Ok(())
     }
@@ -307,18 +320,13 @@ fn sync_error(error: io::Error) -> io::Error {
 }
 
 /// Nothing is left of a segment that could not be made.
-fn create_segment(
-    disk: &Reserved,
-    id: DiskId,
-    segment: u32,
-    next_sequence: u64,
-) -> io::Result<Arc<dyn DiskFile>> {
+fn create_segment(disk: &Reserved, header: &[u8], segment: u32) -> io::Result<Arc<dyn DiskFile>> {
     let path = path(segment);
     let create = || {
         let file = disk.with_room(|| {
             let file = disk.plain().open(&path, true)?;
             file.set_len(0)?;
-            file.write_at(&[&segment_header(id, segment, next_sequence)], 0)?;
+            file.write_at(&[header], 0)?;
             Ok(file)
         })?;
         file.sync().map_err(sync_error)?;
@@ -336,13 +344,21 @@ fn create_segment(
 mod tests {
     use super::*;
 
-    /// The bytes of format 1. A change here is a new format with a migration.
+    const SECRET: Secret = Secret(0x71 << 64 | 0x72);
+
+    /// The bytes of each format. A change here is a new format with a migration.
     #[test]
     fn golden_bytes() {
-        let header = segment_header(DiskId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10), 42, 70_000);
-        let hex: String = header[..48].iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, include_str!("../../tests/golden/segment-1.hex").trim_end());
-        assert!(header.len() == BLOCK && header[48..].iter().all(|byte| *byte == 0));
+        let golden = [
+            (Stamp::OLD, 48, include_str!("../../tests/golden/segment-1.hex")),
+            (Stamp::new(SECRET), 64, include_str!("../../tests/golden/segment-2.hex")),
+        ];
+        for (stamp, len, golden) in golden {
+            let header = segment_header(stamp, DiskId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10), 42, 70_000);
+            let hex: String = header[..len].iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hex, golden.trim_end());
+            assert!(header.len() == BLOCK && header[len..].iter().all(|byte| *byte == 0));
+        }
     }
 
     #[test]
@@ -352,12 +368,20 @@ mod tests {
         for bad in ["ff.seg", "000000ff", "0000000g.seg", "x000000ff.seg"] {
             assert_eq!(number(bad), None);
         }
-        let header = segment_header(DiskId(9), 4, 77);
-        assert_eq!(check_segment_header(&header, DiskId(9), 4), Some(77));
-        assert_eq!(check_segment_header(&header, DiskId(9), 5), None);
-        assert_eq!(check_segment_header(&header, DiskId(8), 4), None);
-        let mut damaged = header;
-        damaged[100] ^= 1;
-        assert_eq!(check_segment_header(&damaged, DiskId(9), 4), None);
+        for stamp in [Stamp::OLD, Stamp::new(SECRET)] {
+            let header = segment_header(stamp, DiskId(9), 4, 77);
+            let check =
+                |header: &[u8], disk, segment| check_segment_header(header, Some(SECRET), disk, segment);
+            assert_eq!(check(&header, DiskId(9), 4), Some((77, stamp)));
+            assert_eq!(check(&header, DiskId(9), 5), None);
+            assert_eq!(check(&header, DiskId(8), 4), None);
+            let known = check_segment_header(&header, None, DiskId(9), 4);
+            assert_eq!(known.is_some(), stamp == Stamp::OLD);
+            let mut damaged = header;
+            damaged[100] ^= 1;
+            assert_eq!(check(&damaged, DiskId(9), 4), None);
+        }
+        let other = segment_header(Stamp::new(Secret(0x72)), DiskId(9), 4, 77);
+        assert_eq!(check_segment_header(&other, Some(SECRET), DiskId(9), 4), None);
     }
 }

@@ -21,6 +21,7 @@ mod recovery;
 mod removal;
 pub mod table;
 
+pub use crate::core::record::Secret;
 pub use change::{Adoption, Done};
 pub use recovery::disk_id;
 
@@ -68,12 +69,19 @@ impl Options {
     }
 }
 
+/// What makes an empty directory a disk of its own. Both are random; the id is known to many, the secret to nobody else.
+#[derive(Clone, Copy, Debug)]
+pub struct NewDisk {
+    pub id: DiskId,
+    pub secret: Secret,
+}
+
 pub struct DiskStore {
     id: DiskId,
     disk: Arc<Reserved>,
     options: Options,
     log: log::Log,
-    /// None only while it is opened again.
+    /// None: it could not be opened again for want of room.
     table: RwLock<Option<Table>>,
     index: Mutex<Index>,
     gate: RwLock<()>,
@@ -206,14 +214,33 @@ impl DiskStore {
         Fault::new(Code::Disk, format!("disk {}: {what}: {error}", self.id))
     }
 
-    fn with_table<T>(&self, act: impl FnOnce(&Table) -> io::Result<T>) -> Result<T, Fault> {
-        let table = self.table.read();
-        let result = match &*table {
-            Some(table) => table::caught(|| act(table)),
-            None => Err(io::Error::other("the index could not be opened again")),
-        };
-        drop(table);
-        result.map_err(|error| self.io("index", &error))
+    /// Does it again where a checkpoint ran out of room meanwhile: redb then refuses to read, too.
+    fn with_table<T>(&self, act: impl Fn(&Table) -> io::Result<T>) -> Result<T, Fault> {
+        loop {
+            if let Some(table) = &*self.table.read() {
+                match table::caught(|| act(table)) {
+                    Err(_) if table.ran_full() => {}
+                    result => return result.map_err(|error| self.io("index", &error)),
+                }
+            }
+            self.reopen_table()?;
+        }
+    }
+
+    /// Opens the index again if it ran out of room. The log has everything that the failed checkpoint was to write.
+    fn reopen_table(&self) -> Result<(), Fault> {
+        let is_open = |table: &Option<Table>| table.as_ref().is_some_and(|table| !table.ran_full());
+        if is_open(&self.table.read()) {
+            return Ok(());
+        }
+        let mut table = self.table.write();
+        if !is_open(&table) {
+            // First closed: one database per file.
+            *table = None;
+            let opened = Table::open_again(&*self.disk);
+            *table = Some(opened.map_err(|error| self.io("the index cannot be opened again", &error))?);
+        }
+        Ok(())
     }
 
     fn find(&self, key: Key) -> Result<Option<Shared>, Fault> {
@@ -233,8 +260,7 @@ impl DiskStore {
     /// The epoch below which no delta makes this chunk anew.
     pub fn floor(&self, chunk: ChunkId) -> Result<Epoch, Fault> {
         self.check_usable()?;
-        let bar = self.with_table(|table| self.index.lock().bar(table, chunk))?;
-        Ok(bar.unwrap_or_default().floor)
+        Ok(self.with_table(|table| self.index.lock().bar(table, chunk))?.floor)
     }
 
     /// Up to `limit` replicas after `after`, ascending by chunk, those kept aside last. An empty page is the end.

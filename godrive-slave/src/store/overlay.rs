@@ -204,4 +204,8 @@ impl DiskFile for OverlayFile {
     fn sync(&self) -> io::Result<()> {
         Ok(())
     }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
 }

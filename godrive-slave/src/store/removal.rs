@@ -78,34 +78,27 @@ impl DiskStore {
     ) -> Result<(), Fault> {
         let place = self.log.append(&mut record, &[]).map_err(|error| self.io("append", &error))?;
         let mut replicas: Vec<&mut Replica> = guards.iter_mut().map(|guard| &mut **guard).collect();
-        self.deleted(&record, place, &mut replicas)
+        self.deleted(&record, place, &mut replicas);
+        Ok(())
     }
 
     /// Carries out a deletion that is in the log.
-    pub(super) fn deleted(
-        &self,
-        record: &Record,
-        place: Place,
-        replicas: &mut [&mut Replica],
-    ) -> Result<(), Fault> {
-        self.with_table(|table| {
-            let mut index = self.index.lock();
-            index.account(record, place, &[]);
-            for deletion in &record.deletions {
-                let key = Key { chunk: deletion.chunk, aside: deletion.aside };
-                if let Some(replica) =
-                    replicas.iter_mut().find(|replica| replica.key == key && replica.life == Life::Live)
-                {
-                    replica.life = Life::Gone;
-                    index.release(replica.leaves.locations().map(|(_, _, location)| location));
-                    index.remove(key);
-                }
-                if key.aside == 0 {
-                    index.set_bar(table, key.chunk, Bar { floor: deletion.floor, since: record.time })?;
-                }
+    pub(super) fn deleted(&self, record: &Record, place: Place, replicas: &mut [&mut Replica]) {
+        let mut index = self.index.lock();
+        index.account(record, place, &[]);
+        for deletion in &record.deletions {
+            let key = Key { chunk: deletion.chunk, aside: deletion.aside };
+            if let Some(replica) =
+                replicas.iter_mut().find(|replica| replica.key == key && replica.life == Life::Live)
+            {
+                replica.life = Life::Gone;
+                index.release(replica.leaves.locations().map(|(_, _, location)| location));
+                index.remove(key);
             }
-            Ok(())
-        })
+            if key.aside == 0 {
+                index.raise_bar(key.chunk, Bar { floor: deletion.floor, since: record.time });
+            }
+        }
     }
 
     /// Keeps a replica that is of no use as it seems: it is not served, and removed later.

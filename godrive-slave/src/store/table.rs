@@ -3,7 +3,7 @@
 
 use crate::core::leaves::{Group, GroupSet, LeafMap, Location};
 use crate::core::replica::{Key, Life, Replica};
-use godrive_disk::{Disk, FileBackend};
+use godrive_disk::{Disk, FileBackend, FileErrors};
 use godrive_proto::data::Contents;
 use godrive_proto::limits::GROUP_LEAVES;
 use godrive_proto::time::Timestamp;
@@ -12,6 +12,7 @@ use redb::{Database, Durability, ReadableDatabase, ReadableTable, ReadableTableM
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
 pub const FILE: &str = "index.redb";
 /// The version of every value here.
@@ -56,6 +57,12 @@ pub struct Run {
 pub struct Bar {
     pub floor: Epoch,
     pub since: Timestamp,
+}
+
+impl Bar {
+    pub fn raised(self, other: Self) -> Self {
+        Self { floor: self.floor.max(other.floor), since: self.since.max(other.since) }
+    }
 }
 
 /// A replica without its leaf map.
@@ -116,6 +123,11 @@ pub struct Changes {
 
 pub struct Table {
     db: Database,
+    errors: Arc<FileErrors>,
+}
+
+fn no_room() -> io::Error {
+    io::Error::new(io::ErrorKind::StorageFull, format!("{FILE}: no room"))
 }
 
 fn to_io(error: impl Into<redb::Error>) -> io::Error {
@@ -154,14 +166,33 @@ fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> io::Result<T> 
 }
 
 impl Table {
-    /// Opens or, with `create`, makes the file; all of it has the checksums that it should have.
+    /// Opens or, with `create`, makes the file; all of it is on the medium and has the checksums that it should have.
     pub fn open(disk: &dyn Disk, create: bool) -> io::Result<Self> {
-        let backend = FileBackend::new(disk.open(FILE, create)?);
-        Ok(Self { db: godrive_disk::open_verified(backend, CACHE_BYTES).map_err(to_io)? })
+        let file = disk.open(FILE, create)?;
+        file.drop_cache()?;
+        let backend = FileBackend::new(file);
+        let errors = backend.errors();
+        Ok(Self { db: godrive_disk::open_verified(backend, CACHE_BYTES).map_err(to_io)?, errors })
+    }
+
+    /// Opens it after [`Self::ran_full`], without reading all of it.
+    pub fn open_again(disk: &dyn Disk) -> io::Result<Self> {
+        let backend = FileBackend::new(disk.open(FILE, false)?);
+        let errors = backend.errors();
+        match godrive_disk::open_again(backend, CACHE_BYTES) {
+            Ok(db) => Ok(Self { db, errors }),
+            Err(_) if errors.only_full() => Err(no_room()),
+            Err(error) => Err(to_io(error)),
+        }
+    }
+
+    /// There was no room for something, so that every answer may be a refusal. As of the last commit all is well.
+    pub fn ran_full(&self) -> bool {
+        self.errors.only_full()
     }
 
     pub fn commit(&self, changes: &Changes) -> io::Result<()> {
-        caught(|| self.write(changes))
+        caught(|| self.write(changes)).map_err(|error| if self.ran_full() { no_room() } else { error })
     }
 
     fn write(&self, changes: &Changes) -> io::Result<()> {
@@ -197,7 +228,9 @@ impl Table {
             bars.retain(recent).map_err(to_io)?;
         }
         for (chunk, bar) in &changes.bars {
-            bars.insert(chunk.0, encode(bar)?.as_slice()).map_err(to_io)?;
+            let old = bars.get(chunk.0).map_err(to_io)?;
+            let old = old.map(|old| decode::<Bar>(old.value(), "a bar")).transpose()?.unwrap_or_default();
+            bars.insert(chunk.0, encode(&bar.raised(old))?.as_slice()).map_err(to_io)?;
         }
         let mut segments = write.open_table(SEGMENTS).map_err(to_io)?;
         for (segment, live) in &changes.segments {

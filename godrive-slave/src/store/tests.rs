@@ -21,6 +21,7 @@ const CHUNK_BYTES: u32 = 1 << 20;
 const LEAF: usize = LEAF_BYTES as usize;
 const NOW: Timestamp = Timestamp(1_000);
 const CLUSTER: ClusterId = ClusterId(5);
+const NEW: NewDisk = NewDisk { id: DiskId(9), secret: Secret(0x71 << 64 | 0x72) };
 
 fn options() -> Options {
     // Small segments and a small index, so that both are cycled through.
@@ -28,7 +29,7 @@ fn options() -> Options {
 }
 
 fn open(disk: &SimulatedDisk) -> DiskStore {
-    DiskStore::open(Arc::new(disk.clone()), options(), DiskId(9), NOW).unwrap()
+    DiskStore::open(Arc::new(disk.clone()), options(), NEW, NOW).unwrap()
 }
 
 /// A chunk as a plain array: `None` is a hole.
@@ -300,7 +301,7 @@ fn crashes_lose_nothing_that_was_synced() {
         for round in 0..4 {
             let context = format!("seed {seed} round {round}");
             disk.stop_after(rng.random_range(1..200));
-            let store = DiskStore::open(Arc::new(disk.clone()), options(), DiskId(9), NOW);
+            let store = DiskStore::open(Arc::new(disk.clone()), options(), NEW, NOW);
             if let Ok(store) = &store {
                 for _ in 0..60 {
                     let chunk = rng.random_range(1..5);
@@ -331,7 +332,7 @@ fn crashes_lose_nothing_that_was_synced() {
                 true => disk.crash(&mut rng),
                 false => disk.kill(),
             }
-            let store = DiskStore::open(Arc::new(disk.clone()), options(), DiskId(9), NOW)
+            let store = DiskStore::open(Arc::new(disk.clone()), options(), NEW, NOW)
                 .unwrap_or_else(|error| panic!("{context}: {error}"));
             for (chunk, (applied, stable)) in &mut states {
                 let row = store.row(ChunkId(*chunk)).unwrap();
@@ -371,9 +372,9 @@ fn an_open_that_is_cut_off_builds_on_nothing_that_may_be_lost() {
         drop(store);
         disk.kill();
         disk.stop_after(changes);
-        drop(DiskStore::open(Arc::new(disk.clone()), options(), DiskId(9), NOW));
+        drop(DiskStore::open(Arc::new(disk.clone()), options(), NEW, NOW));
         disk.crash(&mut rng);
-        let store = DiskStore::open(Arc::new(disk.clone()), options(), DiskId(9), NOW)
+        let store = DiskStore::open(Arc::new(disk.clone()), options(), NEW, NOW)
             .unwrap_or_else(|error| panic!("cut off after {changes} changes: {error}"));
         assert!(store.row(ChunkId(1)).unwrap().unwrap().version >= Version(3), "{changes} changes");
     }
@@ -421,7 +422,7 @@ fn a_torn_tail_is_cut_and_damage_of_stable_records_is_refused() {
     drop(store);
     disk.kill();
     assert!(disk.flip(&first_segment(&disk), 3 * LEAF as u64 + 50), "the second record's header");
-    let error = DiskStore::open(Arc::new(disk), options(), DiskId(9), NOW).err().unwrap().to_string();
+    let error = DiskStore::open(Arc::new(disk), options(), NEW, NOW).err().unwrap().to_string();
     assert!(error.contains("stable storage is damaged"), "{error}");
 }
 
@@ -505,7 +506,7 @@ fn a_full_disk_refuses_data_and_leaves_nothing_behind() {
 fn what_the_cluster_needs_goes_on_when_others_have_taken_all_room() {
     let disk = SimulatedDisk::new(1 << 30);
     let options = Options { reserve_bytes: Some(8 << 20), ..options() };
-    let open = || DiskStore::open(Arc::new(disk.clone()), options, DiskId(9), NOW).unwrap();
+    let open = || DiskStore::open(Arc::new(disk.clone()), options, NEW, NOW).unwrap();
     let store = open();
     store.refill_reserve();
     let bytes = vec![3; 10 * LEAF];
@@ -602,6 +603,91 @@ fn a_checkpoint_without_room_is_made_later() {
     disk.kill();
     let store = open(&disk);
     models.iter().for_each(|(chunk, model)| compare(&store, *chunk, model, "after the restart"));
+}
+
+/// The room ends at each block in turn that a checkpoint writes. Meanwhile the index is read, and not anew from its beginning.
+#[test]
+fn a_checkpoint_that_finds_no_room_disturbs_nobody() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    let fill = |store: &DiskStore, chunks: std::ops::Range<u64>, base| {
+        for chunk in chunks {
+            let (request, payload) = one_leaf(chunk, base, base as u8 + 1);
+            apply(store, &request, &payload).unwrap();
+        }
+    };
+    fill(&store, 1..1000, 0);
+    store.checkpoint(NOW).unwrap();
+    let done = AtomicBool::new(false);
+    let whole = disk.open(table::FILE, false).unwrap().len().unwrap() / LEAF as u64;
+    let refused = std::thread::scope(|scope| {
+        let mut refused = 0;
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        for chunk in (1..1000).step_by(7) {
+                            assert!(store.row(ChunkId(chunk)).unwrap().is_some());
+                        }
+                        assert_eq!(store.page(None, 100).unwrap().len(), 100);
+                        store.floor(ChunkId(5000)).unwrap();
+                    }
+                })
+            })
+            .collect();
+        for room in 0..120 {
+            fill(&store, 2000 + 100 * room..2100 + 100 * room, 0);
+            disk.set_capacity((1 << 30) - disk.space().unwrap().free_bytes + room % 12 * LEAF as u64);
+            if let Err(fault) = store.checkpoint(NOW) {
+                assert_eq!(fault.code, Code::NoSpace, "room {room}: {fault}");
+                refused += 1;
+            }
+            disk.set_capacity(1 << 30);
+        }
+        done.store(true, Ordering::Relaxed);
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        refused
+    });
+    assert!(refused > 20, "{refused}");
+    assert_eq!(store.state().health, DiskHealth::Healthy);
+    fill(&store, 1..2, 1);
+    disk.set_capacity(0);
+    assert_eq!(store.checkpoint(NOW).unwrap_err().code, Code::NoSpace);
+    let before = disk.counters().reads;
+    assert!(store.row(ChunkId(999)).unwrap().is_some());
+    let reads = disk.counters().reads - before;
+    assert!(reads < whole / 2, "{reads} reads of an index of at least {whole} pages");
+    disk.set_capacity(1 << 30);
+    store.checkpoint(NOW).unwrap();
+    drop(store);
+    disk.kill();
+    let store = open(&disk);
+    assert_eq!(store.row(ChunkId(1)).unwrap().unwrap().version, Version(2));
+    assert_eq!(store.replicas(), 999 + 12_000);
+}
+
+/// The log has what the index lacks: a start goes without a checkpoint where there is no room for one.
+#[test]
+fn a_start_without_room_for_a_checkpoint_serves() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    for chunk in 1..200 {
+        let (request, payload) = one_leaf(chunk, 0, 1);
+        apply(&store, &request, &payload).unwrap();
+    }
+    drop(store);
+    disk.kill();
+    // For the header of the next segment.
+    disk.set_capacity((1 << 30) - disk.space().unwrap().free_bytes + LEAF as u64);
+    let store = open(&disk);
+    assert_eq!(store.row(ChunkId(199)).unwrap().unwrap().version, Version(1));
+    assert_eq!(store.checkpoint(NOW).unwrap_err().code, Code::NoSpace);
+    drop(store);
+    disk.kill();
+    disk.set_capacity(1 << 30);
+    let store = open(&disk);
+    assert_eq!(store.replicas(), 199);
+    store.checkpoint(NOW).unwrap();
 }
 
 #[test]
@@ -765,7 +851,7 @@ fn a_directory_that_is_not_ours_is_refused() {
     disk.open("holiday.jpg", true).unwrap();
     let error = |disk: &SimulatedDisk, cluster| {
         let options = Options { cluster, ..options() };
-        DiskStore::open(Arc::new(disk.clone()), options, DiskId(9), NOW).err().unwrap().to_string()
+        DiskStore::open(Arc::new(disk.clone()), options, NEW, NOW).err().unwrap().to_string()
     };
     assert!(error(&disk, CLUSTER).contains("holiday.jpg"));
     let disk = SimulatedDisk::new(1 << 30);

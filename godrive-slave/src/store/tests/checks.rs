@@ -55,6 +55,34 @@ fn what_is_not_here_is_installed_only_empty() {
     assert_eq!(store.row(ChunkId(1)).unwrap(), None);
 }
 
+/// Wherever the higher one is: in the index, in the checkpoint that fails, or only in the log.
+#[test]
+fn a_bar_is_never_lowered() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let mut store = open(&disk);
+    let delete = |store: &DiskStore, epoch| store.delete(&[(ChunkId(1), Epoch(epoch))], NOW).unwrap();
+    let floor = |store: &DiskStore| store.floor(ChunkId(1)).unwrap();
+    delete(&store, 8);
+    store.checkpoint(NOW).unwrap();
+    delete(&store, 4);
+    assert_eq!(floor(&store), Epoch(9));
+    store.checkpoint(NOW).unwrap();
+    assert_eq!(floor(&store), Epoch(9));
+    delete(&store, 10);
+    disk.set_capacity(0);
+    assert_eq!(store.checkpoint(NOW).unwrap_err().code, Code::NoSpace);
+    disk.set_capacity(1 << 30);
+    delete(&store, 6);
+    for _ in 0..3 {
+        assert_eq!(floor(&store), Epoch(11));
+        drop(store);
+        disk.kill();
+        store = open(&disk);
+    }
+    store.checkpoint(NOW).unwrap();
+    assert_eq!(floor(&store), Epoch(11));
+}
+
 #[test]
 fn what_was_seen_of_the_master_outlives_a_restart() {
     let disk = SimulatedDisk::new(1 << 30);
@@ -91,7 +119,7 @@ fn an_index_that_is_not_of_this_log_is_refused() {
     let file = own.open(table::FILE, false).unwrap();
     file.set_len(0).unwrap();
     file.write_at(&[&bytes], 0).unwrap();
-    let error = DiskStore::open(Arc::new(own), options(), DiskId(9), NOW).err().unwrap().to_string();
+    let error = DiskStore::open(Arc::new(own), options(), NEW, NOW).err().unwrap().to_string();
     assert!(error.contains("do not belong together"), "{error}");
 }
 
@@ -108,7 +136,7 @@ fn a_new_segment_opens_whatever_is_left_of_its_first_records() {
         }
         drop(store);
         disk.crash(&mut rng);
-        let opened = DiskStore::open(Arc::new(disk), options(), DiskId(9), NOW);
+        let opened = DiskStore::open(Arc::new(disk), options(), NEW, NOW);
         opened.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     }
 }
@@ -131,7 +159,7 @@ fn a_damaged_end_of_a_segment_is_refused_where_the_next_one_is_empty() {
     disk.open(&next, false).unwrap().set_len(LEAF as u64).unwrap();
     let last_record = disk.open(&path, false).unwrap().len().unwrap() - 2 * LEAF as u64;
     assert!(disk.flip(&path, last_record + 50));
-    let error = DiskStore::open(Arc::new(disk.clone()), options(), DiskId(9), NOW).err().unwrap().to_string();
+    let error = DiskStore::open(Arc::new(disk.clone()), options(), NEW, NOW).err().unwrap().to_string();
     assert!(error.contains("begins with record"), "{error}");
     disk.kill();
     assert!(disk.flip(&path, last_record + 50));

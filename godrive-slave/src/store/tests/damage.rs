@@ -7,6 +7,7 @@
 use super::super::overlay::Overlay;
 use super::*;
 use crate::core::leaves::Location;
+use crate::core::record::{Kind, Record, Stamp};
 use godrive_disk::Disk;
 
 /// A disk, and what its chunks are.
@@ -46,7 +47,7 @@ impl Small {
     /// None: it is refused, and says what to do.
     fn open(&self, context: &str) -> Option<DiskStore> {
         let overlay = Arc::new(Overlay::new(Arc::new(self.disk.clone())));
-        match DiskStore::open(overlay, options(), DiskId(0), NOW) {
+        match DiskStore::open(overlay, options(), NEW, NOW) {
             Ok(store) => Some(store),
             Err(error) => {
                 assert!(error.to_string().contains("Empty the directory"), "{context}: {error}");
@@ -97,6 +98,107 @@ fn last_record(store: &DiskStore) -> std::ops::Range<u64> {
     let Location { block, .. } =
         store.find(Key::live(ChunkId(4))).unwrap().unwrap().read().leaves.leaf(0).unwrap().1;
     (u64::from(block) - 1) * LEAF as u64..(u64::from(block) + 1) * LEAF as u64
+}
+
+/// A user's block says that it is a record of this place, and that all before it was stable; the power goes while the record before
+/// it is written.
+#[test]
+fn a_block_that_looks_like_a_record_is_none() {
+    for stamp in [Stamp::OLD, Stamp { format: 2, ..Stamp::OLD }, Stamp::new(Secret(0x72))] {
+        a_forged_block_is_no_record(stamp);
+    }
+}
+
+fn a_forged_block_is_no_record(stamp: Stamp) {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    let (request, payload) = one_leaf(1, 0, 7);
+    apply(&store, &request, &payload).unwrap();
+    let torn = store.log.end().0;
+    let (request, payload) = one_leaf(1, 1, 8);
+    apply(&store, &request, &payload).unwrap();
+    let Location { segment, block } = store.log.end().0;
+    let replica = store.find(Key::live(ChunkId(1))).unwrap().unwrap();
+    let forged = Record {
+        sequence: 1 << 40,
+        synced: 1 << 40,
+        segment,
+        block: block + 1,
+        ..store.record(Kind::Seal, &replica.read())
+    };
+    let payload = forged.encode(stamp);
+    assert!(Record::decode(&payload, segment, block + 1, stamp).is_ok());
+    let extent = Extent { offset: 0, len: LEAF_BYTES, fill: Fill::Bytes };
+    apply(&store, &delta_of(1, 1, 2, vec![extent], &payload), &payload).unwrap();
+    assert_eq!(disk.block((&log::path(segment), u64::from(block) + 1)).unwrap(), payload);
+    drop((store, replica));
+    disk.kill();
+    assert!(disk.flip(&log::path(segment), u64::from(torn.block) * LEAF as u64 + 50));
+    let opened = DiskStore::open(Arc::new(disk), options(), NEW, NOW);
+    let store = opened.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(store.row(ChunkId(1)).unwrap().unwrap().version, Version(1));
+}
+
+/// The disk as a program that knew only format 1 would have written it.
+fn made_by_an_old_program(disk: &SimulatedDisk) {
+    for name in disk.list(log::DIRECTORY).unwrap() {
+        let (path, segment) = (format!("{}/{name}", log::DIRECTORY), log::number(&name).unwrap());
+        let header = disk.block((&path, 0)).unwrap();
+        let (first, stamp) = log::check_segment_header(&header, Some(NEW.secret), NEW.id, segment).unwrap();
+        disk.set_block((&path, 0), &log::segment_header(Stamp::OLD, NEW.id, segment, first));
+        let blocks = disk.open(&path, false).unwrap().len().unwrap() / LEAF as u64;
+        for block in 1..blocks {
+            let Some(bytes) = disk.block((&path, block)) else { continue };
+            if let Ok(record) = Record::decode(&bytes, segment, block as u32, stamp) {
+                disk.set_block((&path, block), &record.encode(Stamp::OLD));
+            }
+        }
+    }
+    let text = format!("format = 1\ndisk = \"{}\"\ncluster = \"{CLUSTER}\"\n", NEW.id);
+    godrive_disk::write_small(disk, "disk.toml", text.as_bytes()).unwrap();
+}
+
+#[test]
+fn a_disk_of_format_1_goes_on_in_format_2_wherever_that_is_cut_off() {
+    for changes in 0.. {
+        let small = small();
+        made_by_an_old_program(&small.disk);
+        let report = fsck::check(Arc::new(small.disk.clone()), options(), NOW).unwrap();
+        assert_eq!((report.replicas, report.bad), (3, vec![]));
+        let context = format!("cut off after {changes} changes");
+        small.disk.stop_after(changes);
+        let opened = DiskStore::open(Arc::new(small.disk.clone()), options(), NEW, NOW);
+        let done = opened.is_ok_and(|store| store.checkpoint(NOW).is_ok() && store.log.sync_now().is_ok());
+        small.disk.crash(&mut SmallRng::seed_from_u64(changes));
+        // Another secret would be made now, if this disk had none.
+        let next = NewDisk { secret: Secret(5), ..NEW };
+        let open = || DiskStore::open(Arc::new(small.disk.clone()), options(), next, NOW);
+        let store = open().unwrap_or_else(|error| panic!("{context}: {error}"));
+        small.check(&store, false, &context).unwrap();
+        let (request, payload) = one_leaf(7, 0, 70);
+        apply(&store, &request, &payload).unwrap();
+        store.log.sync_now().unwrap();
+        drop(store);
+        small.disk.crash(&mut SmallRng::seed_from_u64(changes));
+        let store = open().unwrap_or_else(|error| panic!("{context}: {error}"));
+        assert!(store.row(ChunkId(7)).unwrap().is_some(), "{context}");
+        small.check(&store, false, &context).unwrap();
+        let text = String::from_utf8(small.bytes("disk.toml")).unwrap();
+        assert!(text.starts_with("format = 2\n"), "{text}");
+        if done {
+            break;
+        }
+    }
+}
+
+/// As when disk.toml comes from another copy of the disk.
+#[test]
+fn a_log_with_another_secret_is_refused() {
+    let small = small();
+    let text = String::from_utf8(small.bytes("disk.toml")).unwrap();
+    let text = text.replace("secret = \"0", "secret = \"1");
+    godrive_disk::write_small(&small.disk, "disk.toml", text.as_bytes()).unwrap();
+    assert!(small.open("another secret").is_none());
 }
 
 #[test]
