@@ -655,7 +655,44 @@ async fn after_a_power_loss_the_newest_common_state_is_taken_up() {
     let layout = lose_all_power(&mut cluster, client, &mut slaves, 2).await;
     let client = cluster.client("b").await;
     let now = usable_after_power_loss(&cluster, &client, &layout).await;
-    assert_eq!(now.held, contents(1, 0xa));
+    assert_eq!((now.held, now.epoch.restarts()), (contents(1, 0xa), 1));
+    // Who is there when nobody has restarted since is told nothing.
+    let now = report(&client, &now, Problem::Diverged).await.unwrap();
+    assert_eq!(now.epoch.restarts(), 1);
+}
+
+/// One that was up all the time and has nothing any more tells as little as one that restarted.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_power_loss_of_those_whose_disks_did_not_fail_mounts_are_told() {
+    let cluster = Cluster::start(quick(3)).await;
+    let mut slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let (ino, layout) = written(&client, &slaves, "f").await;
+    hold(&slaves, &layout, contents(2, 0xb), false);
+    commit(&client, ino, &layout, contents(2, 0xb), Mode::Exclusive).await.unwrap();
+    slaves[0].store.replicas.lock().unwrap().clear();
+    for slave in &mut slaves[1..] {
+        lose_power(&cluster, slave, &layout, contents(1, 0xa)).await;
+    }
+    let now = report(&client, &layout, Problem::Diverged).await.unwrap();
+    assert_eq!((now.held, now.epoch.restarts()), (contents(1, 0xa), 1));
+}
+
+/// What the record does not know of yet, and a silent member may have, is not waited for, but not passed over either.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_only_those_answer_that_lost_power_mounts_are_told() {
+    let cluster = Cluster::start(quick(3)).await;
+    let mut slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let (ino, layout) = written(&client, &slaves, "f").await;
+    commit(&client, ino, &layout, contents(1, 0xa), Mode::Exclusive).await.unwrap();
+    hold(&slaves, &layout, contents(2, 0xb), false);
+    slaves[0].silent(true);
+    for slave in &mut slaves[1..] {
+        lose_power(&cluster, slave, &layout, contents(1, 0xa)).await;
+    }
+    let now = report(&client, &layout, Problem::Failed(slaves[0].node)).await.unwrap();
+    assert_eq!((now.held, now.epoch.restarts()), (contents(1, 0xa), 1));
 }
 
 /// Everything loses power, and so many replicas come back as they were before the last write, which was held.
@@ -716,6 +753,7 @@ async fn after_a_power_loss_a_member_that_does_not_come_back_is_waited_for_until
     .await;
     let now = usable_after_power_loss(&cluster, &client, &layout).await;
     assert_eq!((now.held, members(&now).len()), (contents(1, 0xa), 2));
+    assert_eq!(now.epoch.restarts(), 1, "a mount that knew of more is to be told");
     eventually("it is forgotten", async || {
         let status = cluster.status().await;
         status.nodes.iter().all(|node| node.node != lost).then_some(())
