@@ -9,7 +9,7 @@ mod guards;
 use common::chunks::*;
 use common::slave::{Slave, contents, heartbeat};
 use common::{Client, Cluster, create, eventually, quick};
-use godrive_proto::admin::{Damage, DamagedChunk, Intend, IntendRequest, Intention};
+use godrive_proto::admin::{Damage, DamagedChunk, EmptyTrash, Intend, IntendRequest, Intention};
 use godrive_proto::cluster::{Heartbeat, InventoryPage, ReplicaState};
 use godrive_proto::data::{Contents, Layout};
 use godrive_proto::lease::*;
@@ -759,6 +759,36 @@ async fn after_a_power_loss_a_member_that_does_not_come_back_is_waited_for_until
         status.nodes.iter().all(|node| node.node != lost).then_some(())
     })
     .await;
+}
+
+/// What only a dead slave has to delete gives no room now.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_trash_is_emptied_early_also_while_a_slave_is_dead() {
+    let mut config = quick(2);
+    config.trash = godrive_master::config::Trash { min_age_s: 0, ..config.trash };
+    let cluster = Cluster::start(config).await;
+    let mut slaves = slaves(&cluster, 2).await;
+    let client = cluster.client("a").await;
+    let mut removed = Vec::new();
+    for file in ["f", "g"] {
+        let (ino, layout) = written(&client, &slaves, file).await;
+        commit(&client, ino, &layout, contents(1, 0xa), Mode::Shared).await.unwrap();
+        removed.push((ino, layout.chunk.id));
+        client.unlink(file).await.unwrap();
+        client.call::<Releases>(&ReleaseRequest { leases: vec![], closed_orphans: vec![ino] }).await.unwrap();
+    }
+    let [(gone, chunk), (_, kept)] = removed[..] else { panic!("two files") };
+    slaves[1].kill().await;
+    let emptied = cluster.admin().await.call::<EmptyTrash>(&vec![gone]).await;
+    assert_eq!(emptied.unwrap(), 1);
+    eventually("the living one deletes", async || slaves[0].has(chunk).is_none().then_some(())).await;
+    // Until the master has seen that nothing more comes of it.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    slaves[0].store.disks.lock().unwrap()[0].free_bytes = 1 << 30;
+    eventually("what is in the trash goes", async || slaves[0].has(kept).is_none().then_some(())).await;
+    assert_eq!(cluster.status().await.reclaim_queued, 2);
+    slaves[1].connect(&cluster).await.unwrap();
+    eventually("all is deleted", async || (cluster.status().await.reclaim_queued == 0).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
