@@ -3,6 +3,8 @@
 #![allow(clippy::disallowed_methods, reason = "tests on the real machine take its time")]
 
 mod common;
+#[path = "chunks/disks.rs"]
+mod disks;
 #[path = "chunks/guards.rs"]
 mod guards;
 

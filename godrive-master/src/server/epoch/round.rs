@@ -50,7 +50,8 @@ struct Answered {
 }
 
 impl Answered {
-    /// The member with the disk that its replica lies on: a slave whose disk was replaced keeps its name.
+    /// The member with the disk that its replica lies on: a slave whose disk was replaced keeps its name, and a move to another
+    /// disk may have been cut off.
     fn place(&self) -> Member {
         Member { disk: self.state.map_or(self.member.disk, |state| state.disk), ..self.member }
     }
@@ -210,17 +211,22 @@ async fn seal(shared: &Arc<Shared>, round: &Round) -> (Vec<Answered>, Vec<NodeId
     (answers, silent)
 }
 
-/// A chunk that was never written needs no replica: its absence is its contents.
+/// A chunk that was never written needs no replica: its absence is its contents. A replica on another disk than the record's
+/// speaks as long as that one is in service: the slave has looked there, too, and found nothing newer. What was
+/// acknowledged on a disk that is gone may be more than anybody knows.
 fn voice(hub: &Hub, round: &Round, answer: &Answered) -> Voice {
     let known = &round.known;
     let Member { node, disk, .. } = answer.member;
+    let looked_at = hub.nodes.is_in_service(node, disk);
     let logged = hub.state.node(node);
     let rebooted = logged.is_ok_and(|node| node.is_some_and(|node| node.booted_at > known.held_at));
     match &answer.state {
-        Some(state) if state.disk == disk || state.epoch.0 == 0 => {
+        Some(state) if state.disk == disk || looked_at => {
             Voice { epoch: state.epoch, contents: state.contents, rebooted }
         }
-        _ if known.held.version.0 == 0 => Voice { epoch: Epoch(0), contents: known.held, rebooted },
+        _ if known.held.version.0 == 0 => {
+            Voice { epoch: Epoch(0), contents: known.held, rebooted: rebooted || !looked_at }
+        }
         _ => Voice { epoch: Epoch(0), contents: Contents::default(), rebooted: true },
     }
 }
@@ -245,7 +251,7 @@ fn gather(hub: &Hub, now: Instant, round: &Round, answers: &[Answered], winners:
         !round.unfit.contains(&node) && (answer.state.is_some() || disk_is_there)
     };
     for answer in winners.iter().filter_map(|at| answers.get(*at)).filter(has_a_place) {
-        made.members.push(answer.member);
+        made.members.push(answer.place());
         made.connections.push(answer.connection.clone());
         made.stable &= answer.state.is_none_or(|state| state.stable);
         made.used_bytes = made.used_bytes.max(answer.state.map_or(0, |state| state.used_bytes));
