@@ -211,9 +211,9 @@ async fn seal(shared: &Arc<Shared>, round: &Round) -> (Vec<Answered>, Vec<NodeId
     (answers, silent)
 }
 
-/// A chunk that was never written needs no replica: its absence is its contents. A replica on another disk than the record's
-/// speaks as long as that one is in service: the slave has looked there, too, and found nothing newer. What was
-/// acknowledged on a disk that is gone may be more than anybody knows.
+/// A chunk that was never written needs no replica: its absence is its contents. What was a member on another disk than the
+/// record's speaks as long as that one is in service: the move from one to the other was cut off, and the slave, which looks
+/// everywhere, found nothing newer. On a disk that is gone more may have been acknowledged than anybody knows.
 fn voice(hub: &Hub, round: &Round, answer: &Answered) -> Voice {
     let known = &round.known;
     let Member { node, disk, .. } = answer.member;
@@ -221,7 +221,7 @@ fn voice(hub: &Hub, round: &Round, answer: &Answered) -> Voice {
     let logged = hub.state.node(node);
     let rebooted = logged.is_ok_and(|node| node.is_some_and(|node| node.booted_at > known.held_at));
     match &answer.state {
-        Some(state) if state.disk == disk || looked_at => {
+        Some(state) if state.disk == disk || (looked_at && state.epoch.0 > 0) => {
             Voice { epoch: state.epoch, contents: state.contents, rebooted }
         }
         _ if known.held.version.0 == 0 => {
