@@ -3,13 +3,15 @@
 #![allow(clippy::disallowed_methods, reason = "tests on the real machine take its time")]
 
 mod common;
+#[path = "chunks/disks.rs"]
+mod disks;
 #[path = "chunks/guards.rs"]
 mod guards;
 
 use common::chunks::*;
 use common::slave::{Slave, contents, heartbeat};
 use common::{Client, Cluster, create, eventually, quick};
-use godrive_proto::admin::{Damage, DamagedChunk, Intend, IntendRequest, Intention};
+use godrive_proto::admin::{Damage, DamagedChunk, EmptyTrash, Intend, IntendRequest, Intention};
 use godrive_proto::cluster::{Heartbeat, InventoryPage, ReplicaState};
 use godrive_proto::data::{Contents, Layout};
 use godrive_proto::lease::*;
@@ -656,7 +658,44 @@ async fn after_a_power_loss_the_newest_common_state_is_taken_up() {
     let layout = lose_all_power(&mut cluster, client, &mut slaves, 2).await;
     let client = cluster.client("b").await;
     let now = usable_after_power_loss(&cluster, &client, &layout).await;
-    assert_eq!(now.held, contents(1, 0xa));
+    assert_eq!((now.held, now.epoch.restarts()), (contents(1, 0xa), 1));
+    // Who is there when nobody has restarted since is told nothing.
+    let now = report(&client, &now, Problem::Diverged).await.unwrap();
+    assert_eq!(now.epoch.restarts(), 1);
+}
+
+/// One that was up all the time and has nothing any more tells as little as one that restarted.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_power_loss_of_those_whose_disks_did_not_fail_mounts_are_told() {
+    let cluster = Cluster::start(quick(3)).await;
+    let mut slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let (ino, layout) = written(&client, &slaves, "f").await;
+    hold(&slaves, &layout, contents(2, 0xb), false);
+    commit(&client, ino, &layout, contents(2, 0xb), Mode::Exclusive).await.unwrap();
+    slaves[0].store.replicas.lock().unwrap().clear();
+    for slave in &mut slaves[1..] {
+        lose_power(&cluster, slave, &layout, contents(1, 0xa)).await;
+    }
+    let now = report(&client, &layout, Problem::Diverged).await.unwrap();
+    assert_eq!((now.held, now.epoch.restarts()), (contents(1, 0xa), 1));
+}
+
+/// What the record does not know of yet, and a silent member may have, is not waited for, but not passed over either.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_only_those_answer_that_lost_power_mounts_are_told() {
+    let cluster = Cluster::start(quick(3)).await;
+    let mut slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let (ino, layout) = written(&client, &slaves, "f").await;
+    commit(&client, ino, &layout, contents(1, 0xa), Mode::Exclusive).await.unwrap();
+    hold(&slaves, &layout, contents(2, 0xb), false);
+    slaves[0].silent(true);
+    for slave in &mut slaves[1..] {
+        lose_power(&cluster, slave, &layout, contents(1, 0xa)).await;
+    }
+    let now = report(&client, &layout, Problem::Failed(slaves[0].node)).await.unwrap();
+    assert_eq!((now.held, now.epoch.restarts()), (contents(1, 0xa), 1));
 }
 
 /// Everything loses power, and so many replicas come back as they were before the last write, which was held.
@@ -717,11 +756,42 @@ async fn after_a_power_loss_a_member_that_does_not_come_back_is_waited_for_until
     .await;
     let now = usable_after_power_loss(&cluster, &client, &layout).await;
     assert_eq!((now.held, members(&now).len()), (contents(1, 0xa), 2));
+    assert_eq!(now.epoch.restarts(), 1, "a mount that knew of more is to be told");
     eventually("it is forgotten", async || {
         let status = cluster.status().await;
         status.nodes.iter().all(|node| node.node != lost).then_some(())
     })
     .await;
+}
+
+/// What only a dead slave has to delete gives no room now.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_trash_is_emptied_early_also_while_a_slave_is_dead() {
+    let mut config = quick(2);
+    config.trash = godrive_master::config::Trash { min_age_s: 0, ..config.trash };
+    let cluster = Cluster::start(config).await;
+    let mut slaves = slaves(&cluster, 2).await;
+    let client = cluster.client("a").await;
+    let mut removed = Vec::new();
+    for file in ["f", "g"] {
+        let (ino, layout) = written(&client, &slaves, file).await;
+        commit(&client, ino, &layout, contents(1, 0xa), Mode::Shared).await.unwrap();
+        removed.push((ino, layout.chunk.id));
+        client.unlink(file).await.unwrap();
+        client.call::<Releases>(&ReleaseRequest { leases: vec![], closed_orphans: vec![ino] }).await.unwrap();
+    }
+    let [(gone, chunk), (_, kept)] = removed[..] else { panic!("two files") };
+    slaves[1].kill().await;
+    let emptied = cluster.admin().await.call::<EmptyTrash>(&vec![gone]).await;
+    assert_eq!(emptied.unwrap(), 1);
+    eventually("the living one deletes", async || slaves[0].has(chunk).is_none().then_some(())).await;
+    // Until the master has seen that nothing more comes of it.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    slaves[0].store.disks.lock().unwrap()[0].free_bytes = 1 << 30;
+    eventually("what is in the trash goes", async || slaves[0].has(kept).is_none().then_some(())).await;
+    assert_eq!(cluster.status().await.reclaim_queued, 2);
+    slaves[1].connect(&cluster).await.unwrap();
+    eventually("all is deleted", async || (cluster.status().await.reclaim_queued == 0).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,12 +6,13 @@
 //! what the session of a client that died has open. Where a client still works, members may be ahead of the record, all of
 //! them alike.
 
-use crate::cluster::{Node, node_id};
+use crate::cluster::{Bay, MASTERS, Node, node_id};
 use godrive_disk::{Disk, SimulatedDisk};
 use godrive_master::core::state::State;
 use godrive_master::core::state::values::Chunk;
 use godrive_master::log::{Log, LogError, LogOptions};
 use godrive_master::store::{RecoveryOptions, recover};
+use godrive_proto::data::Member;
 use godrive_proto::lease::LayoutRange;
 use godrive_proto::meta::Kind;
 use godrive_proto::time::Timestamp;
@@ -26,7 +27,7 @@ use std::sync::Arc;
 const SHOWN: usize = 12;
 
 pub struct Audit<'a> {
-    pub disks: &'a BTreeMap<Node, SimulatedDisk>,
+    pub disks: &'a BTreeMap<Bay, SimulatedDisk>,
     pub cluster: ClusterId,
     pub replicas: usize,
 }
@@ -37,6 +38,7 @@ pub type Tree = BTreeMap<String, (Kind, u64)>;
 /// What a slave's disk holds.
 struct Held {
     node: NodeId,
+    disk: DiskId,
     rows: BTreeMap<ChunkId, Row>,
     bad: BTreeSet<(Key, u32)>,
 }
@@ -66,16 +68,21 @@ impl Audit<'_> {
         Ok(chunks.into_iter().map(|(id, chunk)| (id, members(chunk))).collect())
     }
 
-    /// What the slave's disk holds, but for what is put aside and copies that did not end.
+    /// What the slave's disks hold, but for what is put aside and copies that did not end.
     pub fn held_at(&self, slave: Node) -> Vec<String> {
-        match self.held(slave, &self.disks[&slave]) {
-            Ok(held) => {
-                let rows = held.rows.iter().filter(|(_, row)| !row.partial);
-                rows.map(|(id, row)| format!("chunk {id} (epoch {}, version {})", row.epoch, row.version))
-                    .collect()
+        let mut all = Vec::new();
+        for (_, disk) in self.disks.iter().filter(|((node, _), _)| *node == slave) {
+            match self.held(slave, disk) {
+                Ok(held) => {
+                    let rows = held.rows.iter().filter(|(_, row)| !row.partial);
+                    all.extend(rows.map(|(id, row)| {
+                        format!("chunk {id} (epoch {}, version {})", row.epoch, row.version)
+                    }));
+                }
+                Err(error) => all.push(format!("a disk of {slave} cannot be opened: {error}")),
             }
-            Err(error) => vec![format!("the disk of {slave} cannot be opened: {error}")],
         }
+        all
     }
 
     /// The last record in the master's log and a digest of all that the state says of names and chunks, or why it
@@ -105,7 +112,7 @@ impl Audit<'_> {
             entries.collect::<Result<BTreeMap<_, _>, LogError>>()
         };
         let Ok(whole) = records(written) else { return Ok(()) };
-        let left = records(&self.disks[&Node::Master])
+        let left = records(&self.disks[&MASTERS])
             .map_err(|error| format!("the master's log after a loss of power: {error}"))?;
         let first = whole.keys().next().copied().unwrap_or_default();
         // Segments that had been removed may be back.
@@ -119,7 +126,7 @@ impl Audit<'_> {
     }
 
     fn state(&self) -> Result<State, String> {
-        let disk: Arc<dyn Disk> = Arc::new(self.disks[&Node::Master].copy());
+        let disk: Arc<dyn Disk> = Arc::new(self.disks[&MASTERS].copy());
         match recover(&disk, self.cluster, RecoveryOptions::default()) {
             Ok(recovered) => Ok(recovered.state),
             Err(error) => Err(format!("the master's state cannot be opened: {error}")),
@@ -133,10 +140,10 @@ impl Audit<'_> {
         };
         let mut findings = Vec::new();
         let mut slaves = Vec::new();
-        for (node, disk) in self.disks.iter().filter(|(node, _)| matches!(node, Node::Slave(_))) {
+        for ((node, at), disk) in self.disks.iter().filter(|((node, _), _)| matches!(node, Node::Slave(_))) {
             match self.held(*node, disk) {
                 Ok(held) => slaves.push(held),
-                Err(error) => findings.push(format!("the disk of {node} cannot be opened: {error}")),
+                Err(error) => findings.push(format!("disk {at} of {node} cannot be opened: {error}")),
             }
         }
         if let Err(fault) = self.compare(&state, &slaves, at_rest, &mut findings) {
@@ -164,6 +171,7 @@ impl Audit<'_> {
         let live = rows.into_iter().filter(|(key, _)| key.aside == 0);
         Ok(Held {
             node: node_id(node),
+            disk: store.id(),
             rows: live.map(|(key, row)| (key.chunk, row)).collect(),
             bad: report.bad.into_iter().collect(),
         })
@@ -192,8 +200,9 @@ impl Audit<'_> {
         }
         for held in slaves {
             for (id, row) in held.rows.iter().filter(|(_, row)| !row.partial) {
-                let member =
-                    chunks.get(id).is_some_and(|chunk| chunk.members.iter().any(|m| m.node == held.node));
+                let member = chunks.get(id).is_some_and(|chunk| {
+                    chunk.members.iter().any(|m| (m.node, m.disk) == (held.node, held.disk))
+                });
                 if !member {
                     findings.push(format!(
                         "node {} holds chunk {id} (epoch {}, version {}), which is not its",
@@ -226,10 +235,12 @@ impl Audit<'_> {
             findings.push(format!("chunk {id} is still open: {:?}", chunk.open_by));
         }
         let mut common = None;
-        for held in slaves.iter().filter(|held| nodes.contains(&held.node)) {
-            let Some(row) = held.rows.get(&id) else {
+        for member in &chunk.members {
+            let held = slaves.iter().find(|held| (held.node, held.disk) == (member.node, member.disk));
+            let Some((held, row)) = held.and_then(|held| Some((held, held.rows.get(&id)?))) else {
                 if chunk.held.version.0 > 0 {
-                    findings.push(format!("node {} does not hold chunk {id}", held.node));
+                    let Member { node, disk, .. } = member;
+                    findings.push(format!("disk {disk} of node {node} does not hold chunk {id}"));
                 }
                 continue;
             };

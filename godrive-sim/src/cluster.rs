@@ -34,6 +34,7 @@ use turmoil::Sim;
 const MASTER_PORT: u16 = 7400;
 const SLAVE_PORT: u16 = 7401;
 pub(crate) const DISK_BYTES: u64 = 1 << 30;
+pub(crate) const MASTERS: Bay = (Node::Master, 0);
 
 /// A host of the simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,10 +66,15 @@ pub(crate) fn node_id(node: Node) -> NodeId {
     })
 }
 
+/// A disk of a node, by its number there: those of slaves with several are not alike.
+pub(crate) type Bay = (Node, u8);
+
 /// A run to be made.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub slaves: u16,
+    /// Of each slave.
+    pub disks: u8,
     pub replicas: u8,
     pub workload: Workload,
     /// What the clients do instead of the stamped blocks, if anything: histories are kept and checked.
@@ -91,6 +97,7 @@ impl Plan {
     pub fn new(workload: Workload) -> Self {
         Self {
             slaves: 4,
+            disks: 1,
             replicas: 3,
             workload,
             sharing: None,
@@ -161,13 +168,13 @@ pub(crate) struct Parts {
     pub shared: Shared,
     authority: Arc<Authority>,
     pub cluster: ClusterId,
-    pub disks: BTreeMap<Node, SimulatedDisk>,
+    pub disks: BTreeMap<Bay, SimulatedDisk>,
     pub clocks: BTreeMap<Node, Arc<SimulatedClock>>,
     pub dice: SmallRng,
     pub faults: BTreeMap<&'static str, u64>,
     /// Nodes that may find their disks damaged and not start.
     pub may_refuse: BTreeSet<Node>,
-    pub remembered: BTreeMap<Node, SimulatedDisk>,
+    pub remembered: BTreeMap<Bay, SimulatedDisk>,
     pub damaged: Vec<Damaged>,
     pub undamaged: Option<Undamaged>,
     pub noted_members: BTreeMap<ChunkId, BTreeSet<NodeId>>,
@@ -186,9 +193,11 @@ pub fn run(plan: &Plan, seed: u64) -> Outcome {
     let cluster = ClusterId(u128::from(seed) + 1);
     let authority = Authority::create_seeded(cluster, EPOCH_S, [7; 32]);
     let authority = Arc::new(authority.unwrap_or_else(|fault| panic!("no authority: {fault}")));
-    let disks = (1..=plan.slaves).map(Node::Slave).chain([Node::Master]);
-    let disks: BTreeMap<_, _> = disks.map(|node| (node, SimulatedDisk::new(DISK_BYTES))).collect();
-    godrive_master::may_begin(&disks[&Node::Master]).unwrap_or_else(|error| panic!("a new disk: {error}"));
+    let of_slaves =
+        (1..=plan.slaves).flat_map(|slave| (0..plan.disks).map(move |at| (Node::Slave(slave), at)));
+    let disks: BTreeMap<Bay, _> =
+        of_slaves.chain([MASTERS]).map(|bay| (bay, SimulatedDisk::new(DISK_BYTES))).collect();
+    godrive_master::may_begin(&disks[&MASTERS]).unwrap_or_else(|error| panic!("a new disk: {error}"));
     let mut sim = turmoil::Builder::new()
         .rng_seed(dice.random())
         .simulation_duration(Duration::from_secs(3600))
@@ -235,6 +244,23 @@ impl Parts {
         [Node::Master].into_iter().chain(slaves).chain(clients).chain(operator).collect()
     }
 
+    pub fn bays(&self, node: Node) -> Vec<Bay> {
+        self.disks.range((node, 0)..=(node, u8::MAX)).map(|(bay, _)| *bay).collect()
+    }
+
+    pub fn disks_of(&self, node: Node) -> impl Iterator<Item = &SimulatedDisk> {
+        self.disks.range((node, 0)..=(node, u8::MAX)).map(|(_, disk)| disk)
+    }
+
+    /// One of a node's disks, as chance has it.
+    pub fn some_bay(&mut self, node: Node) -> Option<Bay> {
+        match self.bays(node)[..] {
+            [] => None,
+            [only] => Some(only),
+            ref several => Some(several[self.dice.random_range(0..several.len())]),
+        }
+    }
+
     fn identity(&self, node: Node) -> Identity {
         let role = match node {
             Node::Master => Role::Master,
@@ -264,7 +290,7 @@ impl Parts {
     fn add_master(&mut self, sim: &mut Sim<'_>) {
         let (identity, sockets, clock) =
             (self.identity(Node::Master), self.sockets(), self.clock(Node::Master));
-        let (disk, authority) = (self.disks[&Node::Master].clone(), self.authority.clone());
+        let (disk, authority) = (self.disks[&MASTERS].clone(), self.authority.clone());
         let config = godrive_master::Config {
             listen: any(MASTER_PORT),
             chunk_bytes: godrive_proto::limits::MIN_CHUNK_BYTES,
@@ -295,7 +321,7 @@ impl Parts {
     fn add_slave(&mut self, sim: &mut Sim<'_>, number: u16) {
         let node = Node::Slave(number);
         let (identity, sockets, clock) = (self.identity(node), self.sockets(), self.clock(node));
-        let (disk, lying) = (self.disks[&node].clone(), self.plan.lying_disks);
+        let (own_disks, lying) = (self.disks_of(node).cloned().collect::<Vec<_>>(), self.plan.lying_disks);
         let own = sim.lookup(node.to_string());
         let shared = self.shared.clone();
         let config = godrive_slave::Config {
@@ -307,8 +333,10 @@ impl Parts {
         };
         let mut seeds = SmallRng::seed_from_u64(self.dice.random());
         let starts = move || {
-            let disks: Vec<Arc<dyn Disk>> =
-                vec![if lying { Arc::new(LyingDisk(disk.clone())) } else { Arc::new(disk.clone()) }];
+            let given = |disk: &SimulatedDisk| -> Arc<dyn Disk> {
+                if lying { Arc::new(LyingDisk(disk.clone())) } else { Arc::new(disk.clone()) }
+            };
+            let disks: Vec<Arc<dyn Disk>> = own_disks.iter().map(given).collect();
             let seed = seeds.random();
             let world = godrive_slave::World {
                 disks,

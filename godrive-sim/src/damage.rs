@@ -1,6 +1,6 @@
 //! Disks that hold something else than what was written to them, and what people do about it.
 
-use crate::cluster::{Node, Parts};
+use crate::cluster::{Bay, MASTERS, Node, Parts};
 use godrive_disk::SimulatedDisk;
 use godrive_proto::time::Timestamp;
 use godrive_slave::store::{Options, fsck};
@@ -26,7 +26,7 @@ pub enum Damage {
     Misplace(u16),
     /// A file ends before its end.
     Cut,
-    /// The whole disk is as it was when it was remembered.
+    /// The whole disk is as it was when it was remembered; of a slave with several all of them, or one.
     SetBack,
     /// One file of it is.
     SetBackFile,
@@ -49,7 +49,7 @@ impl Damage {
 
 /// A block before and after it was damaged.
 pub struct Damaged {
-    node: Node,
+    bay: Bay,
     path: String,
     block: u64,
     before: Vec<u8>,
@@ -66,7 +66,8 @@ pub struct Undamaged {
 
 impl Parts {
     pub(crate) fn damage(&mut self, node: Node, damage: Damage) {
-        let disk = self.disks[&node].clone();
+        let Some(bay) = self.some_bay(node) else { return };
+        let disk = self.disks[&bay].clone();
         self.may_refuse.insert(node);
         let undamaged = (node == Node::Master).then(|| (disk.copy(), self.audit().master()));
         let data = |path: &str| node == Node::Master || path.starts_with("segments/");
@@ -74,13 +75,15 @@ impl Parts {
             Damage::Flip(bits) => {
                 for _ in 0..bits {
                     if let Some((path, block)) = some_block(&disk, data, &mut self.dice) {
-                        self.flip(node, &path, block);
+                        self.flip(bay, &path, block);
                     }
                 }
             }
             Damage::FlipAll => {
-                for (path, len) in disk.files().into_iter().filter(|(path, _)| data(path)) {
-                    (0..len.div_ceil(BLOCK)).for_each(|block| self.flip(node, &path, block));
+                for bay in self.bays(node) {
+                    for (path, len) in self.disks[&bay].files().into_iter().filter(|(path, _)| data(path)) {
+                        (0..len.div_ceil(BLOCK)).for_each(|block| self.flip(bay, &path, block));
+                    }
                 }
             }
             Damage::FlipIndex(bits) => {
@@ -106,9 +109,14 @@ impl Parts {
                     disk.cut(&path, block * BLOCK + self.dice.random_range(0..BLOCK));
                 }
             }
-            Damage::SetBack => disk.set_back(&self.remembered[&node]),
+            Damage::SetBack => {
+                let bays = self.bays(node);
+                let all = bays.len() > 1 && self.dice.random();
+                let back = bays.into_iter().filter(|one| all || *one == bay);
+                back.for_each(|bay| self.disks[&bay].set_back(&self.remembered[&bay]));
+            }
             Damage::SetBackFile => {
-                let image = &self.remembered[&node];
+                let image = &self.remembered[&bay];
                 let files = disk.files();
                 let (path, _) = &files[self.dice.random_range(0..files.len())];
                 disk.set_back_file(path, image);
@@ -133,20 +141,19 @@ impl Parts {
         }
     }
 
-    fn flip(&mut self, node: Node, path: &str, block: u64) {
-        let disk = &self.disks[&node];
+    fn flip(&mut self, bay: Bay, path: &str, block: u64) {
+        let disk = &self.disks[&bay];
         let Some(before) = disk.block((path, block)) else { return };
         disk.flip(path, block * BLOCK + self.dice.random_range(0..BLOCK));
         let after = disk.block((path, block)).unwrap_or_default();
-        self.damaged.push(Damaged { node, path: path.to_owned(), block, before, after });
+        self.damaged.push(Damaged { bay, path: path.to_owned(), block, before, after });
     }
 
     /// The last damage first, as a block may have been hit twice.
     pub(crate) fn undamage(&mut self) {
-        for Damaged { node, path, block, before, after } in
-            std::mem::take(&mut self.damaged).into_iter().rev()
+        for Damaged { bay, path, block, before, after } in std::mem::take(&mut self.damaged).into_iter().rev()
         {
-            let disk = &self.disks[&node];
+            let disk = &self.disks[&bay];
             if disk.block((&path, block)).is_some_and(|now| now == after) {
                 disk.set_block((&path, block), &before);
             }
@@ -168,18 +175,26 @@ impl Parts {
                 tracing::info!(refused, shorter, idle, "the damaged master");
                 if refused || shorter && idle {
                     self.kill(sim, node);
-                    self.disks[&node].set_back(&image);
+                    self.disks[&MASTERS].set_back(&image);
                     self.start(sim, node);
                     *self.faults.entry("master refused").or_default() += 1;
                 }
             }
             _ => {
-                let disk = self.disks[&node].copy();
-                let checked = fsck::check(Arc::new(disk), Options::new(self.cluster), Timestamp(0));
-                if refused || checked.is_err() {
-                    tracing::info!(%node, refused, ?checked, "gets an empty disk");
+                let options = Options::new(self.cluster);
+                let is_bad = |bay: &Bay| {
+                    let disk = Arc::new(self.disks[bay].copy());
+                    fsck::check(disk, options, Timestamp(0)).is_err()
+                };
+                let bays = self.bays(node);
+                let mut bad: Vec<Bay> = bays.iter().copied().filter(is_bad).collect();
+                if refused && bad.is_empty() {
+                    bad = bays;
+                }
+                if !bad.is_empty() {
+                    tracing::info!(%node, refused, ?bad, "gets an empty disk");
                     self.kill(sim, node);
-                    self.disks[&node].replace();
+                    bad.iter().for_each(|bay| self.disks[bay].replace());
                     self.start(sim, node);
                     *self.faults.entry("slave refused").or_default() += 1;
                 }

@@ -96,7 +96,8 @@ impl Parts {
         }
         let used =
             |disk: &SimulatedDisk| disk.space().map_or(0, |space| space.total_bytes - space.free_bytes);
-        let most = self.slave_disks().map(used).max().unwrap_or(0);
+        let slaves = (1..=self.plan.slaves).map(Node::Slave);
+        let most = slaves.map(|slave| self.disks_of(slave).map(used).sum::<u64>()).max().unwrap_or(0);
         let pass = most as f64 / godrive_slave::Config::default().scrub_bytes_per_s as f64;
         let limit = SCRUB_PAUSE + Duration::from_secs_f64(pass) + REPAIRED_AFTER;
         limit.saturating_sub(sim.elapsed() - self.disturbed_at)

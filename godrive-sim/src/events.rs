@@ -1,6 +1,6 @@
 //! What happens to a simulated cluster, and how it is done.
 
-use crate::cluster::{DISK_BYTES, Node, Parts, node_id};
+use crate::cluster::{DISK_BYTES, MASTERS, Node, Parts, node_id};
 use crate::damage::Damage;
 use crate::weather::Weather;
 use godrive_disk::{Disk, Faults, SimulatedDisk};
@@ -42,26 +42,26 @@ pub enum Event {
     Wake(Node),
     /// Somebody sets the node's wall clock so many milliseconds ahead or back.
     Step(Node, i64),
-    /// So many bits flip anywhere on the slave's disk.
+    /// So many bits flip anywhere on a disk of the slave.
     Rot(Node, u16),
     /// The slaves' disks have room for so much more and nothing beyond.
     Fill(u64),
     /// They have room again.
     Empty,
-    /// Calls to the slave's disk fail.
+    /// Calls to a disk of the slave fail, or, without faults, to none of them any more.
     Fail(Node, Faults),
-    /// Each sync of the slave's disk takes so many milliseconds.
+    /// Each sync of a disk of the slave takes so many milliseconds; with none, no disk is slow any more.
     Slow(Node, u64),
-    /// From now on the disk can be set back to this moment.
+    /// From now on its disks can be set back to this moment.
     Remember(Node),
     Damage(Node, Damage),
     /// Blocks that were damaged and not written since are right again: the fault was in the cable.
     Undamage,
-    /// An empty disk in the node's place, which keeps its name and its key. Its process must be down.
+    /// Empty disks for the node, which keeps its name and its key. Its process must be down.
     Replace(Node),
-    /// The second's disk becomes a copy of the first's. Its process must be down.
+    /// The second's disks become copies of the first's. Its process must be down.
     Clone(Node, Node),
-    /// Somebody looks after a node that does not start: gives a slave an empty disk, and puts back the master's directory.
+    /// Somebody looks after a node that does not start, or not with all its disks: gives a slave an empty one, and puts back the master's directory.
     Mend(Node),
     /// What follows waits until every chunk has all its replicas, see [`crate::audit::Audit::incomplete`].
     Settle,
@@ -70,6 +70,8 @@ pub enum Event {
     SameMembers,
     /// The operator tells the master what to do with the slave.
     Intend(Node, Intention),
+    /// The same of its last disk, to drain that one or to use it again.
+    IntendDisk(Node, Intention),
     /// What follows waits until the slave is said to be empty; then nothing may be there that anybody needs.
     Emptied(Node),
     /// What follows waits until the master has moved a replica to level disks; those have only so many bytes left meanwhile.
@@ -99,6 +101,7 @@ impl Event {
             Self::Replace(_) => "disk replaced",
             Self::Clone(..) => "disk cloned",
             Self::Intend(_, Intention::Drain) => "drained",
+            Self::IntendDisk(_, Intention::Drain) => "disk drained",
             Self::Intend(_, Intention::Decommission) => "decommissioned",
             _ => return None,
         })
@@ -165,24 +168,29 @@ impl Parts {
             Event::Empty => self.slave_disks().for_each(|disk| disk.set_capacity(DISK_BYTES)),
             Event::Fail(node, faults) => {
                 self.may_refuse.insert(*node);
-                self.disks[node].set_faults(*faults);
+                self.trouble(*node, *faults == Faults::default(), |disk| disk.set_faults(*faults));
             }
-            Event::Slow(node, ms) => self.disks[node].set_sync_takes(Duration::from_millis(*ms)),
+            Event::Slow(node, ms) => {
+                self.trouble(*node, *ms == 0, |disk| disk.set_sync_takes(Duration::from_millis(*ms)));
+            }
             Event::Remember(node) => {
-                self.remembered.insert(*node, self.disks[node].copy());
+                for bay in self.bays(*node) {
+                    self.remembered.insert(bay, self.disks[&bay].copy());
+                }
             }
             Event::Intend(node, intention) => {
-                self.shared.with(|notes| notes.desk.order(node_id(*node), *intention));
+                self.shared.with(|notes| notes.desk.order(node_id(*node), None, *intention));
             }
+            Event::IntendDisk(node, intention) => self.intend_disk(*node, *intention),
             Event::NoteMembers => self.note_members(),
             Event::Damage(node, damage) => {
                 self.wounded |= *node != Node::Master;
                 self.damage(*node, *damage);
             }
             Event::Undamage => self.undamage(),
-            Event::Replace(node) => self.disks[node].replace(),
+            Event::Replace(node) => self.disks_of(*node).for_each(SimulatedDisk::replace),
             Event::Clone(from, to) => {
-                self.disks[to].set_back(&self.disks[from]);
+                self.disks_of(*to).zip(self.disks_of(*from)).for_each(|(to, from)| to.set_back(from));
                 self.may_refuse.insert(*to);
             }
             Event::Mend(node) => self.mend(sim, *node),
@@ -207,8 +215,8 @@ impl Parts {
     }
 
     fn rot(&mut self, node: Node, flips: u16) {
-        if let Some(disk) = self.disks.get(&node) {
-            crate::damage::flip_anywhere(disk, flips, &mut self.dice);
+        if let Some(bay) = self.some_bay(node) {
+            crate::damage::flip_anywhere(&self.disks[&bay], flips, &mut self.dice);
             self.may_refuse.insert(node);
             self.wounded |= node != Node::Master;
         }
@@ -227,9 +235,7 @@ impl Parts {
 
     pub(crate) fn kill(&self, sim: &mut Sim<'_>, node: Node) {
         sim.crash(node.to_string());
-        if let Some(disk) = self.disks.get(&node) {
-            disk.kill();
-        }
+        self.disks_of(node).for_each(SimulatedDisk::kill);
         self.tell_dead(node);
     }
 
@@ -240,11 +246,11 @@ impl Parts {
     }
 
     fn lose_power(&mut self, sim: &mut Sim<'_>, nodes: &[Node]) {
-        let written = nodes.contains(&Node::Master).then(|| self.disks[&Node::Master].copy());
+        let written = nodes.contains(&Node::Master).then(|| self.disks[&MASTERS].copy());
         for node in nodes {
             sim.crash(node.to_string());
-            if let Some(disk) = self.disks.get(node) {
-                disk.crash(&mut self.dice);
+            for bay in self.bays(*node) {
+                self.disks[&bay].crash(&mut self.dice);
             }
             self.tell_dead(*node);
         }
@@ -278,7 +284,25 @@ impl Parts {
     }
 
     pub(crate) fn slave_disks(&self) -> impl Iterator<Item = &SimulatedDisk> {
-        self.disks.iter().filter(|(node, _)| matches!(node, Node::Slave(_))).map(|(_, disk)| disk)
+        self.disks.iter().filter(|((node, _), _)| matches!(node, Node::Slave(_))).map(|(_, disk)| disk)
+    }
+
+    /// One disk gets into trouble, all are out of it.
+    fn trouble(&mut self, node: Node, is_over: bool, set: impl Fn(&SimulatedDisk)) {
+        if is_over {
+            self.disks_of(node).for_each(set);
+        } else if let Some(bay) = self.some_bay(node) {
+            set(&self.disks[&bay]);
+        }
+    }
+
+    /// Nothing, of a disk that is not made ready yet.
+    fn intend_disk(&self, node: Node, intention: Intention) {
+        let last = self.disks_of(node).last().map(SimulatedDisk::copy);
+        let options = godrive_slave::store::Options::new(self.cluster);
+        if let Some(disk) = last.and_then(|disk| godrive_slave::store::disk_id(&disk, options)) {
+            self.shared.with(|notes| notes.desk.order(node_id(node), Some(disk), intention));
+        }
     }
 
     fn tell_dead(&self, node: Node) {

@@ -5,7 +5,7 @@ use crate::shared::Shared;
 use godrive_proto::admin::{GetStatus, Intend, IntendRequest, Intention, Status};
 use godrive_proto::frame::RequestHeader;
 use godrive_proto::net::{Connection, Endpoint, Expect};
-use godrive_proto::{Code, Fault, NodeId, Operation, Role};
+use godrive_proto::{Code, DiskId, Fault, NodeId, Operation, Role};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,8 +21,8 @@ pub struct Desk {
 }
 
 impl Desk {
-    pub fn order(&mut self, node: NodeId, intention: Intention) {
-        self.orders.push_back(IntendRequest { node, disk: None, intention });
+    pub fn order(&mut self, node: NodeId, disk: Option<DiskId>, intention: Intention) {
+        self.orders.push_back(IntendRequest { node, disk, intention });
     }
 
     fn done(&mut self) {

@@ -21,8 +21,14 @@ pub struct Scenario {
 }
 
 impl Scenario {
+    /// Where disks go wrong, each slave has one or two, as the seed has it.
     pub fn plan(&self, seed: u64) -> Plan {
-        (self.plan)(&mut SmallRng::seed_from_u64(seed))
+        let mut dice = SmallRng::seed_from_u64(seed);
+        let mut plan = (self.plan)(&mut dice);
+        if [DISKS, MIXED].into_iter().flatten().any(|scenario| scenario.name == self.name) {
+            plan.disks = dice.random_range(1..=2);
+        }
+        plan
     }
 }
 

@@ -76,6 +76,7 @@ scenarios! {
     pauses_client "pauses-client" 1..2;
     clocks "clocks" 1..2;
     drain "drain" 1..5;
+    drain_disk "drain-disk" 1..5;
     balance "balance" 1..3;
     mixed_1 "mixed" 1..9;
     mixed_2 "mixed" 9..17;
@@ -85,7 +86,7 @@ scenarios! {
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    for name in ["calm", "partition-slave", "crash-all", "drain", "mixed"] {
+    for name in ["calm", "partition-slave", "crash-all", "drain", "drain-disk", "mixed"] {
         let scenario = scenarios::named(name).unwrap();
         let run = |seed| cluster::run(&scenario.plan(seed), seed).trace;
         let first = run(5);

@@ -459,7 +459,8 @@ async fn a_sealed_epoch_is_over_and_a_joiner_gets_what_differs() {
     };
     let wrong = InstallRequest { contents: ahead, ..install.clone() };
     assert_eq!(code(master.command::<Install>(b, 1, &wrong).await), Code::WrongVersion);
-    master.command::<Install>(a, 1, &install).await.unwrap();
+    let at_a = InstallRequest { disk: cluster.members[0].disk, ..install.clone() };
+    master.command::<Install>(a, 1, &at_a).await.unwrap();
     master.command::<Install>(b, 1, &install).await.unwrap();
     let after = cluster.delta(&[0, 1], &delta(2, 2, 0, b"both"), b"both").await.unwrap();
     assert_eq!(after.contents.version, Version(3));

@@ -321,8 +321,12 @@ impl Nodes {
 
     /// The health of one replica's place: a failed disk is as good as a dead node.
     pub fn replica_health(&self, now: Instant, id: NodeId, disk: DiskId) -> Health {
-        let failed = self.disk(id, disk).is_none_or(|state| state.health == DiskHealth::Failed);
-        if failed { Health::Dead } else { self.health(now, id) }
+        if self.is_in_service(id, disk) { self.health(now, id) } else { Health::Dead }
+    }
+
+    /// The node has this disk, and has not said that it failed.
+    pub fn is_in_service(&self, id: NodeId, disk: DiskId) -> bool {
+        self.disk(id, disk).is_some_and(|state| state.health != DiskHealth::Failed)
     }
 
     fn disk(&self, id: NodeId, disk: DiskId) -> Option<&DiskState> {

@@ -39,7 +39,7 @@ pub struct View {
     pub free_bytes: u64,
     /// How many replicas each byte has.
     pub replicas: u64,
-    /// Deleted chunks that wait for their replicas to go.
+    /// Deleted chunks that wait for replicas to go, on slaves that are connected.
     pub deleting: u64,
 }
 

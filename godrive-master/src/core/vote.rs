@@ -40,6 +40,9 @@ pub enum Verdict {
         winners: Vec<usize>,
         /// Less than what was held, after a power loss.
         regressed: bool,
+        /// Of those with a voice none has been up since the last commit: what was acknowledged and not stable may be gone,
+        /// also what the record does not know of.
+        restarted: bool,
     },
     /// More members must answer.
     Wait(&'static str),
@@ -84,6 +87,7 @@ pub fn elect(known: &Known, voices: &[Voice]) -> Verdict {
         contents: elected,
         winners: voices.iter().enumerate().filter_map(has_it).collect(),
         regressed,
+        restarted: current.iter().all(|voice| voice.rebooted),
     }
 }
 
@@ -139,11 +143,12 @@ mod tests {
         let (held, stable, members) = (parse(held), parse(stable), words.len());
         let known = Known { epoch: Epoch(7), held, stable, members, lost };
         match elect(&known, &voices) {
-            Verdict::Elected { contents, winners, regressed } => format!(
-                "{}{} by {winners:?}{}",
+            Verdict::Elected { contents, winners, regressed, restarted } => format!(
+                "{}{} by {winners:?}{}{}",
                 contents.version,
                 char::from_u32(contents.digest.0 as u32).unwrap(),
-                if regressed { " regressed" } else { "" }
+                if regressed { " regressed" } else { "" },
+                if restarted { " restarted" } else { "" }
             ),
             Verdict::Wait(_) => "wait".into(),
             Verdict::Quarantine(_) => "quarantine".into(),
@@ -169,7 +174,7 @@ mod tests {
             ("5a", "5a", "6b 6c 6c 6b", "quarantine"),
             // A tie is settled by the record, held or stable.
             ("6c", "5a", "6b 6c", "6c by [1]"),
-            ("9z", "6b", "6b! 6c!", "6b by [0] regressed"),
+            ("9z", "6b", "6b! 6c!", "6b by [0] regressed restarted"),
             ("6d", "5a", "6b 6c", "quarantine"),
             // A single voice does not overrule the record; two that agree do.
             ("6c", "6c", "6b", "quarantine"),
@@ -183,18 +188,24 @@ mod tests {
             ("5a", "5a", "5a@6 - -", "5a by [0]"),
             ("5a", "5a", "5a@6 6b 5a@6", "6b by [1]"),
             // Below held only after everyone answered and rebooted; below stable never.
-            ("6b", "5a", "5a! 5a! 5a!", "5a by [0, 1, 2] regressed"),
+            ("6b", "5a", "5a! 5a! 5a!", "5a by [0, 1, 2] regressed restarted"),
             ("6b", "5a", "5a! 5a 5a!", "quarantine"),
             ("6b", "5a", "5a! 5a! -", "wait"),
             ("6b", "6b", "5a! 5a! 5a!", "quarantine"),
             ("6b", "6b", "5a! - 5a!", "wait"),
             // What only those had that people have given up is lost; nothing else is decided by giving up.
-            ("6b", "5a", "5a! 5a! x", "5a by [0, 1] regressed"),
+            ("6b", "5a", "5a! 5a! x", "5a by [0, 1] regressed restarted"),
             ("6b", "5a", "5a! - x", "wait"),
             ("6b", "5a", "5a! 5a x", "wait"),
             ("6b", "6b", "5a! 5a! x", "wait"),
             ("5a", "5a", "6b 6c x", "wait"),
             ("6b", "5a", "x x x", "wait"),
+            // Whoever was not up since the last commit cannot tell what was acknowledged since then, and who is silent does not.
+            ("5a", "4z", "5a! 5a! 5a!", "5a by [0, 1, 2] restarted"),
+            ("5a", "4z", "5a! 5a 5a!", "5a by [0, 1, 2]"),
+            ("5a", "4z", "5a! 5a! -", "5a by [0, 1] restarted"),
+            ("5a", "4z", "5a! 9z@6 5a!", "5a by [0, 2] restarted"),
+            ("5a", "4z", "5a! 5a@6 5a!", "5a by [0, 1, 2]"),
             // Nobody answers.
             ("6b", "6b", "- - -", "wait"),
             // A chunk that was never written.

@@ -33,6 +33,8 @@ pub struct Slaves {
     pub lost: BTreeMap<ChunkId, BTreeSet<NodeId>>,
     /// Members that were reported as corrupt and when, until they leave the epoch or their slave comes again.
     pub corrupt: BTreeMap<ChunkId, BTreeMap<NodeId, Instant>>,
+    /// Deleted chunks of which nobody who is connected has anything left, as far as noticed: no room comes of them now.
+    pub stuck: BTreeSet<ChunkId>,
     /// Chunks with something to repair, as far as noticed.
     pub endangered: Worklist,
     stable: BTreeMap<ChunkId, Stable>,
@@ -87,6 +89,7 @@ pub async fn register(context: &Context, request: RegisterRequest) -> Result<Reg
         let inventory = Inventory { link: context.link.number, after: ChunkId(0), newest };
         hub.slaves.inventories.insert(node, inventory);
         hub.slaves.forget(node);
+        hub.slaves.stuck.clear();
         hub.slaves.reclaim = true;
         hub.try_unfinished_soon(now);
         Ok((Registered { heartbeat_every_ms: hub.config.nodes.heartbeat_every_ms }, durable))

@@ -58,7 +58,7 @@ fn view(hub: &Hub, now: Instant) -> Result<View, Fault> {
         total_bytes: disks.iter().map(|disk| disk.total_bytes).sum(),
         free_bytes: disks.iter().map(|disk| disk.free_bytes).sum(),
         replicas: hub.parameters()?.replicas.into(),
-        deleting: hub.state.counts().deleted,
+        deleting: hub.state.counts().deleted.saturating_sub(hub.slaves.stuck.len() as u64),
     })
 }
 

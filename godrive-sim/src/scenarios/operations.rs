@@ -1,6 +1,6 @@
 //! What people do with slaves: drain, decommission, replace, take back.
 
-use super::{Scenario, about, at_last, plan, s, two_slaves};
+use super::{Scenario, about, any_slave, at_last, plan, s, two_slaves};
 use crate::cluster::{Node, Plan};
 use crate::events::Event;
 use godrive_proto::admin::Intention;
@@ -13,6 +13,11 @@ pub(super) const ALL: &[Scenario] = &[
         name: "drain",
         about: "a slave is drained, then one decommissioned, while others are killed and cut off, and each is wiped when empty",
         plan: drain,
+    },
+    Scenario {
+        name: "drain-disk",
+        about: "one of a slave's two disks is drained while the slave is killed or loses power; half of the time there is one replica",
+        plan: drain_disk,
     },
     Scenario {
         name: "balance",
@@ -67,6 +72,32 @@ fn drain(dice: &mut SmallRng) -> Plan {
     }
     let mut plan = plan(s(75), schedule, at_last(s(75), 30));
     plan.operator = true;
+    plan
+}
+
+/// The only replica is killed with its slave, and not more.
+fn drain_disk(dice: &mut SmallRng) -> Plan {
+    let replicas = if dice.random() { 1 } else { 3 };
+    let mut schedule = vec![];
+    for at in [6, 26, 46, 66] {
+        let (slave, at) = (any_slave(dice), about(dice, at));
+        let mut some = |least, most| Duration::from_millis(dice.random_range(least..most));
+        // Late datagrams make the moves last long enough to meet what happens.
+        let late = 20 + some(0, 100).as_millis() as u64;
+        let (down, long) = (at + some(0, 1500), some(100, 4000));
+        let power = replicas > 1 && dice.random();
+        schedule.extend([
+            (at, Event::Settle),
+            (at, Event::Delay(late)),
+            (at, Event::IntendDisk(slave, Intention::Drain)),
+            (down, if power { Event::PowerLoss(vec![slave]) } else { Event::Kill(vec![slave]) }),
+            (down + long, Event::Start(vec![slave])),
+            (down + long + s(1), Event::Delay(Event::USUAL_DELAY)),
+            (down + long + s(6), Event::IntendDisk(slave, Intention::Undrain)),
+        ]);
+    }
+    let mut plan = plan(s(90), schedule, at_last(s(90), 30));
+    (plan.operator, plan.disks, plan.replicas) = (true, 2, replicas);
     plan
 }
 

@@ -1,37 +1,39 @@
 //! The master's commands: seal, install, delete, quarantine. Each is on stable storage before it is answered.
 
 use super::shared::Shared;
+use crate::core::replica::no_chunk;
 use crate::store::DiskStore;
 use godrive_proto::cluster::{DeleteRequest, InstallRequest, QuarantineRequest, ReplicaState, SealRequest};
 use godrive_proto::{ChunkId, Code, DiskId, Epoch, Fault};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// A chunk that is not here is sealed too: a delta of the old epoch that arrives late does not make it.
+/// A chunk that is not here is sealed too, on each disk: a delta of the old epoch that arrives late does not make it.
 pub async fn seal(shared: &Arc<Shared>, request: SealRequest) -> Result<ReplicaState, Fault> {
-    let store = match shared.find(request.chunk)? {
-        Some((store, _)) => store,
-        None => first(shared)?,
+    let stores = match shared.find(request.chunk)? {
+        Some((store, _)) => vec![store],
+        None => in_service(shared)?,
     };
-    let sealed = store.seal(request.chunk, request.epoch, shared.clock.wall());
-    shared.ring_if_due(store);
-    match sealed {
-        Ok(row) => {
-            if !store.is_stable(row.position) {
-                store.sync().await?;
+    for store in stores {
+        let sealed = store.seal(request.chunk, request.epoch, shared.clock.wall());
+        shared.ring_if_due(store);
+        match sealed {
+            Ok(row) => {
+                if !store.is_stable(row.position) {
+                    store.sync().await?;
+                }
+                return Ok(shared.replica_state(store, request.chunk, &row));
             }
-            Ok(shared.replica_state(store, request.chunk, &row))
+            Err(fault) if fault.code == Code::NoChunk => store.sync().await?,
+            Err(fault) => return Err(fault),
         }
-        Err(fault) if fault.code == Code::NoChunk => {
-            store.sync().await?;
-            Err(fault)
-        }
-        Err(fault) => Err(fault),
     }
+    Err(no_chunk(request.chunk))
 }
 
+/// On the disk that is named and on no other: that is where the record has it.
 pub async fn install(shared: &Arc<Shared>, request: InstallRequest) -> Result<(), Fault> {
-    let store = install_target(shared, &request)?;
+    let store = shared.place(request.disk)?;
     let InstallRequest { chunk, chunk_bytes, epoch, contents, .. } = request;
     let done = store.install(chunk, chunk_bytes, epoch, contents, shared.clock.wall())?;
     shared.ring_if_due(store);
@@ -42,21 +44,6 @@ pub async fn install(shared: &Arc<Shared>, request: InstallRequest) -> Result<()
         moved_away(shared, other, &request)?;
     }
     Ok(())
-}
-
-/// The disk that was named, if what is to be installed is there or is made by the installation.
-fn install_target<'a>(
-    shared: &'a Arc<Shared>,
-    request: &InstallRequest,
-) -> Result<&'a Arc<DiskStore>, Fault> {
-    if let Some(named) = shared.usable().find(|store| store.id() == request.disk) {
-        let there =
-            named.row(request.chunk)?.is_some_and(|row| !row.partial && row.contents() == request.contents);
-        if there || request.contents.version.0 == 0 {
-            return Ok(named);
-        }
-    }
-    shared.find_or_place(request.chunk, request.disk)
 }
 
 /// The chunk is a member on another disk now. What is left here goes, but for what is newer than that.
@@ -86,7 +73,7 @@ pub async fn delete(shared: &Arc<Shared>, request: DeleteRequest) -> Result<(), 
             }
         }
         if holders.is_empty() {
-            holders.push(first(shared)?.id());
+            holders.extend(in_service(shared)?.into_iter().map(|store| store.id()));
         }
         holders.into_iter().for_each(|disk| by_disk.entry(disk).or_default().push((chunk, epoch)));
     }
@@ -111,6 +98,10 @@ pub async fn quarantine(shared: &Arc<Shared>, request: QuarantineRequest) -> Res
     Ok(())
 }
 
-fn first(shared: &Shared) -> Result<&Arc<DiskStore>, Fault> {
-    shared.usable().next().ok_or_else(|| Fault::new(Code::Disk, "no disk of this slave is in service"))
+fn in_service(shared: &Shared) -> Result<Vec<&Arc<DiskStore>>, Fault> {
+    let stores: Vec<_> = shared.usable().collect();
+    if stores.is_empty() {
+        return Err(Fault::new(Code::Disk, "no disk of this slave is in service"));
+    }
+    Ok(stores)
 }

@@ -39,7 +39,8 @@ pub async fn copy(
     let copying = Copying::begin(shared, request.chunk)?;
     let _permit =
         shared.copies.acquire().await.map_err(|error| Fault::new(Code::Internal, error.to_string()))?;
-    let store = shared.copy_target(request.chunk, request.disk)?;
+    // Also when another disk has the chunk, which then moves.
+    let store = shared.place(request.disk)?;
     let source = shared.peers.connection(&request.source, deadline(&header).min(CALL)).await;
     let source = source.map_err(|fault| Fault::at(fault.code, request.source.node, fault.detail))?;
     let mut copy = Copy {

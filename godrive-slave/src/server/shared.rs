@@ -222,14 +222,6 @@ impl Shared {
         }
     }
 
-    /// Where a copy is made: on the disk that was asked for, also when another one has the chunk, which then moves.
-    pub fn copy_target(&self, chunk: ChunkId, disk: DiskId) -> Result<&Arc<DiskStore>, Fault> {
-        match self.usable().find(|store| store.id() == disk) {
-            Some(store) => Ok(store),
-            None => self.find_or_place(chunk, disk),
-        }
-    }
-
     pub fn replica_state(&self, store: &DiskStore, chunk: ChunkId, row: &Row) -> ReplicaState {
         ReplicaState {
             chunk,

@@ -7,8 +7,9 @@ use crate::core::leaves::LeafSum;
 use crate::core::replica::Key;
 use crate::store::{Adoption, DiskStore};
 use godrive_disk::{Faults, SimulatedDisk};
-use godrive_proto::cluster::DeleteRequest;
-use godrive_proto::data::{Contents, DeltaRequest, Extent, Fill};
+use godrive_proto::cluster::{CopyRequest, DeleteRequest, InstallRequest, SealRequest};
+use godrive_proto::data::{Contents, DeltaRequest, Extent, Fill, Member};
+use godrive_proto::frame::RequestHeader;
 use godrive_proto::limits::LEAF_BYTES;
 use godrive_proto::net::identity::Authority;
 use godrive_proto::net::machine::{MachineClock, MachineSockets};
@@ -190,10 +191,56 @@ async fn a_partial_copy_is_removed_a_week_after_the_last_that_was_done_for_it() 
     write(store, 6, 5, 0);
 }
 
+/// A late first delta may name another disk than the one that would be looked at first.
+#[tokio::test]
+async fn what_is_sealed_or_deleted_before_it_is_made_is_so_on_every_disk() {
+    let shared = open(&[SimulatedDisk::new(1 << 30), SimulatedDisk::new(1 << 30)]);
+    let seal = SealRequest { chunk: ChunkId(1), epoch: Epoch(2) };
+    assert_eq!(commands::seal(&shared, seal).await.unwrap_err().code, Code::NoChunk);
+    commands::delete(&shared, DeleteRequest { chunks: vec![(ChunkId(2), Epoch(1))] }).await.unwrap();
+    for store in shared.stores() {
+        for chunk in [1, 2] {
+            let late = store.delta(&delta(chunk, 1, 0), &LEAF).unwrap_err();
+            assert_eq!(late.code, Code::WrongEpoch, "chunk {chunk} on disk {}", store.id());
+            assert!(!store.needs_sync(), "a loss of power would forget it");
+        }
+        write(store, 1, 2, 0);
+    }
+}
+
+/// The record then says where it is: what another disk has is not what was meant, though it may look like it.
+#[tokio::test]
+async fn an_installation_and_a_copy_meet_the_disk_that_they_name_or_none() {
+    let disks = [SimulatedDisk::new(1 << 30), SimulatedDisk::new(1 << 30)];
+    let shared = open(&disks);
+    let [a, b] = shared.stores() else { panic!("two disks") };
+    let contents = write(a, 1, 1, 0);
+    let install =
+        |disk| InstallRequest { chunk: ChunkId(1), chunk_bytes: 1 << 20, disk, epoch: Epoch(2), contents };
+    let refused = commands::install(&shared, install(b.id())).await.unwrap_err();
+    assert_eq!(refused.code, Code::NoChunk);
+    disks[1].set_faults(Faults { writes: true, syncs: true, reads: true });
+    b.delta(&delta(9, 1, 0), &LEAF).unwrap_err();
+    assert_eq!(commands::install(&shared, install(b.id())).await.unwrap_err().code, Code::Disk);
+    assert_eq!(a.row(ChunkId(1)).unwrap().unwrap().epoch, Epoch(1));
+    commands::install(&shared, install(a.id())).await.unwrap();
+    let copy = CopyRequest {
+        chunk: ChunkId(1),
+        chunk_bytes: 1 << 20,
+        disk: b.id(),
+        source: Member { node: NodeId(9), disk: DiskId(9), address: "127.0.0.1:1".parse().unwrap() },
+        expect: None,
+        epoch: Epoch(2),
+        keep_aside: false,
+        into_reserve: false,
+    };
+    assert_eq!(copy::copy(&shared, copy, RequestHeader::default()).await.unwrap_err().code, Code::Disk);
+}
+
 /// The others stay in service: reads, writes, commands and what is told to the master.
 #[tokio::test]
 async fn one_failed_disk_of_several_leaves_the_others_in_service() {
-    use godrive_proto::cluster::{DeleteRequest, DiskHealth, InstallRequest, QuarantineRequest, SealRequest};
+    use godrive_proto::cluster::{DiskHealth, QuarantineRequest};
     let disks = [SimulatedDisk::new(1 << 30), SimulatedDisk::new(1 << 30)];
     let shared = open(&disks);
     let [bad, good] = shared.stores() else { panic!("two disks") };

@@ -50,7 +50,9 @@ impl Transaction<'_> {
             return self.install_deleted(id, deleted, epoch, members);
         }
         let mut chunk = self.chunk(id)?;
-        if chunk.pending != Some(epoch) {
+        // Only the answers to the seal say whether all had restarted.
+        let numbers = chunk.pending.map(|pending| [pending, pending.after_restarts()]);
+        if !numbers.is_some_and(|numbers| numbers.contains(&epoch)) {
             return refuse(Code::WrongEpoch, format!("epoch {epoch} of chunk {id} is not the pending one"));
         }
         for old in &chunk.members {

@@ -28,6 +28,7 @@ const JOIN_DEADLINE: Duration = Duration::from_secs(30);
 /// What a round begins with.
 struct Round {
     chunk: ChunkId,
+    /// What the members are sealed for.
     epoch: Epoch,
     known: Chunk,
     min_replicas: usize,
@@ -49,7 +50,8 @@ struct Answered {
 }
 
 impl Answered {
-    /// The member with the disk that its replica lies on: a slave whose disk was replaced keeps its name.
+    /// The member with the disk that its replica lies on: a slave whose disk was replaced keeps its name, and a move to another
+    /// disk may have been cut off.
     fn place(&self) -> Member {
         Member { disk: self.state.map_or(self.member.disk, |state| state.disk), ..self.member }
     }
@@ -74,8 +76,10 @@ pub async fn one_round(
         members: round.known.members.len(),
         lost: shared.with(|hub, _| silent.iter().filter(|node| hub.nodes.is_lost(**node)).count()),
     };
-    let (contents, winners, regressed) = match elect(&record, &voices) {
-        Verdict::Elected { contents, winners, regressed } => (contents, winners, regressed),
+    let (contents, winners, regressed, restarted) = match elect(&record, &voices) {
+        Verdict::Elected { contents, winners, regressed, restarted } => {
+            (contents, winners, regressed, restarted)
+        }
         Verdict::Wait(why) => {
             let excluded = round.corrupt.map_or(String::new(), |node| {
                 format!("; node {node} was reported as corrupt and is asked when this is tried again")
@@ -97,7 +101,10 @@ pub async fn one_round(
         tracing::error!(%chunk, held = ?record.held, now = ?contents, "after a power loss the chunk is older than it was held");
         shared.with(|hub, _| hub.regressed += 1);
     }
-    let mut made = shared.with(|hub, now| Made { contents, ..gather(hub, now, &round, &answers, &winners) });
+    // Those who knew of what a restart of all may have taken see it by this number.
+    let epoch = if restarted { round.epoch.after_restarts() } else { round.epoch };
+    let mut made =
+        shared.with(|hub, now| Made { contents, epoch, ..gather(hub, now, &round, &answers, &winners) });
     level(shared, &round, &answers, &winners, &mut made).await;
     enlarge(shared, &round, cause, &mut made).await;
     release(&round, cause, &mut made);
@@ -158,12 +165,7 @@ fn begin(
         return Err(Fault::new(Code::Unavailable, detail));
     }
     let last = known.pending.unwrap_or(known.epoch).max(known.epoch);
-    let restarted = |member: &Member| {
-        let node = hub.state.node(member.node);
-        node.is_ok_and(|node| node.is_some_and(|node| node.booted_at > known.held_at))
-    };
-    let all_restarted = known.held.version.0 > 0 && known.members.iter().all(restarted);
-    let epoch = if all_restarted { last.after_restarts() } else { last.next() };
+    let epoch = last.next();
     let (answer, durable) = hub.decide(Body::EpochPending { chunk, epoch })?;
     answer?;
     let seal_deadline = Duration::from_millis(hub.config.nodes.seal_deadline_ms.into());
@@ -209,19 +211,22 @@ async fn seal(shared: &Arc<Shared>, round: &Round) -> (Vec<Answered>, Vec<NodeId
     (answers, silent)
 }
 
-/// A chunk that was never written needs no replica: its absence is its contents.
+/// A chunk that was never written needs no replica: its absence is its contents. What was a member on another disk than the
+/// record's speaks as long as that one is in service: the move from one to the other was cut off, and the slave, which looks
+/// everywhere, found nothing newer. On a disk that is gone more may have been acknowledged than anybody knows.
 fn voice(hub: &Hub, round: &Round, answer: &Answered) -> Voice {
     let known = &round.known;
+    let Member { node, disk, .. } = answer.member;
+    let looked_at = hub.nodes.is_in_service(node, disk);
+    let logged = hub.state.node(node);
+    let rebooted = logged.is_ok_and(|node| node.is_some_and(|node| node.booted_at > known.held_at));
     match &answer.state {
-        Some(state) if state.disk == answer.member.disk || state.epoch.0 == 0 => Voice {
-            epoch: state.epoch,
-            contents: state.contents,
-            rebooted: hub
-                .state
-                .node(answer.member.node)
-                .is_ok_and(|node| node.is_some_and(|node| node.booted_at > known.held_at)),
-        },
-        _ if known.held.version.0 == 0 => Voice { epoch: Epoch(0), contents: known.held, rebooted: false },
+        Some(state) if state.disk == disk || (looked_at && state.epoch.0 > 0) => {
+            Voice { epoch: state.epoch, contents: state.contents, rebooted }
+        }
+        _ if known.held.version.0 == 0 => {
+            Voice { epoch: Epoch(0), contents: known.held, rebooted: rebooted || !looked_at }
+        }
         _ => Voice { epoch: Epoch(0), contents: Contents::default(), rebooted: true },
     }
 }
@@ -229,6 +234,7 @@ fn voice(hub: &Hub, round: &Round, answer: &Answered) -> Voice {
 /// The epoch in the making.
 #[derive(Default)]
 struct Made {
+    epoch: Epoch,
     contents: Contents,
     members: Vec<Member>,
     connections: Vec<Connection>,
@@ -245,7 +251,7 @@ fn gather(hub: &Hub, now: Instant, round: &Round, answers: &[Answered], winners:
         !round.unfit.contains(&node) && (answer.state.is_some() || disk_is_there)
     };
     for answer in winners.iter().filter_map(|at| answers.get(*at)).filter(has_a_place) {
-        made.members.push(answer.member);
+        made.members.push(answer.place());
         made.connections.push(answer.connection.clone());
         made.stable &= answer.state.is_none_or(|state| state.stable);
         made.used_bytes = made.used_bytes.max(answer.state.map_or(0, |state| state.used_bytes));
@@ -401,7 +407,7 @@ fn copy(round: &Round, member: Member, source: Member, expect: Contents, keep_as
 
 /// Logs the new epoch, then tells the members.
 async fn install(shared: &Arc<Shared>, round: &Round, made: &Made) -> Result<Ended, Fault> {
-    let Round { chunk, epoch, .. } = *round;
+    let (chunk, epoch) = (round.chunk, made.epoch);
     let installed = shared.with(|hub, _| {
         // The election knew the record as it was at the beginning.
         let overtaken = |known: Chunk| {

@@ -212,6 +212,11 @@ fn reclaimable(hub: &mut Hub, now: Instant, progress: &mut Progress, view: &mut 
         if waiting.is_empty() && all_told {
             forgotten.push(chunk);
         }
+        if waiting.iter().any(|node| hub.slaves.links.contains_key(node)) {
+            hub.slaves.stuck.remove(&chunk);
+        } else {
+            hub.slaves.stuck.insert(chunk);
+        }
         for node in waiting {
             view.unneeded.push(Unneeded { node, chunk, epoch: deleted.epoch });
         }
@@ -221,6 +226,7 @@ fn reclaimable(hub: &mut Hub, now: Instant, progress: &mut Progress, view: &mut 
         for chunk in &forgotten {
             progress.confirmed.remove(chunk);
             hub.slaves.leftovers.remove(chunk);
+            hub.slaves.stuck.remove(chunk);
         }
     }
     Ok(())

@@ -158,6 +158,22 @@ fn a_commit_behind_restarts_tells_of_what_was_before_them() {
     assert_eq!(bench.chunk(id).held_at, bench.state.applied());
 }
 
+/// The members are sealed for the next number; what they answer may ask for a higher one.
+#[test]
+fn an_epoch_is_installed_as_it_was_begun_or_as_the_first_after_restarts() {
+    let mut bench = Bench::new();
+    let (_, layouts) = bench.written("a", 1, 100);
+    let id = layouts[0].chunk.id;
+    bench.own(Body::EpochPending { chunk: id, epoch: Epoch(2) }).unwrap();
+    for wrong in [1, 3, (1 << 32) + 1, 2 << 32] {
+        assert_eq!(bench.install(id, wrong, &[4, 5], 1).unwrap_err().code, Code::WrongEpoch, "{wrong:#x}");
+    }
+    bench.install(id, 1 << 32, &[4, 5], 1).unwrap();
+    assert_eq!((bench.chunk(id).epoch, bench.chunk(id).pending), (Epoch(1 << 32), None));
+    let fault = bench.own(Body::EpochPending { chunk: id, epoch: Epoch(3) }).unwrap_err();
+    assert_eq!(fault.code, Code::WrongEpoch);
+}
+
 #[test]
 fn a_commit_that_cannot_be_is_refused() {
     let mut bench = Bench::new();
