@@ -171,6 +171,8 @@ impl Log {
             let last = position + 1 == firsts.len();
             let path = format!("{}/{}", self.directory, segment::name(*first));
             let file = self.disk.open(&path, false).map_err(|error| LogError::io(&path, error))?;
+            // After a sync that failed, the page cache has what the disk lacks and calls it written.
+            file.drop_cache().map_err(|error| LogError::io(&path, error))?;
             if position > 0 && *first != self.next {
                 return Err(LogError::Missing { path, expected: self.next });
             }

@@ -235,6 +235,28 @@ fn a_log_of_another_cluster_or_a_later_format_is_refused() {
     assert!(matches!(open(&disk), Err(LogError::Version { version: 2, .. })));
 }
 
+/// The system then calls the next sync a success, and what was not written is still to be read, until the power fails.
+#[test]
+fn a_restart_after_a_failed_sync_has_what_the_disk_has() {
+    let disk = disk();
+    let mut log = open(&disk).unwrap();
+    append(&mut log, 1..=2);
+    log.sync_point().run().unwrap();
+    append(&mut log, 3..=4);
+    disk.set_faults(Faults { syncs: true, ..Faults::default() });
+    log.sync_point().run().unwrap_err();
+    disk.set_faults(Faults::default());
+    drop(log);
+    disk.kill();
+    let mut log = open(&disk).unwrap();
+    assert_eq!(numbers(&log, 1), [1, 2]);
+    append(&mut log, 3..=3);
+    log.sync_point().run().unwrap();
+    drop(log);
+    disk.crash(&mut SmallRng::seed_from_u64(1));
+    assert_eq!(numbers(&open(&disk).unwrap(), 1), [1, 2, 3]);
+}
+
 #[test]
 fn after_a_failed_sync_nothing_is_accepted() {
     let disk = disk();

@@ -60,6 +60,8 @@ pub fn recover(
     options: RecoveryOptions,
 ) -> Result<Recovered, RecoveryError> {
     let file = disk.open(STORE, true)?;
+    // What is read is on the medium, also after a sync that failed.
+    file.drop_cache()?;
     disk.sync_directory("")?;
     let store = Store::open(FileBackend::new(file), options.store)?;
     let mut state = State::open(Box::new(store))?;
