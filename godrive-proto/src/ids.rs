@@ -57,8 +57,8 @@ number! {
     ChunkId
 }
 number! {
-    /// The generation of a chunk's membership. Only the master raises it. The upper half counts the elections before
-    /// which all members had restarted, so that what was held and not stable may be lost.
+    /// The generation of a chunk's membership. Only the master raises it. The upper half counts the elections
+    /// before which all who had a voice had restarted, so that what was held and not stable may be lost.
     Epoch
 }
 
@@ -68,7 +68,7 @@ impl Epoch {
         Self(((self.0 >> 32) + 1) << 32)
     }
 
-    /// How often all members had restarted.
+    /// How often all who had a voice had restarted.
     pub fn restarts(self) -> u64 {
         self.0 >> 32
     }
