@@ -45,6 +45,20 @@ impl Stamp {
     }
 }
 
+/// How each segment of a disk is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamps {
+    pub secret: Secret,
+    /// The first segment that has it; those before are of format 1.
+    pub since: u32,
+}
+
+impl Stamps {
+    pub fn of(self, segment: u32) -> Stamp {
+        if segment < self.since { Stamp::OLD } else { Stamp::new(self.secret) }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A delta's new leaves.

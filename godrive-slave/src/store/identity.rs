@@ -1,7 +1,7 @@
 //! Which disk this is: a small file that names disk, cluster, format and the secret of its records, written once when the disk is
 //! made ready.
 
-use crate::core::record::Secret;
+use crate::core::record::{Secret, Stamps};
 use godrive_disk::Disk;
 use godrive_proto::{ClusterId, DiskId};
 use serde::{Deserialize, Serialize};
@@ -19,10 +19,11 @@ struct Text {
     disk: String,
     cluster: String,
     secret: Option<String>,
+    since: Option<u32>,
 }
 
 /// The disk's id, and its secret unless it is of format 1; None if the disk was never made ready.
-pub fn load(disk: &dyn Disk, cluster: ClusterId) -> io::Result<Option<(DiskId, Option<Secret>)>> {
+pub fn load(disk: &dyn Disk, cluster: ClusterId) -> io::Result<Option<(DiskId, Option<Stamps>)>> {
     if !disk.exists(FILE)? {
         return Ok(None);
     }
@@ -42,17 +43,20 @@ pub fn load(disk: &dyn Disk, cluster: ClusterId) -> io::Result<Option<(DiskId, O
     }
     let secret = text.secret.map(|secret| u128::from_str_radix(&secret, 16)).transpose();
     let secret = secret.map_err(|_| bad("the secret is no number".to_owned()))?.map(Secret);
-    if secret.is_some() != (text.format > 1) {
-        return Err(bad(format!("the secret does not go with format {}", text.format)));
-    }
+    let stamps = match (text.format, secret, text.since) {
+        (1, None, None) => None,
+        (FORMAT, Some(secret), Some(since)) => Some(Stamps { secret, since }),
+        _ => return Err(bad(format!("the secret does not go with format {}", text.format))),
+    };
     let id = text.disk.parse().map_err(|_| bad(format!("`{}` is no disk id", text.disk)))?;
-    Ok(Some((id, secret)))
+    Ok(Some((id, stamps)))
 }
 
-pub fn store(disk: &dyn Disk, id: DiskId, cluster: ClusterId, secret: Secret) -> io::Result<()> {
-    let Secret(secret) = secret;
-    let text =
-        format!("format = {FORMAT}\ndisk = \"{id}\"\ncluster = \"{cluster}\"\nsecret = \"{secret:032x}\"\n");
+pub fn store(disk: &dyn Disk, id: DiskId, cluster: ClusterId, stamps: Stamps) -> io::Result<()> {
+    let Stamps { secret: Secret(secret), since } = stamps;
+    let text = format!(
+        "format = {FORMAT}\ndisk = \"{id}\"\ncluster = \"{cluster}\"\nsecret = \"{secret:032x}\"\nsince = {since}\n"
+    );
     godrive_disk::write_small(disk, FILE, text.as_bytes())
 }
 
@@ -65,11 +69,12 @@ mod tests {
     #[test]
     fn golden_texts() {
         let disk = SimulatedDisk::new(1 << 20);
-        store(&disk, DiskId(0x1a), ClusterId(0x2b), Secret(0x3c)).unwrap();
+        let stamps = Stamps { secret: Secret(0x3c), since: 4 };
+        store(&disk, DiskId(0x1a), ClusterId(0x2b), stamps).unwrap();
         let text = "format = 2\ndisk = \"0000000000000000000000000000001a\"\n\
-            cluster = \"0000000000000000000000000000002b\"\nsecret = \"0000000000000000000000000000003c\"\n";
+            cluster = \"0000000000000000000000000000002b\"\nsecret = \"0000000000000000000000000000003c\"\nsince = 4\n";
         assert_eq!(godrive_disk::read_small(&disk, FILE, MAX_BYTES).unwrap(), text.as_bytes());
-        assert_eq!(load(&disk, ClusterId(0x2b)).unwrap(), Some((DiskId(0x1a), Some(Secret(0x3c)))));
+        assert_eq!(load(&disk, ClusterId(0x2b)).unwrap(), Some((DiskId(0x1a), Some(stamps))));
         let text = "format = 1\ndisk = \"0000000000000000000000000000001a\"\n\
             cluster = \"0000000000000000000000000000002b\"\n";
         godrive_disk::write_small(&disk, FILE, text.as_bytes()).unwrap();
@@ -85,7 +90,7 @@ mod tests {
     fn a_disk_of_another_cluster_or_format_is_refused() {
         let disk = SimulatedDisk::new(1 << 20);
         assert_eq!(load(&disk, ClusterId(1)).unwrap(), None);
-        store(&disk, DiskId(7), ClusterId(1), Secret(1)).unwrap();
+        store(&disk, DiskId(7), ClusterId(1), Stamps { secret: Secret(1), since: 0 }).unwrap();
         let error = load(&disk, ClusterId(2)).unwrap_err().to_string();
         assert!(error.contains("belongs to cluster 00000000000000000000000000000001"), "{error}");
         godrive_disk::write_small(&disk, FILE, b"format = 3\ndisk = \"7\"\ncluster = \"1\"\n").unwrap();

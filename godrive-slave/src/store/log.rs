@@ -53,17 +53,18 @@ pub fn segment_header(stamp: Stamp, disk: DiskId, segment: u32, first_sequence: 
     bytes
 }
 
-/// The first sequence of a segment whose header is whole and is what it should be, and how its records are written.
-pub fn check_segment_header(
-    bytes: &[u8],
-    secret: Option<Secret>,
-    disk: DiskId,
-    segment: u32,
-) -> Option<(u64, Stamp)> {
+/// The first sequence of a segment whose header is whole and is what it should be.
+pub fn check_segment_header(bytes: &[u8], stamp: Stamp, disk: DiskId, segment: u32) -> Option<u64> {
     let first = u64::from_le_bytes(bytes.get(40..48)?.try_into().ok()?);
-    let stamps = [Some(Stamp::OLD), secret.map(Stamp::new)].into_iter().flatten();
-    let stamp = stamps.into_iter().find(|stamp| bytes == segment_header(*stamp, disk, segment, first));
-    Some((first, stamp?))
+    (bytes == segment_header(stamp, disk, segment, first)).then_some(first)
+}
+
+/// The header is whole, and says that the segment has another secret, or is of another format.
+pub fn has_another_stamp(bytes: &[u8], stamp: Stamp, disk: DiskId, segment: u32) -> bool {
+    let secret = bytes.get(48..64).and_then(|secret| secret.try_into().ok()).map(u128::from_le_bytes);
+    let said = [Some(Stamp::OLD), secret.map(|secret| Stamp::new(Secret(secret)))];
+    let whole = |said: &Stamp| check_segment_header(bytes, *said, disk, segment).is_some();
+    said.into_iter().flatten().any(|said| said != stamp && whole(&said))
 }
 
 /// Where a record was written.
@@ -368,20 +369,22 @@ mod tests {
         for bad in ["ff.seg", "000000ff", "0000000g.seg", "x000000ff.seg"] {
             assert_eq!(number(bad), None);
         }
-        for stamp in [Stamp::OLD, Stamp::new(SECRET)] {
+        let stamps = [Stamp::OLD, Stamp::new(SECRET), Stamp::new(Secret(0x72))];
+        for stamp in stamps {
             let header = segment_header(stamp, DiskId(9), 4, 77);
-            let check =
-                |header: &[u8], disk, segment| check_segment_header(header, Some(SECRET), disk, segment);
-            assert_eq!(check(&header, DiskId(9), 4), Some((77, stamp)));
+            let check = |header: &[u8], disk, segment| check_segment_header(header, stamp, disk, segment);
+            assert_eq!(check(&header, DiskId(9), 4), Some(77));
             assert_eq!(check(&header, DiskId(9), 5), None);
             assert_eq!(check(&header, DiskId(8), 4), None);
-            let known = check_segment_header(&header, None, DiskId(9), 4);
-            assert_eq!(known.is_some(), stamp == Stamp::OLD);
+            for other in stamps.into_iter().filter(|other| *other != stamp) {
+                assert_eq!(check_segment_header(&header, other, DiskId(9), 4), None);
+                assert!(has_another_stamp(&header, other, DiskId(9), 4));
+            }
+            assert!(!has_another_stamp(&header, stamp, DiskId(9), 4));
             let mut damaged = header;
             damaged[100] ^= 1;
             assert_eq!(check(&damaged, DiskId(9), 4), None);
+            assert!(!has_another_stamp(&damaged, Stamp::new(Secret(1)), DiskId(9), 4));
         }
-        let other = segment_header(Stamp::new(Secret(0x72)), DiskId(9), 4, 77);
-        assert_eq!(check_segment_header(&other, Some(SECRET), DiskId(9), 4), None);
     }
 }

@@ -11,7 +11,7 @@ use super::log::{self, Log, Place};
 use super::table::{self, Changes, Checkpoint, Run, Table};
 use super::{DiskStore, NewDisk, Options, identity};
 use crate::core::leaves::Location;
-use crate::core::record::{BLOCK, Kind, Record, RecordError, Secret, Stamp};
+use crate::core::record::{BLOCK, Kind, Record, RecordError, Stamp, Stamps};
 use crate::core::replica::{Key, Life};
 use godrive_disk::{Disk, DiskFile, Reserved};
 use godrive_proto::time::Timestamp;
@@ -54,7 +54,7 @@ impl DiskStore {
             Some(known) => known,
             None => {
                 format(&*disk, fresh, options)?;
-                (fresh.id, Some(fresh.secret))
+                (fresh.id, Some(Stamps { secret: fresh.secret, since: 0 }))
             }
         };
         if !disk.exists(table::FILE)? {
@@ -68,17 +68,18 @@ impl DiskStore {
         live.entry(checkpoint.segment).or_insert(0);
         let index = Index::new(live, table.count()?, options.index_bytes);
         let records =
-            Replay { disk: &*disk, id, secret: known, checkpoint: &checkpoint, segments: &segments };
+            Replay { disk: &*disk, id, stamps: known, checkpoint: &checkpoint, segments: &segments };
         let (records, tail) = records.read()?;
-        let secret = known.unwrap_or(fresh.secret);
-        if known.is_none() {
-            // Before a segment has it.
-            identity::store(&*disk, id, options.cluster, secret)?;
-            tracing::info!(disk = %id, "the disk is of format {} from now on", identity::FORMAT);
-        }
         let last = segments.last().copied().unwrap_or(0).max(checkpoint.segment);
         let next_segment = tail.unmade.unwrap_or(last + 1);
-        let log = Log::begin(disk.clone(), id, secret, next_segment, tail.sequence, options.segment_bytes)?;
+        let stamps = known.unwrap_or(Stamps { secret: fresh.secret, since: next_segment });
+        if known.is_none() {
+            // Before a segment has it.
+            identity::store(&*disk, id, options.cluster, stamps)?;
+            tracing::info!(disk = %id, "the disk is of format {} from now on", identity::FORMAT);
+        }
+        let log =
+            Log::begin(disk.clone(), id, stamps.secret, next_segment, tail.sequence, options.segment_bytes)?;
         let store = Self {
             id,
             disk,
@@ -197,7 +198,7 @@ fn format(disk: &dyn Disk, fresh: NewDisk, options: Options) -> io::Result<()> {
     let checkpoint = Checkpoint { segment: 0, block: 1, next_sequence: 1, ..Checkpoint::default() };
     table.commit(&Changes { checkpoint, ..Changes::default() })?;
     drop(table);
-    identity::store(disk, fresh.id, options.cluster, fresh.secret)?;
+    identity::store(disk, fresh.id, options.cluster, Stamps { secret: fresh.secret, since: 0 })?;
     disk.sync_directory("")
 }
 
@@ -217,7 +218,7 @@ struct Replay<'a> {
     disk: &'a dyn Disk,
     id: DiskId,
     /// None in a disk of format 1.
-    secret: Option<Secret>,
+    stamps: Option<Stamps>,
     checkpoint: &'a Checkpoint,
     segments: &'a [u32],
 }
@@ -234,29 +235,30 @@ impl Replay<'_> {
             file.drop_cache()?;
             let blocks = (file.len()? / BLOCK as u64) as u32;
             let first = if segment == start { block } else { 1 };
+            let stamp = self.stamps.map_or(Stamp::OLD, |stamps| stamps.of(segment));
             let mut header = vec![0; BLOCK];
             let whole = blocks > 0 && file.read_at(&mut header, 0).is_ok();
-            let header = log::check_segment_header(&header, self.secret, self.id, segment);
-            let stamp = match header.filter(|_| whole) {
-                // Nothing is to be read of it.
-                None if segment == start && blocks <= first => continue,
-                // The header is stable before anything follows it.
-                None if Some(&segment) == self.segments.last() && blocks <= 1 => {
-                    tail.unmade = Some(segment);
-                    break;
+            if log::has_another_stamp(&header, stamp, self.id, segment) {
+                let path = log::path(segment);
+                return Err(anew(format!("{path} was not written with what {} says", identity::FILE)));
+            }
+            if segment != start {
+                match log::check_segment_header(&header, stamp, self.id, segment).filter(|_| whole) {
+                    // The header is stable before anything follows it.
+                    None if Some(&segment) == self.segments.last() && blocks <= 1 => {
+                        tail.unmade = Some(segment);
+                        break;
+                    }
+                    None => return Err(anew(format!("the header of {} is damaged", log::path(segment)))),
+                    Some(sequence) if sequence != tail.sequence => {
+                        let (path, end) = (log::path(segment), tail.sequence);
+                        return Err(anew(format!(
+                            "{path} begins with record {sequence}, but the log before it ends below {end}: records are damaged or lost"
+                        )));
+                    }
+                    Some(_) => {}
                 }
-                None => {
-                    let path = log::path(segment);
-                    return Err(anew(format!("the header of {path} is damaged, or of a later program")));
-                }
-                Some((sequence, _)) if segment != start && sequence != tail.sequence => {
-                    let (path, end) = (log::path(segment), tail.sequence);
-                    return Err(anew(format!(
-                        "{path} begins with record {sequence}, but the log before it ends below {end}: records are damaged or lost"
-                    )));
-                }
-                Some((_, stamp)) => stamp,
-            };
+            }
             tail.last_segment = segment;
             let segment = Segment { file: &*file, number: segment, blocks, stamp };
             tail.cut = segment.read(first, &mut tail.sequence, &mut records)?;

@@ -144,7 +144,8 @@ fn made_by_an_old_program(disk: &SimulatedDisk) {
     for name in disk.list(log::DIRECTORY).unwrap() {
         let (path, segment) = (format!("{}/{name}", log::DIRECTORY), log::number(&name).unwrap());
         let header = disk.block((&path, 0)).unwrap();
-        let (first, stamp) = log::check_segment_header(&header, Some(NEW.secret), NEW.id, segment).unwrap();
+        let stamp = Stamp::new(NEW.secret);
+        let first = log::check_segment_header(&header, stamp, NEW.id, segment).unwrap();
         disk.set_block((&path, 0), &log::segment_header(Stamp::OLD, NEW.id, segment, first));
         let blocks = disk.open(&path, false).unwrap().len().unwrap() / LEAF as u64;
         for block in 1..blocks {
@@ -188,6 +189,21 @@ fn a_disk_of_format_1_goes_on_in_format_2_wherever_that_is_cut_off() {
         if done {
             break;
         }
+    }
+}
+
+/// The replay begins behind it, and does without: what rots there costs nobody a replica.
+#[test]
+fn a_damaged_header_of_the_segment_that_the_replay_begins_in_is_no_loss() {
+    for old in [false, true] {
+        let small = small();
+        if old {
+            made_by_an_old_program(&small.disk);
+        }
+        let names = small.disk.list(log::DIRECTORY).unwrap();
+        assert!(small.disk.flip(&format!("{}/{}", log::DIRECTORY, names.last().unwrap()), 20));
+        let store = small.open("a damaged header").expect("it opens");
+        small.check(&store, false, "a damaged header").unwrap();
     }
 }
 
