@@ -28,6 +28,11 @@ impl FileErrors {
         self.full.load(Ordering::Acquire) && !self.other.load(Ordering::Acquire)
     }
 
+    pub fn forget(&self) {
+        self.full.store(false, Ordering::Release);
+        self.other.store(false, Ordering::Release);
+    }
+
     fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
         result.inspect_err(|error| {
             let kind = if is_full(error) { &self.full } else { &self.other };

@@ -421,6 +421,44 @@ async fn a_lease_that_was_given_up_while_the_master_was_down_leaves_no_chunk_ope
     assert_ne!(opened[0].chunk.id, lost.layout.unwrap().chunk.id);
 }
 
+/// Its commit may have been lost with the master's power, and no later one names it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_from_before_a_restart_is_not_taken_for_never_written() {
+    for restarted in [true, false] {
+        let mut cluster = Cluster::start(quick(1)).await;
+        let mut slaves = slaves(&cluster, 1).await;
+        let (mut one, mut two) = (cluster.client("one").await, cluster.client("two").await);
+        let created = one.create("f").await.unwrap();
+        let (ino, layout) = (created.entry.attr.ino, created.layout.unwrap());
+        let nothing = CommitRequest {
+            ino,
+            size: Some(4096),
+            changes: AttrChanges::default(),
+            chunks: vec![],
+            trimmed: false,
+            sync: true,
+            keeps: Mode::Exclusive,
+        };
+        one.mutate::<Commit>(&nothing).await.unwrap();
+        if restarted {
+            hold(&slaves, &layout, contents(1, 0xa), true);
+            cluster.restart().await;
+            slaves[0].connect(&cluster).await.unwrap();
+            one.reconnect(&cluster).await;
+            two.reconnect(&cluster).await;
+            let exclusive = vec![(ino, created.entry.lease.unwrap().id)];
+            let claims = ResumeRequest { exclusive, open: vec![ino], last: true };
+            assert_eq!(one.call::<Resume>(&claims).await.unwrap().lost, []);
+            let nothing = ResumeRequest { exclusive: vec![], open: vec![], last: true };
+            two.call::<Resume>(&nothing).await.unwrap();
+        }
+        one.mutate::<Commit>(&CommitRequest { keeps: Mode::Shared, ..nothing }).await.unwrap();
+        let known: Vec<_> = two.acquire(ino, Mode::Exclusive).await.unwrap().layout;
+        let held: Vec<Contents> = known.iter().map(|layout| layout.held).collect();
+        assert_eq!(held, if restarted { vec![contents(1, 0xa)] } else { vec![] });
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_whose_join_failed_is_removed_when_nobody_needs_it() {
     let cluster = Cluster::start(quick(2)).await;

@@ -4,8 +4,9 @@ use super::flush::Level;
 use super::inode::Inode;
 use super::losses::collect_regression;
 use super::mutate::is_unknown;
-use super::types::Unflushed;
+use super::types::{Invalidation, Unflushed};
 use super::{Backend, Fs};
+use crate::core::gate::EVERYTHING;
 use crate::error::FsError;
 use godrive_proto::Ino;
 use godrive_proto::lease::{Mode, ReleaseRequest, Releases};
@@ -41,6 +42,7 @@ pub(super) async fn run<B: Backend>(fs: Weak<Fs<B>>) {
         strong.start_ready();
         strong.start_old();
         strong.lower_idle();
+        strong.start_telling();
         // Many files are often removed one after the other: one report is enough for all of them.
         if reported.elapsed() >= TICK {
             reported = Instant::now();
@@ -121,14 +123,13 @@ impl<B: Backend> Fs<B> {
             state.open == 0 && state.flush_failures >= MAX_TRIES
         };
         self.settle_dirty(&inode);
+        self.lower_unused(&inode);
         if let (Err(error), true) = (&result, give_up) {
             self.change(&inode, |state| state.lose_dirty());
             self.settle_dirty(&inode);
+            self.invalidate_later(Invalidation::Pages(inode.ino, EVERYTHING));
             self.note_error(&inode, error.clone());
-            let _no_other = inode.acquiring.lock().await;
-            if let Err(error) = self.tell_given_up(&inode).await {
-                tracing::warn!(ino = %inode.ino, %error, "the master is told later which writes were given up");
-            }
+            self.tell_later(&inode);
         } else if let Err(error) = result {
             tracing::warn!(ino = %inode.ino, %error, "a background flush failed, it is tried again");
             self.freed.notify_waiters();
@@ -156,6 +157,26 @@ impl<B: Backend> Fs<B> {
 
     pub(super) fn collected(&self) {
         self.uncollected.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The background tells the master that writes of this inode were given up, again and again until it knows.
+    pub(super) fn tell_later(&self, inode: &Arc<Inode>) {
+        self.given_up.lock().push(inode.clone());
+        self.wake.notify_one();
+    }
+
+    fn start_telling(self: &Arc<Self>) {
+        for inode in std::mem::take(&mut *self.given_up.lock()) {
+            let fs = self.clone();
+            tokio::spawn(async move {
+                let _no_other = inode.acquiring.lock().await;
+                if let Err(error) = fs.tell_given_up(&inode).await {
+                    tracing::warn!(ino = %inode.ino, %error, "the master is told again which writes were given up");
+                    tokio::time::sleep(TICK).await;
+                    fs.tell_later(&inode);
+                }
+            });
+        }
     }
 
     fn report_orphans(self: &Arc<Self>) {

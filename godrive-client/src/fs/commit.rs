@@ -128,7 +128,11 @@ impl<B: Backend> Fs<B> {
                 state.committing_chunks = false;
                 state.pending.merge(taken.pending);
                 for (index, chunk) in taken.chunks {
-                    state.chunks.entry(index).or_insert(chunk);
+                    let known = state.chunks.entry(index).or_insert(chunk);
+                    // What the master lost was put there meanwhile.
+                    if (known.epoch, known.held.version) < (chunk.epoch, chunk.held.version) {
+                        *known = chunk;
+                    }
                 }
                 match taken.lowered {
                     true if is_unknown(fault) => state.close_chunks(),

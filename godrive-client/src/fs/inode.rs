@@ -16,7 +16,7 @@ use crate::error::FsError;
 use crate::ledger::Trace;
 use bytes::Bytes;
 use godrive_proto::data::{ChunkState, Layout};
-use godrive_proto::lease::{Lease, Mode};
+use godrive_proto::lease::Mode;
 use godrive_proto::limits::MAX_FILE_BYTES;
 use godrive_proto::meta::{Attr, InodeView, Kind};
 use godrive_proto::time::Timestamp;
@@ -223,10 +223,8 @@ impl State {
     pub fn see(&mut self, view: &InodeView) {
         let new = self.mode().is_none();
         match &view.lease {
-            // For the master it may still be the owner's.
-            Some(lease) if self.gave_up && !self.is_exclusive() => {
-                self.lease.grant(&Lease { mode: Mode::Shared, ..*lease })
-            }
+            // For the master it may still be the owner's, and what the file is, is not known until the members were asked.
+            Some(_) if self.gave_up && !self.is_exclusive() => {}
             Some(lease) => self.lease.grant(lease),
             // What its owner said of it then, without a lease, is no news to a holder.
             None if self.mode().is_some()

@@ -249,9 +249,7 @@ impl<B: Backend> Fs<B> {
             }
             state.kind().is_none_or(|kind| kind == Kind::File)
         };
-        if !inode.state.lock().is_exclusive() {
-            self.tell_given_up(inode).await?;
-        }
+        self.tell_given_up(inode).await?;
         self.stats.meta_misses.add(1);
         let layout = is_file.then_some(LayoutRange { first: 0, count: WINDOW_CHUNKS });
         let request = AcquireRequest { inodes: vec![inode.ino], mode, layout };
@@ -332,6 +330,7 @@ impl<B: Backend> Fs<B> {
         });
         inode.changed.notify_waiters();
         if lost {
+            self.tell_later(inode);
             self.note_error(
                 inode,
                 FsError::new(libc::EIO, "the master did not know the exclusive lease any longer"),

@@ -2,7 +2,9 @@
 //! and takes back the space that it had reserved for them, and the inode may be forgotten here.
 
 use super::inode::Inode;
+use super::types::Invalidation;
 use super::{Backend, Fs};
+use crate::core::gate::EVERYTHING;
 use godrive_proto::lease::{Mode, Release, ReleaseRequest, Releases};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +27,17 @@ impl<B: Backend> Fs<B> {
         }
     }
 
+    /// The same for an exclusive lease that was taken without a handle, or came back when the last one was closed.
+    pub(super) fn lower_unused(&self, inode: &Arc<Inode>) {
+        let unused = {
+            let state = inode.state.lock();
+            state.writers == 0 && state.is_exclusive() && !state.removed
+        };
+        if unused {
+            self.lower_later(inode);
+        }
+    }
+
     pub(super) fn lower_idle(self: &Arc<Self>) {
         let now = Instant::now();
         let due: Vec<Arc<Inode>> = {
@@ -41,7 +54,7 @@ impl<B: Backend> Fs<B> {
 
     /// In order with flushes and with requests for leases; a file that has one under way is looked at again later.
     async fn lower(self: Arc<Self>, inodes: Vec<Arc<Inode>>) {
-        let (mut leases, mut given_up) = (Vec::new(), Vec::new());
+        let mut leases = Vec::new();
         let mut alone = Vec::new();
         for inode in &inodes {
             let (Ok(order), Ok(acquiring)) = (inode.order.try_lock(), inode.acquiring.try_lock()) else {
@@ -57,20 +70,17 @@ impl<B: Backend> Fs<B> {
                 self.lower_later(inode);
                 continue;
             }
-            if let Some(id) = state.lease.id() {
+            if state.gave_up {
+                self.forget(&mut state);
+                drop(state);
+                self.invalidate_later(Invalidation::Pages(inode.ino, EVERYTHING));
+                self.tell_later(inode);
+            } else if let Some(id) = state.lease.id() {
                 state.lease.lower(Some(Mode::Shared));
                 state.close_chunks();
                 let open = state.open > 0;
-                match state.gave_up {
-                    true => given_up.push(inode),
-                    false => leases.push(Release { ino: inode.ino, id, keeps: Some(Mode::Shared), open }),
-                }
+                leases.push(Release { ino: inode.ino, id, keeps: Some(Mode::Shared), open });
                 alone.push((order, acquiring));
-            }
-        }
-        for inode in given_up {
-            if let Err(error) = self.tell_given_up(inode).await {
-                tracing::debug!(ino = %inode.ino, %error, "the master is told later which writes were given up");
             }
         }
         if leases.is_empty() {

@@ -144,6 +144,8 @@ pub struct Fs<B: Backend = Driver> {
     wake: Notify,
     /// Unlinked inodes closed here, to be reported.
     orphans: Mutex<BTreeSet<Ino>>,
+    /// Inodes of which the master is to be told that writes were given up.
+    given_up: Mutex<Vec<Arc<Inode>>>,
     /// Errors that no call has collected.
     uncollected: AtomicU64,
     /// Of the master, as this mount was told of them.
@@ -213,6 +215,7 @@ impl<B: Backend> Fs<B> {
             runtime: tokio::runtime::Handle::current(),
             wake: Notify::new(),
             orphans: Mutex::default(),
+            given_up: Mutex::default(),
             uncollected: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
             removals: removals::Removals::default(),

@@ -276,10 +276,7 @@ impl<B: Backend> Fs<B> {
             if inode.state.lock().open == 0 {
                 fs.drop_removed(&inode);
             }
-            let _no_other = inode.acquiring.lock().await;
-            if let Err(error) = fs.tell_given_up(&inode).await {
-                tracing::warn!(ino = %inode.ino, %error, "the master does not know which writes to an unlinked file were given up");
-            }
+            fs.tell_later(&inode);
         });
     }
 

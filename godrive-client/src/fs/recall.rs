@@ -104,15 +104,17 @@ impl<B: Backend> Fs<B> {
         if keeps.is_none() {
             self.empty_kernel(inode).await;
         }
-        loop {
+        let kept = loop {
             self.flush_for_recall(inode).await;
             self.catch_up_on(inode).await;
             let given_back = self.change(inode, |state| {
                 // What passes the gate, as a change of the length does, may have made it dirty again.
                 if state.is_dirty() || state.unfollowed > 0 {
-                    return false;
+                    return None;
                 }
-                match keeps {
+                // What was given up may come to be what the file is.
+                let kept = keeps.filter(|_| !state.gave_up);
+                match kept {
                     Some(_) => {
                         state.lease.lower(Some(Mode::Shared));
                         state.close_chunks();
@@ -121,12 +123,16 @@ impl<B: Backend> Fs<B> {
                         self.forget(state);
                     }
                 }
-                true
+                Some(kept)
             });
-            if given_back {
-                break;
+            if let Some(kept) = given_back {
+                break kept;
             }
             self.wait_for(inode, STIRRED, |state| !state.is_dirty()).await;
+        };
+        if kept < keeps {
+            let pages = Invalidation::Pages(inode.ino, crate::core::gate::EVERYTHING);
+            self.invalidate(vec![pages], FORGET_PAGES).await;
         }
         while let Err(error) = self.tell_given_up(inode).await {
             if self.stopped.load(Ordering::Relaxed) {
@@ -137,7 +143,7 @@ impl<B: Backend> Fs<B> {
         }
         inode.state.lock().gate.open();
         inode.changed.notify_waiters();
-        keeps
+        kept
     }
 
     /// Waits until the state is so, or the time is over.
@@ -234,10 +240,13 @@ impl<B: Backend> Fs<B> {
     }
 
     /// The master closes the open chunks as those of a dead writer: what may still be under way is refused, and what came behind
-    /// the end of the file is cut off before it grows. Whoever calls this has lowered the lease, and nobody asks for it meanwhile.
+    /// the end of the file is cut off before it grows. Nobody asks for the lease meanwhile; who still has it, tells when it goes.
     pub(super) async fn tell_given_up(&self, inode: &Arc<Inode>) -> Result<()> {
-        if !inode.state.lock().gave_up {
-            return Ok(());
+        {
+            let state = inode.state.lock();
+            if !state.gave_up || state.is_exclusive() {
+                return Ok(());
+            }
         }
         let left = self.backend.mutate::<GiveUp>(&inode.ino).await?;
         self.change(inode, |state| {
@@ -280,6 +289,8 @@ impl<B: Backend> Fs<B> {
                 state.unkept = true;
                 if owned(state) && state.kind() == Some(Kind::File) && !state.removed {
                     state.pending = Pending::ALL;
+                    // A trim that it was told of may be lost, too. It has been done.
+                    state.trimming |= state.attr.as_ref().is_some_and(|attr| !attr.trim_pending);
                     for (index, slot) in state.slots.iter().filter(|(_, slot)| slot.opened) {
                         if let Some(told) = slot.told {
                             state.chunks.entry(*index).or_insert(told);
@@ -338,6 +349,7 @@ impl<B: Backend> Fs<B> {
             self.invalidate_later(Invalidation::Entry(inode.ino, name.0));
         }
         self.settle_dirty(inode);
+        self.tell_later(inode);
         if told {
             self.note_error(inode, FsError::new(libc::EIO, why));
         }

@@ -47,7 +47,11 @@ impl<B: Backend> Fs<B> {
     /// Goes on to its end even if the caller goes away: the master may have cut the file already.
     pub(super) async fn truncate(self: &Arc<Self>, inode: &Arc<Inode>, size: u64, kill: bool) -> Result<()> {
         let (fs, inode) = (self.clone(), inode.clone());
-        let task = tokio::spawn(async move { fs.set_length(&inode, size, kill).await });
+        let task = tokio::spawn(async move {
+            let set = fs.set_length(&inode, size, kill).await;
+            fs.lower_unused(&inode);
+            set
+        });
         task.await
             .unwrap_or_else(|error| Err(FsError::new(libc::EIO, format!("a truncation broke off: {error}"))))
     }

@@ -849,3 +849,47 @@ async fn an_idle_lease_is_not_given_up_under_a_writer() {
     assert_eq!(cluster.world.lock().given_up, 1, "when nobody writes any longer");
     assert_eq!(cluster.world.lock().violations, [""; 0]);
 }
+
+/// What cut the rest of the last chunk off is known to nobody but this mount then.
+#[tokio::test(start_paused = true)]
+async fn a_trim_of_which_the_master_lost_the_commit_is_told_again() {
+    let cluster = Cluster::new(16);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, &[1; 5000]).await;
+    fs.fsync(handle, false).await.unwrap();
+    let length = SetAttr { size: Some(1000), ..SetAttr::default() };
+    fs.setattr(ino, None, length).await.unwrap();
+    let last = cluster.world.lock().master.nodes[&ino].attr.change;
+    write(&fs, handle, 2000, b"end").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    {
+        let world = &mut *cluster.world.lock();
+        let attr = &mut world.master.nodes.get_mut(&ino).unwrap().attr;
+        assert_eq!((attr.size, attr.trim_pending), (2003, false));
+        (attr.size, attr.trim_pending) = (1000, true);
+    }
+    cluster.upcalls(1).log_ended(LogIndex(last)).await;
+    cluster.upcalls(1).resume().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let attr = cluster.world.lock().master.nodes[&ino].attr.clone();
+    assert_eq!((attr.size, attr.trim_pending), (2003, false));
+    assert_eq!(fs.fsync(handle, false).await.unwrap_err().errno, libc::EIO, "the loss is told");
+    fs.fsync(handle, false).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_was_taken_to_cut_a_file_by_its_path_goes_back_by_itself() {
+    let cluster = Cluster::new(17);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, &[1; 5000]).await;
+    fs.flush(handle).await.unwrap();
+    fs.release(handle);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let length = SetAttr { size: Some(1000), ..SetAttr::default() };
+    fs.setattr(ino, None, length).await.unwrap();
+    assert!(cluster.world.lock().leases.is_exclusive(1, ino));
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(!cluster.world.lock().leases.is_exclusive(1, ino));
+}

@@ -189,18 +189,19 @@ fn a_file_that_comes_and_goes_elsewhere_can_be_made_or_opened() {
         });
         for round in 0..300 {
             // And what was opened lives, though its name may be gone before it was: longer than removals are told of.
-            let used = open(&there).and_then(|file| {
-                file.write_all_at(b"mine", 0)?;
-                file.sync_all()?;
+            let used = || {
+                let file = open(&there).map_err(|error| ("open", error))?;
+                file.write_all_at(b"mine", 0).map_err(|error| ("write", error))?;
+                file.sync_all().map_err(|error| ("fsync", error))?;
                 std::thread::sleep(Duration::from_millis(round % 16 / 15 * 400));
                 let mut read = [0; 4];
-                file.read_exact_at(&mut read, 0)?;
+                file.read_exact_at(&mut read, 0).map_err(|error| ("read", error))?;
                 assert_eq!(&read, b"mine");
-                file.sync_all()
-            });
-            if let Err(error) = used {
+                file.sync_all().map_err(|error| ("fsync at the end", error))
+            };
+            if let Err((what, error)) = used() {
                 done.store(1, Ordering::SeqCst);
-                panic!("round {round}: {error}");
+                panic!("round {round}, {what}: {error}");
             }
             let _ = fs::remove_file(&there);
         }

@@ -5,6 +5,7 @@ use super::reading::no_lease;
 use super::requests::{Attempt, Context, Job};
 use crate::core::leases::{Need, Turn, WaiterId};
 use crate::core::record::{Body, Mutation, Origin, Placed, Reply, Taken};
+use crate::core::state::Closing;
 use godrive_proto::data::Layout;
 use godrive_proto::lease::*;
 use godrive_proto::limits::{MAX_ACCESSES, MAX_STEPS};
@@ -12,6 +13,7 @@ use godrive_proto::meta::*;
 use godrive_proto::time::{Instant, Timestamp};
 use godrive_proto::{Code, Fault, Ino, LogIndex, SessionId};
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Most indexes in an [`OpenChunksRequest`].
 const MAX_LIST: usize = 1024;
@@ -373,13 +375,26 @@ pub async fn truncate(context: &Context, request: TruncateRequest) -> Result<Tru
     }
 }
 
-pub async fn commit(context: &Context, request: CommitRequest) -> Result<Committed, Fault> {
+pub async fn commit(context: &Context, mut request: CommitRequest) -> Result<Committed, Fault> {
     let (ino, keeps, session) = (request.ino, request.keeps, context.session()?);
     let chunks: Vec<_> = request.chunks.iter().map(|state| state.chunk).collect();
-    let body = |_: &mut Hub, _: Instant| Ok(Body::Mutation(Mutation::Commit(request)));
+    let in_doubt = AtomicBool::new(false);
+    let body = |hub: &mut Hub, _: Instant| {
+        // It does not name what an earlier one did, which was lost with the power of the master of then.
+        if keeps == Mode::Shared && hub.has_chunks_in_doubt(session, ino, &chunks)? {
+            in_doubt.store(true, Ordering::Relaxed);
+            request.keeps = Mode::Exclusive;
+        }
+        Ok(Body::Mutation(Mutation::Commit(request)))
+    };
     let then = |hub: &mut Hub, now: Instant| {
-        for chunk in chunks {
-            hub.reserved.release(chunk);
+        for chunk in &chunks {
+            hub.reserved.release(*chunk);
+        }
+        if in_doubt.load(Ordering::Relaxed)
+            && let Err(fault) = hub.close_chunks(session, ino, Closing::GivenBack)
+        {
+            tracing::error!(%session, %ino, "its chunks cannot be closed: {fault}");
         }
         if keeps == Mode::Shared {
             hub.leases.downgrade(now, session, ino, &mut hub.effects);

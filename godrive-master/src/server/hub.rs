@@ -327,6 +327,23 @@ impl Hub {
         }
     }
 
+    /// Whether the session has chunks of the file open, besides these, of which no version is known and which were placed before this
+    /// term: their first versions may have been committed and lost with the master's power.
+    pub fn has_chunks_in_doubt(
+        &self,
+        session: SessionId,
+        ino: Ino,
+        besides: &[ChunkId],
+    ) -> Result<bool, Fault> {
+        for id in self.state.open_chunks(session, ino)? {
+            let chunk = self.state.chunk(id)?.filter(|chunk| chunk.birth <= self.began_at.0);
+            if chunk.is_some_and(|chunk| chunk.held.version.0 == 0) && !besides.contains(&id) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     pub fn owns(&self, session: SessionId, ino: Ino) -> bool {
         self.leases.mode(session, ino) == Some(Mode::Exclusive)
     }

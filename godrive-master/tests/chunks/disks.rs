@@ -58,3 +58,24 @@ async fn nothing_stands_in_for_a_replica_whose_disk_failed_nor_an_unfinished_cop
         assert_eq!(fault.code, Code::Quarantined, "epoch {epoch}, failed: {failed}: {fault}");
     }
 }
+
+/// There is nothing to copy, and nobody to copy it from.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_that_was_never_written_finds_another_place_where_its_disk_failed() {
+    let cluster = Cluster::start(quick(1)).await;
+    let client = cluster.client("a").await;
+    let mut slave = Slave::prepare(&cluster);
+    let second = DiskId(slave.disk.0 + 1);
+    slave.store.disks.lock().unwrap().push(disk_state(second));
+    slave.connect(&cluster).await.unwrap();
+    let layout = client.create("f").await.unwrap().layout.unwrap();
+    let failed = layout.members[0].disk;
+    slave.kill().await;
+    for disk in slave.store.disks.lock().unwrap().iter_mut().filter(|disk| disk.disk == failed) {
+        disk.health = DiskHealth::Failed;
+    }
+    slave.connect(&cluster).await.unwrap();
+    let now = report(&client, &layout, Problem::Failed(slave.node)).await.unwrap();
+    assert_eq!((now.members.len(), now.held.version), (1, Version(0)));
+    assert_ne!(now.members[0].disk, failed);
+}

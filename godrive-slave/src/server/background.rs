@@ -4,6 +4,7 @@
 use super::copy::Copying;
 use super::shared::Shared;
 use crate::store::DiskStore;
+use godrive_proto::Code;
 use godrive_proto::time::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,14 +20,17 @@ const KEEP_ASIDE_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;
 pub async fn look_after(shared: Arc<Shared>, store: Arc<DiskStore>) {
     let mut ticks: u32 = 0;
     let mut next = Instant::now() + SYNC_EVERY;
+    // After a checkpoint that found none, the bell is passed over until the next tick.
+    let mut room = true;
     while store.failure().is_none() {
         let due = shared.checkpoint_due.notified();
         // The bell rings for all disks, and must not put off what this one needs by the time.
         let rang = tokio::time::timeout_at(next, due).await.is_ok();
         let mut result = Ok(());
-        if rang && store.checkpoint_is_due() {
+        if rang && room && store.checkpoint_is_due() {
             result = checkpoint(&shared, &store);
         } else if !rang {
+            room = true;
             next = Instant::now() + SYNC_EVERY;
             ticks = ticks.wrapping_add(1);
             if store.needs_sync() {
@@ -40,6 +44,7 @@ pub async fn look_after(shared: Arc<Shared>, store: Arc<DiskStore>) {
             }
         }
         if let Err(fault) = result {
+            room = fault.code != Code::NoSpace;
             shared.count_error();
             tracing::error!(disk = %store.id(), %fault, "looking after the disk failed; tried again in {SYNC_EVERY:?}");
         }

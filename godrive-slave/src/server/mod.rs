@@ -43,7 +43,7 @@ pub struct World {
     pub clock: Arc<dyn Clock>,
     pub seed: u64,
     pub identity: Identity,
-    /// Seeds the transport's randomness; only the simulation sets it.
+    /// Seeds the transport's randomness and the disks' secrets; only the simulation sets it.
     pub transport_seed: Option<[u8; 32]>,
 }
 

@@ -65,7 +65,9 @@ impl Shared {
         anyhow::ensure!(!world.disks.is_empty(), "a slave needs at least one disk");
         let mut rng = SmallRng::seed_from_u64(world.seed);
         // What the other one gives is known to others, and can be calculated back.
-        let mut secrets = StdRng::seed_from_u64(world.seed);
+        let mut secrets = world
+            .transport_seed
+            .map_or_else(StdRng::from_os_rng, |seed| StdRng::from_seed(seed.map(|byte| !byte)));
         let options = Options {
             reserve_bytes: config.reserve_bytes,
             index_bytes: usize::try_from(config.index_bytes)?,

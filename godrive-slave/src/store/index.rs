@@ -44,7 +44,7 @@ pub struct Index {
 
 #[derive(Default)]
 struct Flushing {
-    dirty: BTreeSet<Key>,
+    dirty: BTreeMap<Key, GroupSet>,
     removed: BTreeSet<Key>,
     bars: BTreeMap<ChunkId, Bar>,
     frees: Vec<Run>,
@@ -117,7 +117,7 @@ impl Index {
                 return;
             }
             let Some((key, (replica, bytes))) = self.cached.pop_lru() else { return };
-            let pinned = self.dirty.contains_key(&key) || self.flushing.dirty.contains(&key);
+            let pinned = self.dirty.contains_key(&key) || self.flushing.dirty.contains_key(&key);
             if pinned || Arc::strong_count(&replica) > 1 {
                 self.cached.put(key, (replica, bytes));
             } else {
@@ -140,7 +140,7 @@ impl Index {
         let changed: BTreeSet<(u64, ChunkId)> = self
             .dirty
             .keys()
-            .chain(&self.flushing.dirty)
+            .chain(self.flushing.dirty.keys())
             .filter(|key| after.is_none_or(|after| order(key) > order(&after)))
             .map(order)
             .collect();
@@ -232,7 +232,7 @@ impl Index {
                 let replica = replica.read();
                 changes.rows.push((key, super::table::Row::of(&replica)));
                 super::table::encode_groups(&replica, groups, changes);
-                self.flushing.dirty.insert(key);
+                self.flushing.dirty.insert(key, groups);
             }
         }
         self.flushing.removed = std::mem::take(&mut self.removed);
@@ -252,7 +252,7 @@ impl Index {
     /// The checkpoint is durable: what to punch, and which segments to remove.
     pub fn flushed(&mut self) -> (Vec<Run>, Vec<u32>) {
         let flushing = std::mem::take(&mut self.flushing);
-        for key in &flushing.dirty {
+        for key in flushing.dirty.keys() {
             // Whoever changes a replica holds it while waiting for this index: only a look that does not wait is allowed.
             let size = |replica: &Shared| replica.try_read().map(|replica| replica.leaves.memory_bytes());
             if let Some((replica, old)) = self.cached.peek_mut(key) {
@@ -273,9 +273,9 @@ impl Index {
     /// The checkpoint failed: everything is to be written again.
     pub fn not_flushed(&mut self) {
         let flushing = std::mem::take(&mut self.flushing);
-        for key in flushing.dirty {
+        for (key, groups) in flushing.dirty {
             if self.cached.contains(&key) {
-                self.dirty.insert(key, GroupSet::ALL);
+                self.dirty.entry(key).or_default().extend(groups);
             }
         }
         self.removed.extend(flushing.removed);

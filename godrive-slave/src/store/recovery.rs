@@ -51,7 +51,11 @@ impl DiskStore {
     pub fn open(disk: Arc<dyn Disk>, options: Options, fresh: NewDisk, now: Timestamp) -> io::Result<Self> {
         let disk = Arc::new(Reserved::new(disk.clone(), options.ballast(disk.space()?.total_bytes))?);
         let (id, known) = match identity::load(&*disk, options.cluster)? {
-            Some(known) => known,
+            Some(known) => {
+                // The process before may have been killed before its name was on stable storage.
+                disk.sync_directory("")?;
+                known
+            }
             None => {
                 format(&*disk, fresh, options)?;
                 (fresh.id, Some(Stamps { secret: fresh.secret, since: 0 }))
@@ -126,7 +130,12 @@ impl DiskStore {
         }
         let forgotten = segments.iter().filter(|segment| !self.index.lock().knows(**segment));
         for segment in forgotten {
-            self.log.remove(*segment)?;
+            match self.log.remove(*segment) {
+                Err(error) if godrive_disk::is_full(&error) => {
+                    tracing::warn!(disk = %self.id, segment, "no room to remove a segment; tried again at the next start");
+                }
+                other => other?,
+            }
         }
         match self.checkpoint(now) {
             // The log has it all: it is made when there is room.

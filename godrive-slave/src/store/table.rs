@@ -172,7 +172,10 @@ impl Table {
         file.drop_cache()?;
         let backend = FileBackend::new(file);
         let errors = backend.errors();
-        Ok(Self { db: godrive_disk::open_verified(backend, CACHE_BYTES).map_err(to_io)?, errors })
+        let db = godrive_disk::open_verified(backend, CACHE_BYTES).map_err(to_io)?;
+        // What it met on the way has done no harm.
+        errors.forget();
+        Ok(Self { db, errors })
     }
 
     /// Opens it after [`Self::ran_full`], without reading all of it.

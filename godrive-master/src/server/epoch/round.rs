@@ -343,9 +343,10 @@ async fn enlarge(shared: &Arc<Shared>, round: &Round, cause: &Cause, made: &mut 
         // From another member, if there is one.
         let mut sources = made.members.iter();
         let source = sources.clone().find(|member| member.node != candidate.node).or(sources.next()).copied();
-        let (Some((member, connection)), Some(source)) = (found, source) else { continue };
+        let Some((member, connection)) = found else { continue };
         // A chunk that was never written is created by its installation.
         if made.contents.version.0 > 0 {
+            let Some(source) = source else { continue };
             let request = copy(round, member, source, made.contents, false);
             let call = command::<Copy>(shared, connection.clone(), request, Class::Foreground, JOIN_DEADLINE);
             let copied = call.await;

@@ -161,7 +161,7 @@ fn made_by_an_old_program(disk: &SimulatedDisk) {
 
 #[test]
 fn a_disk_of_format_1_goes_on_in_format_2_wherever_that_is_cut_off() {
-    for changes in 0.. {
+    for (changes, killed) in (0..).flat_map(|changes| [(changes, false), (changes, true)]) {
         let small = small();
         made_by_an_old_program(&small.disk);
         let report = fsck::check(Arc::new(small.disk.clone()), options(), NOW).unwrap();
@@ -170,10 +170,14 @@ fn a_disk_of_format_1_goes_on_in_format_2_wherever_that_is_cut_off() {
         small.disk.stop_after(changes);
         let opened = DiskStore::open(Arc::new(small.disk.clone()), options(), NEW, NOW);
         let done = opened.is_ok_and(|store| store.checkpoint(NOW).is_ok() && store.log.sync_now().is_ok());
-        small.disk.crash(&mut SmallRng::seed_from_u64(changes));
         // Another secret would be made now, if this disk had none.
         let next = NewDisk { secret: Secret(5), ..NEW };
         let open = || DiskStore::open(Arc::new(small.disk.clone()), options(), next, NOW);
+        if killed {
+            small.disk.kill();
+            drop(open().unwrap_or_else(|error| panic!("{context}, killed: {error}")));
+        }
+        small.disk.crash(&mut SmallRng::seed_from_u64(changes));
         let store = open().unwrap_or_else(|error| panic!("{context}: {error}"));
         small.check(&store, false, &context).unwrap();
         let (request, payload) = one_leaf(7, 0, 70);
@@ -186,7 +190,7 @@ fn a_disk_of_format_1_goes_on_in_format_2_wherever_that_is_cut_off() {
         small.check(&store, false, &context).unwrap();
         let text = String::from_utf8(small.bytes("disk.toml")).unwrap();
         assert!(text.starts_with("format = 2\n"), "{text}");
-        if done {
+        if done && killed {
             break;
         }
     }
