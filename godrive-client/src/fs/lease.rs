@@ -152,9 +152,7 @@ impl<B: Backend> Fs<B> {
                 }
                 Need::Window(window) => self.load_window(inode, window).await?,
                 Need::Trim => Box::pin(self.trim(inode)).await?,
-                Need::Wait => {
-                    let _ = tokio::time::timeout(LOOK_AGAIN, inode.changed.notified()).await;
-                }
+                Need::Wait => self.wait_for(inode, LOOK_AGAIN, |state| !state.telling_closed).await,
                 Need::Open(indexes, needed) => self.open_chunks(inode, indexes, needed).await?,
             }
         }

@@ -147,7 +147,7 @@ impl<B: Backend> Fs<B> {
     }
 
     /// Waits until the state is so, or the time is over.
-    async fn wait_for(
+    pub(super) async fn wait_for(
         &self,
         inode: &Arc<Inode>,
         longest: Duration,
@@ -165,7 +165,7 @@ impl<B: Backend> Fs<B> {
             }
         };
         if tokio::time::timeout(longest, wait).await.is_err() {
-            tracing::debug!(ino = %inode.ino, ?longest, "a recall goes on without waiting longer");
+            tracing::debug!(ino = %inode.ino, ?longest, "not waited for any longer");
         }
     }
 

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn alternate_writes_are_seen_at_once_in_both_directions() {
@@ -175,8 +175,13 @@ fn a_file_that_comes_and_goes_elsewhere_can_be_made_or_opened() {
         opened.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ESTALE))
     };
     let open = |path: &Path| {
-        let once = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-        (0..5).map(|_| once()).find(|opened| !is_stale(opened)).unwrap_or_else(once)
+        let begun = Instant::now();
+        loop {
+            let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+            if !is_stale(&opened) || begun.elapsed() > Duration::from_secs(20) {
+                return opened;
+            }
+        }
     };
     let done = AtomicUsize::new(0);
     std::thread::scope(|scope| {
