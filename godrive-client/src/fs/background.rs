@@ -15,14 +15,6 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// False if it was opened again since its report was queued: its next close reports it.
-fn begin_telling(inode: &Inode) -> bool {
-    let mut state = inode.state.lock();
-    state.told_open |= state.open > 0;
-    state.telling_closed = state.open == 0;
-    state.telling_closed
-}
-
 /// How often the background looks while something is dirty.
 const TICK: Duration = Duration::from_millis(200);
 /// What is older than this is flushed and committed.
@@ -58,6 +50,14 @@ pub(super) async fn run<B: Backend>(fs: Weak<Fs<B>>) {
         let pause = if busy { TICK } else { Duration::from_secs(5) };
         let _ = tokio::time::timeout(pause, wake).await;
     }
+}
+
+/// False if it was opened again since its report was queued: its next close reports it.
+fn begin_telling(inode: &Inode) -> bool {
+    let mut state = inode.state.lock();
+    state.told_open |= state.open > 0;
+    state.telling_closed = state.open == 0;
+    state.telling_closed
 }
 
 impl<B: Backend> Fs<B> {
@@ -161,8 +161,10 @@ impl<B: Backend> Fs<B> {
 
     /// The background tells the master that writes of this inode were given up, again and again until it knows.
     pub(super) fn tell_later(&self, inode: &Arc<Inode>) {
-        self.given_up.lock().push(inode.clone());
-        self.wake.notify_one();
+        if inode.state.lock().gave_up {
+            self.given_up.lock().push(inode.clone());
+            self.wake.notify_one();
+        }
     }
 
     fn start_telling(self: &Arc<Self>) {

@@ -15,7 +15,7 @@ const IDLE: Duration = Duration::from_secs(2);
 const MAX_LOWERED: usize = 256;
 
 impl<B: Backend> Fs<B> {
-    /// The last handle that can write is closed.
+    /// A file that has its lease for nothing, or a directory.
     pub(super) fn lower_later(&self, inode: &Arc<Inode>) {
         let first = {
             let mut owners = self.idle_owners.lock();
@@ -27,7 +27,7 @@ impl<B: Backend> Fs<B> {
         }
     }
 
-    /// The same for an exclusive lease that was taken without a handle, or came back when the last one was closed.
+    /// If nobody has a handle that can write: the last one was closed, or the lease was taken without one.
     pub(super) fn lower_unused(&self, inode: &Arc<Inode>) {
         let unused = {
             let state = inode.state.lock();

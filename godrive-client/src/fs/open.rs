@@ -240,21 +240,18 @@ impl<B: Backend> Fs<B> {
             return;
         };
         let inode = &file.inode;
-        let (removed, told, idle) = self.change(inode, |state| {
+        let (removed, told) = self.change(inode, |state| {
             state.open -= 1;
             state.writers -= u32::from(file.writable);
-            let idle = state.writers == 0 && state.is_exclusive() && !state.removed;
             if state.open > 0 {
-                return (false, false, idle);
+                return (false, false);
             }
             state.lost_open = false;
-            (state.removed, !state.removed && std::mem::take(&mut state.told_open), idle)
+            (state.removed, !state.removed && std::mem::take(&mut state.told_open))
         });
         let last = inode.state.lock().open == 0;
         self.unlock_handle(inode, handle, last);
-        if idle {
-            self.lower_later(inode);
-        }
+        self.lower_unused(inode);
         if removed {
             self.let_go(inode);
         } else if told {

@@ -336,8 +336,11 @@ impl Hub {
         besides: &[ChunkId],
     ) -> Result<bool, Fault> {
         for id in self.state.open_chunks(session, ino)? {
-            let chunk = self.state.chunk(id)?.filter(|chunk| chunk.birth <= self.began_at.0);
-            if chunk.is_some_and(|chunk| chunk.held.version.0 == 0) && !besides.contains(&id) {
+            // Ids rise with time: those that follow are of this term, too.
+            let Some(chunk) = self.state.chunk(id)?.filter(|chunk| chunk.birth <= self.began_at.0) else {
+                break;
+            };
+            if chunk.held.version.0 == 0 && !besides.contains(&id) {
                 return Ok(true);
             }
         }

@@ -404,28 +404,24 @@ fn stability_is_believed_for_the_present_epoch_only() {
 #[test]
 fn a_lease_given_up_closes_the_chunks() {
     let mut bench = Bench::new();
-    let created = bench.create_for_writing(ROOT, "a");
-    let (ino, layout) = (created.entry.attr.ino, created.layout.unwrap());
-    let chunks = vec![state_of(&layout, 1)];
-    bench.commit(CommitRequest { size: Some(10), chunks, ..nothing(ino) }).unwrap();
+    let (ino, layouts) = bench.written("a", 1, 10);
+    bench.open_chunks(ino, &[0]).unwrap();
     let session = bench.session;
     bench.own(Body::ChunksClosed { session, ino }).unwrap();
-    assert_eq!(bench.chunk(layout.chunk.id).open_by, None);
-    assert!(!bench.chunk(layout.chunk.id).unsettled);
+    assert_eq!(bench.chunk(layouts[0].chunk.id).open_by, None);
+    assert!(!bench.chunk(layouts[0].chunk.id).unsettled);
     bench.check();
 }
 
 #[test]
 fn what_a_writer_gave_up_is_treated_as_that_of_a_dead_one() {
     let mut bench = Bench::new();
-    let created = bench.create_for_writing(ROOT, "a");
-    let (ino, layout) = (created.entry.attr.ino, created.layout.unwrap());
-    let chunks = vec![state_of(&layout, 1)];
-    bench.commit(CommitRequest { size: Some(10), chunks, ..nothing(ino) }).unwrap();
+    let (ino, layouts) = bench.written("a", 1, 10);
+    bench.open_chunks(ino, &[0]).unwrap();
     let session = bench.session;
     let given_up = bench.apply(Origin::MASTER, Body::ChunksGivenUp { session, ino });
-    assert_eq!(given_up.effects.unsettled.into_iter().collect::<Vec<_>>(), [layout.chunk.id]);
-    assert_eq!(bench.chunk(layout.chunk.id).open_by, None);
+    assert_eq!(given_up.effects.unsettled.into_iter().collect::<Vec<_>>(), [layouts[0].chunk.id]);
+    assert_eq!(bench.chunk(layouts[0].chunk.id).open_by, None);
     assert!(bench.attr(ino).trim_pending);
     bench.check();
 }
