@@ -25,6 +25,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// A delta update of one chunk, before it has an epoch, a base version and an operation id.
 #[derive(Clone, Debug)]
@@ -57,6 +58,8 @@ enum Load<'a> {
     Chunk(&'a Source),
 }
 
+/// Deltas and syncs that are on their way at one time.
+const MAX_FLIGHTS: usize = 32;
 /// Corrupt answers to one delta that are taken for damage on the way.
 const RESENDS_OF_CORRUPT: u32 = 2;
 
@@ -76,11 +79,14 @@ pub struct Writer {
     last_op: AtomicU64,
     /// Chunks whose last delta got no good answer: their members may have applied it or not.
     unsettled: Mutex<BTreeSet<ChunkId>>,
+    /// Held by a try, not between tries: chunks that wait for an election or for the return of a slave keep no others from theirs.
+    flights: Semaphore,
 }
 
 impl Writer {
     pub fn new(master: Arc<Master>, slaves: Arc<Slaves>, reports: Arc<Reports>) -> Self {
-        Self { master, slaves, reports, last_op: AtomicU64::new(0), unsettled: Mutex::default() }
+        let flights = Semaphore::new(MAX_FLIGHTS);
+        Self { master, slaves, reports, last_op: AtomicU64::new(0), unsettled: Mutex::default(), flights }
     }
 
     fn next_op(&self) -> u64 {
@@ -220,6 +226,7 @@ impl<'a> Tries<'a> {
         bytes: usize,
     ) -> Result<Applied, (NodeId, Fault)> {
         let (first, chain) = self.chain()?;
+        let _flight = self.flight(first.node).await?;
         request.disk = first.disk;
         request.epoch = self.layout.epoch;
         request.chain = chain;
@@ -250,6 +257,7 @@ impl<'a> Tries<'a> {
 
     async fn send_sync(&mut self) -> Result<Applied, (NodeId, Fault)> {
         let (first, chain) = self.chain()?;
+        let _flight = self.flight(first.node).await?;
         let Layout { chunk, epoch, held, .. } = &*self.layout;
         let request = SyncRequest { chunk: chunk.id, epoch: *epoch, version: held.version, chain };
         let deadline = self.deadline(0);
@@ -271,6 +279,16 @@ impl<'a> Tries<'a> {
             self.layout.stable = applied.contents;
         }
         applied
+    }
+
+    /// Waits for the others that are on their way, however long: that is not the delta's time.
+    async fn flight(&mut self, first: NodeId) -> Result<SemaphorePermit<'a>, (NodeId, Fault)> {
+        let timing = &self.writer.master.timing;
+        let begun = timing.now();
+        let closed = |_| (first, Fault::new(Code::Internal, "the driver has stopped"));
+        let flight = self.writer.flights.acquire().await.map_err(closed)?;
+        self.patience.extend(timing.now().since(begun));
+        Ok(flight)
     }
 
     fn chain(&self) -> Result<(Member, Vec<Member>), (NodeId, Fault)> {

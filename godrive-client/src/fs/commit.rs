@@ -7,6 +7,7 @@ use super::{Backend, Fs};
 use crate::core::attrs::Pending;
 use crate::error::{FsError, Result};
 use godrive_proto::data::ChunkState;
+use godrive_proto::ids::{Epoch, Version};
 use godrive_proto::lease::Mode;
 use godrive_proto::meta::{Barrier, Commit, CommitRequest, GetAttr, InodeView};
 use godrive_proto::{Code, Fault};
@@ -16,9 +17,12 @@ use std::sync::atomic::Ordering;
 
 /// Tries of a commit whose chunks get new epochs meanwhile.
 const MAX_COMMITS: u32 = 8;
+/// Chunks of one commit. A file that was written for long without an fsync may have to tell of more, after a loss of the master's power.
+const MAX_CHUNKS_TOLD: usize = 4096;
 
 impl<B: Backend> Fs<B> {
-    /// Tells the master what the replicas hold. `size` is the length up to which everything was flushed.
+    /// Tells the master what the replicas hold. `size` is the length up to which everything was flushed. More chunks than one commit takes
+    /// are told first, in commits of their own.
     pub(super) async fn commit(
         self: &Arc<Self>,
         inode: &Arc<Inode>,
@@ -47,7 +51,9 @@ impl<B: Backend> Fs<B> {
             match self.backend.mutate::<Commit>(&request).await {
                 Ok(reply) => {
                     self.committed(inode, &request, &taken, &reply.view);
-                    return Ok(());
+                    if taken.is_last {
+                        return Ok(());
+                    }
                 }
                 Err(fault) if fault.code == Code::NoLease && taken.again && attempts <= MAX_COMMITS => {
                     attempts += 1;
@@ -82,7 +88,11 @@ impl<B: Backend> Fs<B> {
             for chunk in &request.chunks {
                 let slot = state.slots.get_mut(&chunk.index);
                 if let Some(slot) = slot.filter(|slot| slot.layout.chunk.id == chunk.chunk) {
-                    (slot.is_new, slot.told) = (false, Some(*chunk));
+                    slot.is_new = false;
+                    // An answer may come behind that to a later commit.
+                    if slot.told.is_none_or(|told| order(&told) < order(chunk)) {
+                        slot.told = Some(*chunk);
+                    }
                 }
             }
             if request.keeps == Mode::Shared {
@@ -130,7 +140,7 @@ impl<B: Backend> Fs<B> {
                 for (index, chunk) in taken.chunks {
                     let known = state.chunks.entry(index).or_insert(chunk);
                     // What the master lost was put there meanwhile.
-                    if (known.epoch, known.held.version) < (chunk.epoch, chunk.held.version) {
+                    if order(known) < order(&chunk) {
                         *known = chunk;
                     }
                 }
@@ -168,22 +178,28 @@ impl<B: Backend> Fs<B> {
         let Some(attr) = state.attr.clone() else {
             return Err(FsError::new(libc::EIO, "there is something to commit, but no attributes are known"));
         };
-        let pending = std::mem::take(&mut state.pending);
-        let chunks = std::mem::take(&mut state.chunks);
+        let later = match state.chunks.keys().nth(MAX_CHUNKS_TOLD).copied() {
+            Some(next) => state.chunks.split_off(&next),
+            None => BTreeMap::new(),
+        };
+        let is_last = later.is_empty();
+        let chunks = std::mem::replace(&mut state.chunks, later);
+        // The new length waits for the last chunk.
+        let pending = if is_last { std::mem::take(&mut state.pending) } else { Pending::default() };
         let has_new = state.has_new(&chunks);
         let committed = attr.size.min(size);
         // Written since the flush began: that length is not backed by replicas yet.
-        state.pending.size = pending.size && attr.size > committed;
+        state.pending.size |= pending.size && attr.size > committed;
         state.committing = pending;
         // Removals of its names that the master has not followed need the exclusive lease too.
         let done = state.buffer.is_empty() && !state.pending.any() && !state.gave_up && state.unfollowed == 0;
-        let keeps = if done { keeps } else { Mode::Exclusive };
+        let keeps = if done && is_last { keeps } else { Mode::Exclusive };
         let request = CommitRequest {
             ino: inode.ino,
             size: pending.size.then_some(committed),
             changes: pending.changes(&attr),
             chunks: chunks.values().copied().collect(),
-            trimmed: state.trimming,
+            trimmed: state.trimming && is_last,
             sync,
             keeps,
         };
@@ -195,8 +211,17 @@ impl<B: Backend> Fs<B> {
         state.committing_chunks = true;
         let (poison, answered_early) = (state.poison, state.answered_early);
         let restarts = self.restarts.load(Ordering::SeqCst);
-        let taken =
-            TakenCommit { pending, chunks, has_new, lowered, again, restarts, poison, answered_early };
+        let taken = TakenCommit {
+            pending,
+            chunks,
+            is_last,
+            has_new,
+            lowered,
+            again,
+            restarts,
+            poison,
+            answered_early,
+        };
         Ok(Some((request, taken)))
     }
 
@@ -223,10 +248,17 @@ impl<B: Backend> Fs<B> {
     }
 }
 
+/// What was said of one chunk, earlier or later.
+fn order(said: &ChunkState) -> (Epoch, Version, bool) {
+    (said.epoch, said.held.version, said.stable)
+}
+
 /// What a commit on its way has taken out of the state.
 struct TakenCommit {
     pending: Pending,
     chunks: BTreeMap<u32, ChunkState>,
+    /// Nothing was left for another one.
+    is_last: bool,
     /// First versions are among them.
     has_new: bool,
     lowered: bool,

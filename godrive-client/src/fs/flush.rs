@@ -5,7 +5,7 @@ use super::inode::{Inode, State};
 use super::lease::while_held;
 use super::losses::{collect_loss, collect_regression};
 use super::types::Handle;
-use super::{Backend, Fs, MAX_FLIGHTS};
+use super::{Backend, Fs, MAX_CHUNKS};
 use crate::driver::Delta;
 use crate::error::{FsError, Result};
 use godrive_proto::data::{ChunkState, Layout};
@@ -151,7 +151,7 @@ impl<B: Backend> Fs<B> {
             let mut result = Ok(());
             loop {
                 // After an error no more are begun: each may take until its deadline.
-                while tasks.len() < MAX_FLIGHTS && result.is_ok() {
+                while tasks.len() < MAX_CHUNKS && result.is_ok() {
                     let Some(index) = indexes.next() else { break };
                     let (fs, inode) = (fs.clone(), inode.clone());
                     tasks.spawn(async move { fs.flush_chunk(&inode, index, sync, true).await });
@@ -176,9 +176,6 @@ impl<B: Backend> Fs<B> {
         };
         let _alone = io.write().await;
         loop {
-            let Ok(_flight) = self.flights.acquire().await else {
-                return Err(FsError::new(libc::EIO, "the file system has stopped"));
-            };
             if !all && !inode.state.lock().buffer.fills_a_delta(index) {
                 return Ok(());
             }

@@ -76,9 +76,6 @@ impl<B: Backend> Fs<B> {
             return Ok(());
         };
         let _alone = io.write().await;
-        let Ok(_flight) = self.flights.acquire().await else {
-            return Err(FsError::new(libc::EIO, "the file system has stopped"));
-        };
         let Some(mut layout) = inode.state.lock().slots.get(&index).map(|slot| slot.layout.clone()) else {
             return Ok(());
         };

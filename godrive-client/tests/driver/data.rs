@@ -417,3 +417,23 @@ async fn random_deltas_under_random_faults_match_a_model() {
         }
     }
 }
+
+#[tokio::test]
+async fn chunks_that_wait_for_an_election_keep_no_others_from_theirs() {
+    const STUCK: u32 = 40;
+    let cluster = Cluster::start(1);
+    let driver = patient(&cluster).await;
+    let (mut layout, _) = written(&cluster, &driver).await;
+    cluster.state.lock().slave_faults.insert(NodeId(1), vec![Code::WrongEpoch.into(); STUCK as usize]);
+    let stuck: Vec<_> = (0..STUCK)
+        .map(|n| {
+            let mut layout = cluster.place(1000 + u64::from(n));
+            cluster.state.lock().unelected.insert(layout.chunk.id);
+            let driver = driver.clone();
+            tokio::spawn(async move { driver.write(&mut layout, punch(0, 4096)).await })
+        })
+        .collect();
+    eventually("all of them wait", || cluster.state.lock().waiting == STUCK).await;
+    driver.write(&mut layout, delta(0, b"a", true)).await.expect("a delta");
+    stuck.iter().for_each(|write| write.abort());
+}

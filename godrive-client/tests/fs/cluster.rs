@@ -46,6 +46,8 @@ pub struct World {
     pub failing: Option<ChunkId>,
     /// How often a client said that it gave writes up.
     pub given_up: u64,
+    /// Chunks.
+    pub largest_commit: usize,
     /// A commit that gave the lease back was not answered, and may come again.
     pub commits_again: bool,
     /// Copies that slaves were asked for.

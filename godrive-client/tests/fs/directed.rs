@@ -822,6 +822,38 @@ async fn of_a_chunk_of_which_the_master_lost_the_first_version_it_is_told_again(
     assert!(world.chunks.values().all(|chunk| chunk.committed == chunk.held));
 }
 
+/// A commit is one message, and one record of the master's log.
+#[tokio::test(start_paused = true)]
+async fn of_many_chunks_that_the_master_lost_it_is_told_in_several_commits() {
+    const CHUNKS: u64 = 9000;
+    let cluster = Cluster::new(18);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    let last = cluster.world.lock().master.nodes[&ino].attr.change;
+    for index in 0..CHUNKS {
+        write(&fs, handle, index * u64::from(CHUNK), b"a").await;
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    {
+        let world = &mut *cluster.world.lock();
+        for chunk in world.chunks.values_mut() {
+            assert_eq!(std::mem::take(&mut chunk.committed), chunk.held);
+        }
+        world.master.nodes.get_mut(&ino).unwrap().attr.size = 0;
+        world.largest_commit = 0;
+    }
+    let commits = requests(&cluster, Commit::CODE);
+    cluster.upcalls(1).log_ended(LogIndex(last)).await;
+    cluster.upcalls(1).resume().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let world = cluster.world.lock();
+    assert!(world.chunks.values().all(|chunk| chunk.committed == chunk.held));
+    assert_eq!(world.master.nodes[&ino].attr.size, (CHUNKS - 1) * u64::from(CHUNK) + 1);
+    assert!(world.largest_commit <= 4096, "{} chunks", world.largest_commit);
+    drop(world);
+    assert_eq!(requests(&cluster, Commit::CODE), commits + 3);
+}
+
 /// What a copy that failed may have left behind is no matter while somebody writes on.
 #[tokio::test(start_paused = true)]
 async fn an_idle_lease_is_not_given_up_under_a_writer() {

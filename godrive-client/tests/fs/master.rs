@@ -654,6 +654,7 @@ impl Run<'_> {
             return Err(Code::NoLease.into());
         }
         self.own(request.ino, "commit")?;
+        self.world.largest_commit = self.world.largest_commit.max(request.chunks.len());
         let now = self.now;
         for state in &request.chunks {
             let named = self.world.master.node(request.ino)?.chunks.get(&state.index) == Some(&state.chunk);
