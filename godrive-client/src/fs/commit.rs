@@ -274,6 +274,6 @@ struct TakenCommit {
 impl TakenCommit {
     /// Something that an fsync owes to the master's stable storage.
     fn matters(&self) -> bool {
-        self.has_new || self.pending.size || self.pending.mode || self.pending.owner || self.pending.atime
+        self.has_new || self.pending.size || self.pending.is_set()
     }
 }

@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Mutex as OrderMutex, Notify, RwLock};
+use tokio::sync::{Mutex as OrderMutex, Notify, OwnedRwLockWriteGuard, RwLock};
 use tokio::time::Instant;
 
 /// Layouts are asked for in windows of so many chunks.
@@ -163,6 +163,9 @@ pub struct Slot {
     pub io: Arc<RwLock<()>>,
 }
 
+/// A chunk's `io`, held alone.
+pub type Alone = OwnedRwLockWriteGuard<()>;
+
 impl Inode {
     pub fn new(ino: Ino, recalled: LeaseId) -> Self {
         Self {
@@ -174,11 +177,28 @@ impl Inode {
             changed: Notify::new(),
         }
     }
+
+    /// Waits until a chunk is held alone. None: it has no slot. Its slot may go meanwhile and another one come, whose lock is another.
+    pub async fn alone(&self, index: u32) -> Option<Alone> {
+        loop {
+            let io = self.state.lock().slots.get(&index).map(|slot| slot.io.clone())?;
+            let alone = io.write_owned().await;
+            if self.state.lock().slot_under(index, &alone).is_some() {
+                return Some(alone);
+            }
+        }
+    }
 }
 
 impl State {
     pub fn mode(&self) -> Option<Mode> {
         self.lease.mode()
+    }
+
+    /// The slot of a chunk, if this is its lock.
+    pub fn slot_under(&self, index: u32, alone: &Alone) -> Option<&Slot> {
+        let slot = self.slots.get(&index)?;
+        Arc::ptr_eq(&slot.io, OwnedRwLockWriteGuard::rwlock(alone)).then_some(slot)
     }
 
     pub fn is_exclusive(&self) -> bool {
@@ -278,7 +298,7 @@ impl State {
     /// What the next daemon must know of it if this one is killed now.
     pub fn trace(&self) -> Trace {
         let local = self.local();
-        let attributes = local.size || local.mode || local.owner || local.atime;
+        let attributes = local.size || local.is_set();
         let untold = self.owes_error || self.error.is_some() || self.regressed.is_some() || self.unkept;
         let removals = self.unfollowed > 0 && self.kind() == Some(Kind::Directory);
         Trace {

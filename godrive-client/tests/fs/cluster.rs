@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +44,11 @@ pub struct World {
     pub slaves_down: bool,
     /// Deltas to this chunk fail.
     pub failing: Option<ChunkId>,
+    /// While true, deltas are on their way, and so are requests of these operations.
+    pub deltas_wait: bool,
+    pub waits: BTreeSet<u16>,
+    /// Messages take no time.
+    pub at_once: bool,
     /// How often a client said that it gave writes up.
     pub given_up: u64,
     /// Chunks.
@@ -88,6 +93,9 @@ impl Cluster {
     }
 
     async fn travel(&self) {
+        if self.world.lock().at_once {
+            return;
+        }
         let wait = self.random.lock().random_range(20..2000);
         tokio::time::sleep(Duration::from_micros(wait)).await;
     }
@@ -95,6 +103,7 @@ impl Cluster {
     /// Executes a request when no other client's lease is in the way; recalls those that are.
     async fn execute(self: &Arc<Self>, client: u64, code: u16, request: &(dyn Any + Send + Sync)) -> Answer {
         self.travel().await;
+        self.wait_while(|world| world.waits.contains(&code)).await;
         let answer = loop {
             let recalls = {
                 let mut world = self.world.lock();
@@ -114,6 +123,12 @@ impl Cluster {
         };
         self.travel().await;
         answer
+    }
+
+    async fn wait_while(&self, held: impl Fn(&World) -> bool) {
+        while held(&self.world.lock()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     pub fn now(&self) -> Duration {
@@ -235,6 +250,7 @@ impl Backend for Client {
 
     async fn write(&self, layout: &mut Layout, delta: Delta) -> Result<Applied, Fault> {
         self.cluster.travel().await;
+        self.cluster.wait_while(|world| world.deltas_wait).await;
         let result = self.apply(layout, &delta);
         self.cluster.travel().await;
         result

@@ -8,7 +8,8 @@ use godrive_client::driver::{BoxFuture, Config as DriverConfig, Declared};
 use godrive_client::fs::config::Config;
 use godrive_client::fs::{Backend, Caller, Found, Fs, Handle, Invalidate, Invalidation, SetAttr, Whence};
 use godrive_proto::lease::{GetLayout, GetLayouts, OpenChunks, RecallRequest};
-use godrive_proto::meta::{Barrier, Commit, Create, Lookup, NewNode, RenameMode};
+use godrive_proto::meta::{Barrier, Commit, Create, Lookup, NewNode, RenameMode, SetTime, Truncate};
+use godrive_proto::time::Timestamp;
 use godrive_proto::{Ino, LeaseId, LogIndex, Operation, ROOT};
 use std::sync::Arc;
 use std::time::Duration;
@@ -924,4 +925,97 @@ async fn a_lease_that_was_taken_to_cut_a_file_by_its_path_goes_back_by_itself() 
     assert!(cluster.world.lock().leases.is_exclusive(1, ino));
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert!(!cluster.world.lock().leases.is_exclusive(1, ino));
+}
+
+/// A flush that waited for a chunk which a truncation dropped meets the next one at the same place.
+#[tokio::test(start_paused = true)]
+async fn a_flush_that_waited_for_a_dropped_chunk_takes_nothing_of_the_next_one_from_an_fsync() {
+    let cluster = Cluster::new(18);
+    let (fs, other) = (cluster.mount(1), cluster.mount(2));
+    let (ino, handle) = create(&other, b"a").await;
+    write(&other, handle, 0, &[1; CHUNK as usize]).await;
+    other.flush(handle).await.unwrap();
+    other.release(handle);
+    let handle = fs.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    write(&fs, handle, 0, b"x").await;
+    fs.fsync(handle, false).await.unwrap();
+    {
+        let world = &mut *cluster.world.lock();
+        world.at_once = true;
+        world.waits.insert(Truncate::CODE);
+    }
+    let deltas = fs.stats().deltas;
+    let writing = tokio::spawn({
+        let (cluster, fs) = (cluster.clone(), fs.clone());
+        async move {
+            // The stream has left the chunk: the background begins to flush it, behind the truncation and a read.
+            write(&fs, handle, u64::from(CHUNK) - 10, &[2; 10]).await;
+            let empty = SetAttr { size: Some(0), ..SetAttr::default() };
+            let reading = fs.clone();
+            let read =
+                async { tokio::spawn(async move { reading.read(handle, 8192, 4096).await.map(drop) }) };
+            let (cut, _) = tokio::join!(fs.setattr(ino, None, empty), read);
+            cut.map(drop).unwrap();
+            write(&fs, handle, 0, &[3; 100]).await;
+            fs.fsync(handle, false).await.unwrap();
+            durable(&cluster, ino)
+        }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(fs.stats().deltas, deltas, "all of them wait");
+    {
+        let world = &mut *cluster.world.lock();
+        world.deltas_wait = true;
+        world.waits.clear();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cluster.world.lock().deltas_wait = false;
+    assert_eq!(writing.await.unwrap(), [3; 100]);
+    assert_eq!(cluster.world.lock().violations, [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_writes_on_and_on_keeps_no_flush_from_its_end() {
+    let cluster = Cluster::new(19);
+    let fs = cluster.mount(1);
+    let (ino, steady) = create(&fs, b"a").await;
+    let handle = fs.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    let writing = tokio::spawn({
+        let fs = fs.clone();
+        async move {
+            loop {
+                write(&fs, steady, 0, &[1; 4096]).await;
+                tokio::time::sleep(Duration::from_micros(10)).await;
+            }
+        }
+    });
+    write(&fs, handle, 20_000, b"end").await;
+    let flushed = tokio::time::timeout(Duration::from_secs(60), fs.flush(handle)).await;
+    flushed.expect("it ends").unwrap();
+    assert_eq!(durable(&cluster, ino)[20_000..], *b"end");
+    assert!(requests(&cluster, Commit::CODE) > 0);
+    writing.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_fsync_waits_for_a_time_that_was_set() {
+    let cluster = Cluster::new(20);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, b"a").await;
+    fs.fsync(handle, false).await.unwrap();
+    let commits = requests(&cluster, Commit::CODE);
+    let set = SetAttr { mtime: Some(SetTime::At(Timestamp(77))), ..SetAttr::default() };
+    fs.setattr(ino, None, set).await.unwrap();
+    fs.fsync(handle, true).await.unwrap();
+    assert_eq!(requests(&cluster, Commit::CODE), commits, "fdatasync needs no time");
+    fs.fsync(handle, false).await.unwrap();
+    assert_eq!(cluster.world.lock().master.nodes[&ino].attr.mtime, Timestamp(77));
+    // The background may have told the master, which has it in its memory only.
+    let set = SetAttr { mtime: Some(SetTime::At(Timestamp(78))), ..SetAttr::default() };
+    fs.setattr(ino, None, set).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let barriers = requests(&cluster, Barrier::CODE);
+    fs.fsync(handle, false).await.unwrap();
+    assert_eq!(requests(&cluster, Barrier::CODE), barriers + 1);
 }
