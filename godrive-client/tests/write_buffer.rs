@@ -195,3 +195,23 @@ fn a_pass_takes_what_was_dirty_when_it_began_and_ends_whoever_goes_on_writing() 
     assert_eq!(replica[4999 * 8..][..4], *b"abcd");
     assert!(buffer.has(0), "what came behind it is the next one's");
 }
+
+#[test]
+fn a_hole_beneath_leaves_what_was_written() {
+    let mut buffer = WriteBuffer::default();
+    let mut replica = vec![7; 8192];
+    for (at, bytes) in [(100, b"flight"), (5000, b"second")] {
+        buffer.write(0, ID, at, &Bytes::from_static(bytes)).unwrap();
+        if at == 100 {
+            apply(&buffer.take(0, 0).unwrap(), &mut replica);
+        }
+    }
+    buffer.punch_beneath(0, ID, 50, 6000).unwrap();
+    buffer.landed(0);
+    apply(&buffer.take(0, 0).unwrap(), &mut replica);
+    let mut expected = vec![7; 8192];
+    expected[50..6050].fill(0);
+    expected[100..106].copy_from_slice(b"flight");
+    expected[5000..5006].copy_from_slice(b"second");
+    assert!(replica == expected);
+}

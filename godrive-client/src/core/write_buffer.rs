@@ -108,6 +108,17 @@ impl WriteBuffer {
         self.change(index, Some(chunk), |buffer| buffer.dirty.punch(chunk, offset, len))
     }
 
+    /// The same but for what is dirty or in flight there.
+    pub fn punch_beneath(&mut self, index: u32, chunk: ChunkId, offset: u32, len: u32) -> Result<(), Rotten> {
+        let (mut at, end) = (offset, offset + len);
+        let above = self.overlay(index, offset, end);
+        for (start, len, _) in above.into_iter().chain([(end, 0, None)]) {
+            self.punch(index, chunk, at, start - at)?;
+            at = start + len;
+        }
+        Ok(())
+    }
+
     /// Forgets what lies at or behind `offset` of chunk `index`, and all later chunks. Nothing there may be in flight.
     pub fn cut(&mut self, index: u32, offset: u32) -> Result<(), Rotten> {
         if let Some(first) = index.checked_add(u32::from(offset > 0)) {

@@ -1,14 +1,14 @@
 //! Telling the master what the replicas hold, and what this mount has changed of the attributes. A commit may give the exclusive
 //! lease back.
 
-use super::inode::Inode;
+use super::inode::{Flushed, Inode};
 use super::mutate::is_unknown;
 use super::{Backend, Fs};
 use crate::core::attrs::Pending;
 use crate::error::{FsError, Result};
 use godrive_proto::data::ChunkState;
 use godrive_proto::ids::{Epoch, Version};
-use godrive_proto::lease::Mode;
+use godrive_proto::lease::{Mode, OpenChunks, OpenChunksRequest};
 use godrive_proto::meta::{Barrier, Commit, CommitRequest, GetAttr, InodeView};
 use godrive_proto::{Code, Fault};
 use std::collections::BTreeMap;
@@ -21,21 +21,21 @@ const MAX_COMMITS: u32 = 8;
 const MAX_CHUNKS_TOLD: usize = 4096;
 
 impl<B: Backend> Fs<B> {
-    /// Tells the master what the replicas hold. `size` is the length up to which everything was flushed. More chunks than one commit takes
+    /// Tells the master what the replicas hold, as far as everything was `flushed`. More chunks than one commit takes
     /// are told first, in commits of their own.
     pub(super) async fn commit(
         self: &Arc<Self>,
         inode: &Arc<Inode>,
         sync: bool,
         keeps: Mode,
-        size: u64,
+        mut flushed: Flushed,
     ) -> Result<()> {
         let mut attempts = 0;
         loop {
             // Lowering the lease is in order with requests for it. It never waits for one: that may wait for a recall.
             let lowering = if keeps == Mode::Shared { inode.acquiring.try_lock().ok() } else { None };
             let keeps = if lowering.is_some() { Mode::Shared } else { Mode::Exclusive };
-            let Some((request, taken)) = self.take_commit(inode, sync, keeps, size)? else {
+            let Some((request, taken)) = self.take_commit(inode, sync, keeps, flushed)? else {
                 let (unsynced, answered_early) = {
                     let state = inode.state.lock();
                     (state.is_unsynced(), state.answered_early)
@@ -62,13 +62,59 @@ impl<B: Backend> Fs<B> {
                 Err(fault) => {
                     attempts += 1;
                     self.not_committed(inode, &fault, taken);
-                    if fault.code != Code::WrongEpoch || attempts > MAX_COMMITS {
-                        return Err(fault.into());
+                    drop(lowering);
+                    match fault.code {
+                        _ if attempts > MAX_COMMITS => return Err(fault.into()),
+                        Code::WrongEpoch => self.renew_layouts(inode).await,
+                        Code::Busy => self.cut_untold(inode).await?,
+                        _ => return Err(fault.into()),
                     }
-                    self.renew_layouts(inode).await;
+                    flushed.trims = self.flush_cut(inode, sync, flushed.trims).await?;
                 }
             }
         }
+    }
+
+    /// The master does not let the file grow, as what was cut off may be there again: a loss of power of which this mount has not heard.
+    /// What it has written behind the master's end without an fsync may be lost with that, and is cut off with it.
+    async fn cut_untold(&self, inode: &Arc<Inode>) -> Result<()> {
+        let (index, is_open, generation, cuts) = {
+            let state = inode.state.lock();
+            let index = state.told_end().0;
+            let is_open = state.slots.get(&index).is_some_and(|slot| slot.opened);
+            (index, is_open, state.generation, state.cuts)
+        };
+        let mut layouts = Vec::new();
+        if !is_open {
+            let request = OpenChunksRequest { ino: inode.ino, indexes: vec![index] };
+            layouts = self.backend.query::<OpenChunks>(&request).await?;
+            self.backend.meet(&layouts);
+        }
+        let is_cut = self.change(inode, |state| {
+            if (state.generation, state.cuts) != (generation, cuts) || !state.is_exclusive() {
+                return false;
+            }
+            for layout in layouts {
+                state.place(layout, true, || self.new_tag());
+            }
+            state.regressed = Some(index);
+            state.cut_again()
+        });
+        let lost =
+            || FsError::new(libc::EIO, format!("inode {} cannot be trimmed before it grows", inode.ino));
+        if is_cut { Ok(()) } else { Err(lost()) }
+    }
+
+    /// Flushes what was cut off again since there were so many trims; how many there are now.
+    async fn flush_cut(self: &Arc<Self>, inode: &Arc<Inode>, sync: bool, trims: u64) -> Result<u64> {
+        let (index, now) = {
+            let state = inode.state.lock();
+            (state.told_end().0, state.trims)
+        };
+        if now > trims {
+            self.flush_chunk(inode, index, sync, true).await?;
+        }
+        Ok(now)
     }
 
     fn committed(&self, inode: &Arc<Inode>, request: &CommitRequest, taken: &TakenCommit, view: &InodeView) {
@@ -79,7 +125,7 @@ impl<B: Backend> Fs<B> {
             }
             state.committing = Pending::default();
             state.committing_chunks = false;
-            state.trimming &= !request.trimmed;
+            state.trimming &= !request.trimmed || state.trims > taken.trims;
             if request.sync {
                 state.synced = state.synced.max(taken.answered_early);
             } else if taken.matters() || request.trimmed {
@@ -162,7 +208,7 @@ impl<B: Backend> Fs<B> {
         inode: &Arc<Inode>,
         sync: bool,
         keeps: Mode,
-        size: u64,
+        flushed: Flushed,
     ) -> Result<Option<(CommitRequest, TakenCommit)>> {
         let mut state = inode.state.lock();
         if !state.has_commit() {
@@ -187,7 +233,7 @@ impl<B: Backend> Fs<B> {
         // The new length waits for the last chunk.
         let pending = if is_last { std::mem::take(&mut state.pending) } else { Pending::default() };
         let has_new = state.has_new(&chunks);
-        let committed = attr.size.min(size);
+        let committed = attr.size.min(flushed.size);
         // Written since the flush began: that length is not backed by replicas yet.
         state.pending.size |= pending.size && attr.size > committed;
         state.committing = pending;
@@ -199,7 +245,7 @@ impl<B: Backend> Fs<B> {
             size: pending.size.then_some(committed),
             changes: pending.changes(&attr),
             chunks: chunks.values().copied().collect(),
-            trimmed: state.trimming && is_last,
+            trimmed: state.trimming && is_last && state.trims == flushed.trims,
             sync,
             keeps,
         };
@@ -212,6 +258,7 @@ impl<B: Backend> Fs<B> {
         let (poison, answered_early) = (state.poison, state.answered_early);
         let restarts = self.restarts.load(Ordering::SeqCst);
         let taken = TakenCommit {
+            trims: flushed.trims,
             pending,
             chunks,
             is_last,
@@ -240,11 +287,11 @@ impl<B: Backend> Fs<B> {
     /// A commit that gave the lease back and was not answered is made again, under the inode's order lock. To ask for the lease before
     /// that could mean to wait for a recall that waits for this commit.
     pub(super) async fn settle_lowering(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
-        let (lowered, size) = {
+        let (lowered, flushed) = {
             let state = inode.state.lock();
-            (state.has_commit() && !state.is_exclusive(), state.size())
+            (state.has_commit() && !state.is_exclusive(), state.to_flush())
         };
-        if lowered { self.commit(inode, false, Mode::Exclusive, size).await } else { Ok(()) }
+        if lowered { self.commit(inode, false, Mode::Exclusive, flushed).await } else { Ok(()) }
     }
 }
 
@@ -255,6 +302,7 @@ fn order(said: &ChunkState) -> (Epoch, Version, bool) {
 
 /// What a commit on its way has taken out of the state.
 struct TakenCommit {
+    trims: u64,
     pending: Pending,
     chunks: BTreeMap<u32, ChunkState>,
     /// Nothing was left for another one.

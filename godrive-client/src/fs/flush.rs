@@ -112,8 +112,10 @@ impl<B: Backend> Fs<B> {
     }
 
     async fn flush_stages(self: &Arc<Self>, inode: &Arc<Inode>, level: Level, keeps: Mode) -> Result<()> {
-        let size = inode.state.lock().size();
-        let indexes: Vec<u32> = inode.state.lock().buffer.indexes().collect();
+        let (flushed, indexes) = {
+            let state = inode.state.lock();
+            (state.to_flush(), state.buffer.indexes().collect())
+        };
         self.flush_chunks(inode, indexes, level.is_stable()).await?;
         if level.is_stable() {
             self.sync_unstable(inode).await?;
@@ -131,7 +133,7 @@ impl<B: Backend> Fs<B> {
                 sync
             }
         };
-        self.commit(inode, sync, keeps, size).await
+        self.commit(inode, sync, keeps, flushed).await
     }
 
     /// Sends the dirty pieces of these chunks, several at a time. In a task of its own: a caller that goes away must not

@@ -68,6 +68,10 @@ pub struct State {
     pub chunks: BTreeMap<u32, ChunkState>,
     /// The trim that is pending at the master is this mount's: its hole is in the buffer or has landed.
     pub trimming: bool,
+    /// Holes that trims have made. A commit speaks of those that were flushed before it.
+    pub trims: u64,
+    /// The length that the master said last.
+    pub told_size: u64,
     /// Changes of this inode that the master answered before they were on stable storage, and how many of them a
     /// later sync covers.
     pub answered_early: u64,
@@ -163,6 +167,13 @@ pub struct Slot {
     pub io: Arc<RwLock<()>>,
 }
 
+/// How far everything was held before a commit: the length, and the holes of trims.
+#[derive(Clone, Copy)]
+pub struct Flushed {
+    pub size: u64,
+    pub trims: u64,
+}
+
 /// A chunk's `io`, held alone.
 pub type Alone = OwnedRwLockWriteGuard<()>;
 
@@ -227,6 +238,32 @@ impl State {
         self.attr.as_ref().map_or(0, |attr| attr.chunk_bytes)
     }
 
+    pub fn to_flush(&self) -> Flushed {
+        Flushed { size: self.size(), trims: self.trims }
+    }
+
+    /// The chunk that holds the end of the file as the master knows it, and where that lies in it.
+    pub fn told_end(&self) -> (u32, u32) {
+        let chunk_bytes = u64::from(self.chunk_bytes().max(1));
+        ((self.told_size / chunk_bytes) as u32, (self.told_size % chunk_bytes) as u32)
+    }
+
+    /// What lies behind the master's end of the file becomes zeros, but for what is dirty there. False: not yet, but before the file
+    /// grows.
+    pub fn cut_again(&mut self) -> bool {
+        let (index, from) = self.told_end();
+        let (chunk_bytes, is_exclusive) = (self.chunk_bytes(), self.is_exclusive());
+        let Some(attr) = &mut self.attr else { return false };
+        (attr.trim_pending, self.trimming) = (true, false);
+        let Some(slot) = self.slots.get(&index).filter(|slot| slot.opened && is_exclusive) else {
+            return false;
+        };
+        let chunk = slot.layout.chunk.id;
+        self.trims += 1;
+        self.trimming = self.buffer.punch_beneath(index, chunk, from, chunk_bytes - from).is_ok();
+        self.trimming
+    }
+
     /// Fields in which this mount is ahead of the master.
     pub fn local(&self) -> Pending {
         let mut local = self.pending;
@@ -260,6 +297,9 @@ impl State {
         }
         // It was restored from the trash.
         self.removed &= !newer || self.unfollowed > 0 || view.attr.nlink == 0;
+        if self.attr.as_ref().is_none_or(|attr| view.attr.change >= attr.change) {
+            self.told_size = view.attr.size;
+        }
         let local = self.local();
         attrs::merge(&mut self.attr, local, self.unfollowed > 0, view.attr.clone());
         let longer = self.size_given_up.is_some_and(|before| self.size() > before);
@@ -411,16 +451,22 @@ impl State {
     }
 
     /// Takes over what is newer than what is known of a chunk. All that learn of a layout come through here, so that the loss of what
-    /// was held is never passed over: also not where a master that has lost its last records with its power says less at first.
+    /// was held is never passed over: also not where a master that has lost its last records with its power says less at first. With it
+    /// may come back what was cut off.
     pub fn renew_layout(&mut self, layout: Layout) {
+        let (end, behind) = self.told_end();
         let Some(slot) = self.slots.get_mut(&layout.index) else { return };
-        if is_regression(&slot.layout, &layout) {
-            self.regressed = Some(layout.index);
-        }
+        let (index, is_older) = (layout.index, is_regression(&slot.layout, &layout));
         if slot.layout.chunk.id == layout.chunk.id {
             adopt(&mut slot.layout, layout);
         } else {
             slot.layout = layout;
+        }
+        if is_older {
+            self.regressed = Some(index);
+            if index == end && behind > 0 {
+                self.cut_again();
+            }
         }
     }
 

@@ -266,14 +266,15 @@ impl<B: Backend> Fs<B> {
         if asked == now {
             return None;
         }
-        let mut state = inode.state.lock();
-        let slot = state.slots.get_mut(&index).filter(|slot| slot.layout == *asked)?;
-        if slot.layout.held != now.held {
-            slot.tag = self.new_tag();
-        }
-        let tag = slot.tag;
-        state.renew_layout(now.clone());
-        Some(tag)
+        self.change(inode, |state| {
+            let slot = state.slots.get_mut(&index).filter(|slot| slot.layout == *asked)?;
+            if slot.layout.held != now.held {
+                slot.tag = self.new_tag();
+            }
+            let tag = slot.tag;
+            state.renew_layout(now.clone());
+            Some(tag)
+        })
     }
 
     /// Fetches ahead of a sequential reader, in the background.

@@ -184,6 +184,7 @@ impl<B: Backend> Fs<B> {
                 state.place(trim, true, || self.new_tag());
             }
             state.trimming = true;
+            state.trims += 1;
             state.buffer.punch(index, chunk, from, len).map_err(rotten)?;
             Ok(true)
         })

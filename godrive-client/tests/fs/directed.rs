@@ -1019,3 +1019,95 @@ async fn an_fsync_waits_for_a_time_that_was_set() {
     fs.fsync(handle, false).await.unwrap();
     assert_eq!(requests(&cluster, Barrier::CODE), barriers + 1);
 }
+
+/// Each byte and how often it comes.
+fn runs(bytes: &[u8]) -> Vec<(u8, usize)> {
+    bytes.chunk_by(|a, b| a == b).map(|run| (run[0], run.len())).collect()
+}
+
+/// 1000 bytes that were cut off from 5000 and, where it is `told`, are followed by zeros and the end at 3000.
+async fn cut_and_extended(cluster: &Arc<Cluster>, told: bool) -> (Arc<Fs<Client>>, Ino, Handle) {
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, &[1; 5000]).await;
+    fs.fsync(handle, false).await.unwrap();
+    let length = SetAttr { size: Some(1000), ..SetAttr::default() };
+    fs.setattr(ino, None, length).await.unwrap();
+    write(&fs, handle, 3000, b"end").await;
+    if !told {
+        cluster.world.lock().waits.insert(Commit::CODE);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    {
+        let world = &mut *cluster.world.lock();
+        assert_eq!(world.master.nodes[&ino].attr.size, if told { 3003 } else { 1000 });
+        world.lose_power();
+        assert!(world.master.nodes[&ino].attr.trim_pending);
+        world.waits.clear();
+    }
+    (fs, ino, handle)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hole_that_was_lost_before_the_master_heard_of_it_is_made_again() {
+    let cluster = Cluster::new(21);
+    let (fs, ino, handle) = cut_and_extended(&cluster, false).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let expected = [(1, 1000), (0, 2003)];
+    assert_eq!(runs(&durable(&cluster, ino)), expected);
+    assert_eq!(fs.fsync(handle, false).await.unwrap_err().errno, libc::EIO, "the end is lost");
+    fs.fsync(handle, false).await.unwrap();
+    assert_eq!(runs(&durable(&cluster, ino)), expected);
+    assert_eq!(runs(&read(&fs, handle, 0, 5000).await), expected);
+    assert_eq!(cluster.world.lock().violations, [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_loss_of_power_brought_back_behind_the_end_is_cut_off_before_the_file_grows() {
+    for at in [10_000, u64::from(CHUNK) + 5] {
+        let cluster = Cluster::new(22);
+        let (fs, ino, handle) = cut_and_extended(&cluster, true).await;
+        write(&fs, handle, at, &[5; 3]).await;
+        // Whoever writes into the older chunk is told by the delta, others by the next fsync.
+        let flushed = fs.flush(handle).await.map_err(|error| error.errno);
+        let synced = fs.fsync(handle, false).await.map_err(|error| error.errno);
+        assert!(flushed == Err(libc::EIO) || synced == Err(libc::EIO), "{flushed:?} {synced:?}");
+        fs.fsync(handle, false).await.unwrap();
+        // Up to the length it is older, as was told.
+        let expected = [(1, 3003), (0, at as usize - 3003), (5, 3)];
+        assert_eq!(runs(&durable(&cluster, ino)), expected);
+        assert_eq!(runs(&read(&fs, handle, 0, 2 * CHUNK).await), expected);
+        let world = cluster.world.lock();
+        assert!(!world.master.nodes[&ino].attr.trim_pending);
+        assert!(world.chunks.values().all(|chunk| chunk.stable == chunk.held));
+        assert_eq!(world.violations, [""; 0]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_grows_a_file_of_whose_loss_of_power_it_knows_nothing_cuts_it_off_first() {
+    let cluster = Cluster::new(23);
+    let (one, two) = (cluster.mount(1), cluster.mount(2));
+    let (ino, handle) = create(&one, b"a").await;
+    write(&one, handle, 0, &[1; 5000]).await;
+    one.fsync(handle, false).await.unwrap();
+    let length = SetAttr { size: Some(1000), ..SetAttr::default() };
+    one.setattr(ino, None, length).await.unwrap();
+    one.flush(handle).await.unwrap();
+    one.release(handle);
+    let handle = two.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    cluster.world.lock().lose_power();
+    let at = u64::from(CHUNK) + 5;
+    write(&two, handle, at, &[5; 3]).await;
+    two.flush(handle).await.unwrap();
+    let expected = [(1, 1000), (0, at as usize - 1000), (5, 3)];
+    assert_eq!(runs(&durable(&cluster, ino)), expected);
+    assert_eq!(
+        two.fsync(handle, false).await.unwrap_err().errno,
+        libc::EIO,
+        "a chunk of it is older"
+    );
+    two.fsync(handle, false).await.unwrap();
+    assert_eq!(runs(&read(&two, handle, 0, 2 * CHUNK).await), expected);
+    assert_eq!(cluster.world.lock().violations, [""; 0]);
+}
