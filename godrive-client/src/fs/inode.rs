@@ -108,6 +108,9 @@ pub struct State {
     pub xattrs: Option<Vec<(Vec<u8>, Vec<u8>)>>,
     pub open: u32,
     pub writers: u32,
+    /// Handles through which a program may store into shared mappings, of which nobody hears until the kernel writes its pages back.
+    /// It does so before it releases the last of them.
+    pub mappable: u32,
     /// The length when the last lease went, which is what the kernel can know of it.
     pub size_given_up: Option<u64>,
     /// The file has become longer elsewhere, and the kernel may not know it.
