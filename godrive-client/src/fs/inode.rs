@@ -256,7 +256,7 @@ impl State {
     pub fn cut_again(&mut self) -> bool {
         let (index, from) = self.told_end();
         let (chunk_bytes, is_exclusive) = (self.chunk_bytes(), self.is_exclusive());
-        let Some(attr) = &mut self.attr else { return false };
+        let Some(attr) = self.attr.as_mut().filter(|_| from > 0) else { return false };
         (attr.trim_pending, self.trimming) = (true, false);
         let Some(slot) = self.slots.get(&index).filter(|slot| slot.opened && is_exclusive) else {
             return false;
@@ -457,7 +457,7 @@ impl State {
     /// was held is never passed over: also not where a master that has lost its last records with its power says less at first. With it
     /// may come back what was cut off.
     pub fn renew_layout(&mut self, layout: Layout) {
-        let (end, behind) = self.told_end();
+        let (end, _) = self.told_end();
         let Some(slot) = self.slots.get_mut(&layout.index) else { return };
         let (index, is_older) = (layout.index, is_regression(&slot.layout, &layout));
         if slot.layout.chunk.id == layout.chunk.id {
@@ -467,7 +467,7 @@ impl State {
         }
         if is_older {
             self.regressed = Some(index);
-            if index == end && behind > 0 {
+            if index == end {
                 self.cut_again();
             }
         }

@@ -1102,11 +1102,7 @@ async fn who_grows_a_file_of_whose_loss_of_power_it_knows_nothing_cuts_it_off_fi
     two.flush(handle).await.unwrap();
     let expected = [(1, 1000), (0, at as usize - 1000), (5, 3)];
     assert_eq!(runs(&durable(&cluster, ino)), expected);
-    assert_eq!(
-        two.fsync(handle, false).await.unwrap_err().errno,
-        libc::EIO,
-        "a chunk of it is older"
-    );
+    assert_eq!(two.fsync(handle, false).await.unwrap_err().errno, libc::EIO, "a chunk of it is older");
     two.fsync(handle, false).await.unwrap();
     assert_eq!(runs(&read(&two, handle, 0, 2 * CHUNK).await), expected);
     assert_eq!(cluster.world.lock().violations, [""; 0]);
