@@ -237,15 +237,20 @@ impl<B: Backend> Fs<B> {
         // Written since the flush began: that length is not backed by replicas yet.
         state.pending.size |= pending.size && attr.size > committed;
         state.committing = pending;
-        // Removals of its names that the master has not followed need the exclusive lease too.
-        let done = state.buffer.is_empty() && !state.pending.any() && !state.gave_up && state.unfollowed == 0;
+        let trimmed = state.trimming && is_last && state.trims == flushed.trims;
+        // Removals of its names that the master has not followed need the exclusive lease too, and so does a trim.
+        let done = trimmed == state.trimming
+            && state.buffer.is_empty()
+            && !state.pending.any()
+            && !state.gave_up
+            && state.unfollowed == 0;
         let keeps = if done && is_last { keeps } else { Mode::Exclusive };
         let request = CommitRequest {
             ino: inode.ino,
             size: pending.size.then_some(committed),
             changes: pending.changes(&attr),
             chunks: chunks.values().copied().collect(),
-            trimmed: state.trimming && is_last && state.trims == flushed.trims,
+            trimmed,
             sync,
             keeps,
         };
