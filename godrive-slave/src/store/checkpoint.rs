@@ -97,6 +97,10 @@ impl DiskStore {
             match self.log.punch(first, run.blocks) {
                 Ok(()) => freed += u64::from(run.blocks) * BLOCK as u64,
                 Err(error) if godrive_disk::is_full(&error) => left.push(*run),
+                // With the file its blocks are gone; what else it held is found missing by reads and the scrub.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    tracing::error!(disk = %self.id, segment = run.segment, "a segment is missing");
+                }
                 // A file system without holes: the space comes back when the whole segment is free.
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                     tracing::debug!(disk = %self.id, "the file system cannot punch holes");

@@ -115,7 +115,7 @@ impl DiskFile for AskingFile {
 }
 
 /// Fills the rest of the log's last segment with a chunk that is deleted afterwards.
-fn fill_a_segment(store: &DiskStore, chunk: u64) -> Result<(), Fault> {
+pub(super) fn fill_a_segment(store: &DiskStore, chunk: u64) -> Result<(), Fault> {
     let first = store.log.end().0.segment;
     let payload = vec![3; 8 * LEAF];
     let extent = Extent { offset: 0, len: payload.len() as u32, fill: Fill::Bytes };
