@@ -237,6 +237,73 @@ async fn an_installation_and_a_copy_meet_the_disk_that_they_name_or_none() {
     assert_eq!(copy::copy(&shared, copy, RequestHeader::default()).await.unwrap_err().code, Code::Disk);
 }
 
+/// What a copy left, whole, that has not become a member yet.
+fn leave_copy(store: &DiskStore, chunk: u64, contents: Contents, epoch: u64) {
+    let adoption = Adoption {
+        chunk: ChunkId(chunk),
+        chunk_bytes: 1 << 20,
+        version: contents.version,
+        partial: false,
+        keep_aside: false,
+        into_reserve: false,
+        based_on: 0,
+        leaves: vec![LeafSum { leaf: 0, sum: sums::piece(ChunkId(chunk), 0, &LEAF) }],
+        data: vec![LEAF.to_vec().into()],
+        digest: contents.digest,
+        epoch: Epoch(epoch),
+        now: Timestamp(1),
+    };
+    store.adopt(&adoption).unwrap();
+}
+
+/// A replica was to move to another disk, and the installation of it there comes when its epoch is over.
+#[tokio::test]
+async fn a_seal_is_one_on_every_disk_that_has_the_chunk() {
+    let shared = open(&[SimulatedDisk::new(1 << 30), SimulatedDisk::new(1 << 30)]);
+    let [a, b] = shared.stores() else { panic!("two disks") };
+    let contents = write(a, 1, 1, 0);
+    let seal = async |epoch| {
+        commands::seal(&shared, SealRequest { chunk: ChunkId(1), epoch: Epoch(epoch) }).await.unwrap()
+    };
+    seal(2).await;
+    leave_copy(b, 1, contents, 2);
+    let sealed = seal(3).await;
+    assert_eq!((sealed.disk, sealed.epoch, sealed.sealed), (a.id(), Epoch(1), Epoch(3)));
+    assert!(!a.needs_sync() && !b.needs_sync(), "a loss of power would forget it");
+    let install = |disk, epoch| InstallRequest {
+        chunk: ChunkId(1),
+        chunk_bytes: 1 << 20,
+        disk,
+        epoch: Epoch(epoch),
+        contents,
+    };
+    let late = commands::install(&shared, install(b.id(), 2)).await.unwrap_err();
+    assert_eq!(late.code, Code::WrongEpoch);
+    assert_eq!(a.row(ChunkId(1)).unwrap().unwrap().sealed, Epoch(3));
+    // That of the next epoch moves it.
+    commands::install(&shared, install(b.id(), 3)).await.unwrap();
+    assert_eq!(a.row(ChunkId(1)).unwrap(), None);
+    assert_eq!(b.row(ChunkId(1)).unwrap().unwrap().epoch, Epoch(3));
+}
+
+/// The replica that was found to be the older one becomes the member before it is put aside.
+#[tokio::test]
+async fn what_has_changed_since_it_was_looked_at_is_not_put_aside() {
+    let shared = open(&[SimulatedDisk::new(1 << 30), SimulatedDisk::new(1 << 30)]);
+    let [a, b] = shared.stores() else { panic!("two disks") };
+    let contents = write(a, 1, 1, 0);
+    leave_copy(b, 1, contents, 2);
+    let seen = b.row(ChunkId(1)).unwrap().unwrap();
+    let install =
+        InstallRequest { chunk: ChunkId(1), chunk_bytes: 1 << 20, disk: b.id(), epoch: Epoch(2), contents };
+    commands::install(&shared, install).await.unwrap();
+    b.quarantine(ChunkId(1), &seen, "a test", Timestamp(1)).unwrap();
+    let row = b.row(ChunkId(1)).unwrap().unwrap();
+    assert_eq!(row.epoch, Epoch(2));
+    b.quarantine(ChunkId(1), &row, "a test", Timestamp(1)).unwrap();
+    assert_eq!(b.row(ChunkId(1)).unwrap(), None);
+}
+
 /// The others stay in service: reads, writes, commands and what is told to the master.
 #[tokio::test]
 async fn one_failed_disk_of_several_leaves_the_others_in_service() {
