@@ -97,6 +97,7 @@ impl DiskStore {
             failed: OnceLock::new(),
             full_up_to: AtomicU64::new(0),
             bad_leaves: AtomicU64::new(0),
+            aging: Mutex::default(),
             term: AtomicU64::new(checkpoint.term.0),
             seen: AtomicU64::new(checkpoint.seen.0),
         };

@@ -27,7 +27,7 @@ impl DiskStore {
         self.delete_keys(vec![(Key::live(chunk), floor)], false, now)
     }
 
-    pub(super) fn delete_asides(&self, keys: &[Key]) -> Result<(), Fault> {
+    pub fn delete_asides(&self, keys: &[Key]) -> Result<(), Fault> {
         self.delete_keys(keys.iter().map(|key| (*key, Epoch(0))).collect(), true, Timestamp(0))
     }
 

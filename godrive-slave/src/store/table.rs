@@ -104,11 +104,6 @@ impl Row {
     pub fn rank(&self) -> (Epoch, Version) {
         (self.epoch, self.version)
     }
-
-    /// A partial copy that nothing changed since `before`.
-    pub fn is_abandoned(&self, before: Timestamp) -> bool {
-        self.partial && self.since < before
-    }
 }
 
 /// One checkpoint's transaction.
