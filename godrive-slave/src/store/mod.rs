@@ -33,7 +33,7 @@ use godrive_proto::data::Contents;
 use godrive_proto::time::{Instant, Timestamp};
 use godrive_proto::{ChunkId, ClusterId, Code, DiskId, Epoch, Fault, LogIndex, Term};
 use index::{Index, Shared};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -243,6 +243,12 @@ impl DiskStore {
             *table = Some(opened.map_err(|error| self.io("the index cannot be opened again", &error))?);
         }
         Ok(())
+    }
+
+    /// To be held by a change. Behind a checkpoint that gathers, it waits for the changes before: in no other task's way.
+    fn changing(&self) -> RwLockReadGuard<'_, ()> {
+        let wait = || godrive_disk::blocking(self.is_instant(), || self.gate.read());
+        self.gate.try_read().unwrap_or_else(wait)
     }
 
     fn find(&self, key: Key) -> Result<Option<Shared>, Fault> {

@@ -37,7 +37,7 @@ impl DiskStore {
         keys.sort_unstable();
         keys.dedup_by_key(|(key, _)| *key);
         for batch in keys.chunks(DELETIONS) {
-            let _gate = self.gate.read();
+            let _gate = self.changing();
             let shared = self.with_table(|table| {
                 let mut index = self.index.lock();
                 batch
@@ -105,7 +105,7 @@ impl DiskStore {
     /// `seen`: what has changed it may have made it a member.
     pub fn quarantine(&self, chunk: ChunkId, seen: &Row, why: &str, now: Timestamp) -> Result<(), Fault> {
         let Some(shared) = self.find(Key::live(chunk))? else { return Ok(()) };
-        let _gate = self.gate.read();
+        let _gate = self.changing();
         let mut replica = shared.write();
         if replica.life != Life::Live || replica.position != seen.position {
             return Ok(());
