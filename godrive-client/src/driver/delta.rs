@@ -18,7 +18,7 @@ use godrive_proto::data::{
 };
 use godrive_proto::lease::Problem;
 use godrive_proto::limits::{MAX_DELTA_BYTES, MAX_DELTA_EXTENTS};
-use godrive_proto::time::Timestamp;
+use godrive_proto::time::{Instant, Timestamp};
 use godrive_proto::{ChunkId, Code, Fault, NodeId, OpId, Version};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
@@ -175,6 +175,10 @@ struct Tries<'a> {
     backoff: Backoff,
     corrupt: u32,
     failures: u32,
+    /// Of the last one.
+    route: Vec<NodeId>,
+    /// When this mount itself accused the first member last.
+    accused: Option<Instant>,
     /// Deltas that a member may have got.
     sent: u32,
 }
@@ -184,7 +188,19 @@ impl<'a> Tries<'a> {
         let master = &writer.master;
         let (session, patience) = (master.session(), master.patience());
         let backoff = Backoff::default();
-        Self { writer, layout, session, patience, backoff, corrupt: 0, failures: 0, sent: 0 }
+        let route = Vec::new();
+        Self {
+            writer,
+            layout,
+            session,
+            patience,
+            backoff,
+            corrupt: 0,
+            failures: 0,
+            route,
+            accused: None,
+            sent: 0,
+        }
     }
 
     async fn apply(
@@ -274,6 +290,7 @@ impl<'a> Tries<'a> {
     }
 
     fn advance(&mut self, applied: Applied) -> Applied {
+        self.writer.slaves.passed(&self.route);
         self.layout.held = applied.contents;
         if applied.stable {
             self.layout.stable = applied.contents;
@@ -291,12 +308,13 @@ impl<'a> Tries<'a> {
         Ok(flight)
     }
 
-    fn chain(&self) -> Result<(Member, Vec<Member>), (NodeId, Fault)> {
+    fn chain(&mut self) -> Result<(Member, Vec<Member>), (NodeId, Fault)> {
         let mut members = self.writer.slaves.chain(&self.layout.members);
         if members.is_empty() {
             let detail = format!("chunk {} has no members", self.layout.chunk.id);
             return Err((NodeId::default(), Fault::new(Code::WrongEpoch, detail)));
         }
+        self.route = members.iter().map(|member| member.node).collect();
         let first = members.remove(0);
         Ok((first, members))
     }
@@ -318,8 +336,9 @@ impl<'a> Tries<'a> {
             ChainFault::Diverged => Some(Problem::Diverged),
             ChainFault::Failed(node) => {
                 // If the master still counts it in, the next chain reaches it by another way.
-                self.writer.slaves.failed(node);
-                Some(Problem::Failed(node))
+                let failed = self.writer.slaves.broke(&self.route, node);
+                let failed = failed.filter(|_| self.may_accuse(node));
+                Some(failed.map_or(Problem::StaleLayout, Problem::Failed))
             }
             ChainFault::Corrupt(_) if self.corrupt < RESENDS_OF_CORRUPT => {
                 self.corrupt += 1;
@@ -348,6 +367,19 @@ impl<'a> Tries<'a> {
             _ => return Err(fault),
         }
         Ok(())
+    }
+
+    /// A mount that has heard of no slave since it accused the first member may be cut off itself.
+    fn may_accuse(&mut self, node: NodeId) -> bool {
+        if self.route.first() != Some(&node) {
+            return true;
+        }
+        let heard = self.writer.slaves.heard();
+        let may = self.accused.is_none_or(|when| heard > when);
+        if may {
+            self.accused = Some(self.writer.master.timing.now());
+        }
+        may
     }
 
     async fn report(&mut self, problem: Problem, detail: &str) -> Result<(), Fault> {
