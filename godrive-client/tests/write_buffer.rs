@@ -104,8 +104,8 @@ proptest! {
                     buffer.cut(0, offset).unwrap();
                 },
                 Step::Take => match in_flight {
-                    Some(_) => prop_assert!(buffer.take(0).is_none(), "one delta at a time"),
-                    None => in_flight = buffer.take(0),
+                    Some(_) => prop_assert!(buffer.take(0, 0).is_none(), "one delta at a time"),
+                    None => in_flight = buffer.take(0, 0),
                 },
                 Step::Landed => if let Some(taken) = in_flight.take() {
                     apply(&taken, &mut replica);
@@ -122,7 +122,7 @@ proptest! {
             apply(&taken, &mut replica);
             buffer.landed(0);
         }
-        while let Some(taken) = buffer.take(0) {
+        while let Some(taken) = buffer.take(0, 0) {
             apply(&taken, &mut replica);
             buffer.landed(0);
         }
@@ -139,7 +139,7 @@ fn a_delta_is_bounded_and_the_rest_follows() {
     buffer.write(0, ID, 0, &bytes).unwrap();
     assert!(buffer.fills_a_delta(0));
     let mut sizes = Vec::new();
-    while let Some(taken) = buffer.take(0) {
+    while let Some(taken) = buffer.take(0, 0) {
         assert_eq!(taken.extents.len(), 1, "what lies together is one extent");
         sizes.push(taken.payload.iter().map(Bytes::len).sum::<usize>() >> 20);
         buffer.landed(0);
@@ -154,9 +154,9 @@ fn scattered_pieces_are_bounded_in_number_and_in_cost() {
         buffer.write(0, ID, i * 8, &Bytes::from_static(b"abcd")).unwrap();
     }
     assert!(buffer.cost() >= 5000 * 4, "{}", buffer.cost());
-    assert_eq!(buffer.take(0).unwrap().extents.len(), 4096);
+    assert_eq!(buffer.take(0, 0).unwrap().extents.len(), 4096);
     buffer.landed(0);
-    assert_eq!(buffer.take(0).unwrap().extents.len(), 904);
+    assert_eq!(buffer.take(0, 0).unwrap().extents.len(), 904);
 }
 
 #[test]
@@ -165,6 +165,53 @@ fn small_appends_become_one_piece_per_leaf() {
     for i in 0..82u32 {
         buffer.write(0, ID, i * 100, &Bytes::from(vec![i as u8; 100])).unwrap();
     }
-    let taken = buffer.take(0).unwrap();
+    let taken = buffer.take(0, 0).unwrap();
     assert_eq!((taken.extents.len(), taken.sums.len()), (1, 3));
+}
+
+/// Also where a write joins what it has not reached yet with what lies before it.
+#[test]
+fn a_pass_takes_what_was_dirty_when_it_began_and_ends_whoever_goes_on_writing() {
+    let mut buffer = WriteBuffer::default();
+    let mut replica = vec![0; 64 << 10];
+    for i in 0..5000u32 {
+        buffer.write(0, ID, i * 8, &Bytes::from_static(b"abcd")).unwrap();
+    }
+    let mut from = 0;
+    let mut ends = Vec::new();
+    while let Some(taken) = buffer.take(0, from) {
+        from = taken.end;
+        apply(&taken, &mut replica);
+        buffer.write(0, ID, 0, &Bytes::from_static(b"again")).unwrap();
+        if ends.is_empty() {
+            buffer.write(0, ID, from - 2, &Bytes::from_static(b"xxxxxxxx")).unwrap();
+        }
+        buffer.landed(0);
+        ends.push(from);
+    }
+    assert_eq!(ends, [4095 * 8 + 4, 4999 * 8 + 4]);
+    assert_eq!(replica[..12], *b"abcd\0\0\0\0abcd");
+    assert_eq!(replica[4095 * 8..][..12], *b"abxxxxxxxxcd");
+    assert_eq!(replica[4999 * 8..][..4], *b"abcd");
+    assert!(buffer.has(0), "what came behind it is the next one's");
+}
+
+#[test]
+fn a_hole_beneath_leaves_what_was_written() {
+    let mut buffer = WriteBuffer::default();
+    let mut replica = vec![7; 8192];
+    for (at, bytes) in [(100, b"flight"), (5000, b"second")] {
+        buffer.write(0, ID, at, &Bytes::from_static(bytes)).unwrap();
+        if at == 100 {
+            apply(&buffer.take(0, 0).unwrap(), &mut replica);
+        }
+    }
+    buffer.punch_beneath(0, ID, 50, 6000).unwrap();
+    buffer.landed(0);
+    apply(&buffer.take(0, 0).unwrap(), &mut replica);
+    let mut expected = vec![7; 8192];
+    expected[50..6050].fill(0);
+    expected[100..106].copy_from_slice(b"flight");
+    expected[5000..5006].copy_from_slice(b"second");
+    assert!(replica == expected);
 }

@@ -13,12 +13,14 @@ mod group;
 mod real;
 mod reserved;
 mod simulated;
+mod unusable;
 
 pub use backend::{FileBackend, FileErrors, open_again, open_verified};
 pub use group::{GroupSync, SyncFailed, blocking};
 pub use real::RealDisk;
 pub use reserved::{Reserved, is_full};
 pub use simulated::{Block, Counters, Faults, SimulatedDisk};
+pub use unusable::UnusableDisk;
 
 /// A directory tree of its own on one disk. Paths are relative, `/`-separated, of plain names; the empty path
 /// is the root.

@@ -12,7 +12,7 @@ use common::chunks::*;
 use common::slave::{Slave, contents, heartbeat};
 use common::{Client, Cluster, create, eventually, quick};
 use godrive_proto::admin::{Damage, DamagedChunk, EmptyTrash, Intend, IntendRequest, Intention};
-use godrive_proto::cluster::{Heartbeat, InventoryPage, ReplicaState};
+use godrive_proto::cluster::{DiskHealth, Heartbeat, InventoryPage, ReplicaState};
 use godrive_proto::data::{Contents, Layout};
 use godrive_proto::lease::*;
 use godrive_proto::meta::*;
@@ -224,6 +224,80 @@ async fn a_corrupt_member_has_no_voice_and_is_replaced() {
     })
     .await;
     assert_eq!(by_node(&slaves, corrupt).has(layout.chunk.id).unwrap().contents, contents(1, 0xa));
+}
+
+/// Nobody else could take its place: what verifies there stays, the rest is copied.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupt_member_that_cannot_be_spared_is_mended_where_it_is() {
+    let cluster = Cluster::start(quick(2)).await;
+    let slaves = slaves(&cluster, 2).await;
+    let client = cluster.client("a").await;
+    let (_, layout) = written(&client, &slaves, "f").await;
+    let mut now = layout.clone();
+    for [corrupt, sound] in [[0, 1], [1, 0]] {
+        now = report(&client, &now, Problem::Corrupt(slaves[corrupt].node)).await.unwrap();
+        assert_eq!((now.held, now.members.len()), (contents(1, 0xa), 2));
+        let copied = format!("copy {} from {}", layout.chunk.id, slaves[sound].node);
+        let log = slaves[corrupt].store.log.lock().unwrap().clone();
+        assert_eq!(log.iter().filter(|line| **line == copied).count(), 1, "{log:?}");
+        assert_eq!(slaves[corrupt].has(layout.chunk.id).unwrap().epoch, now.epoch);
+    }
+}
+
+/// The others do not get through to it, though the master does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_only_the_master_reaches_leaves() {
+    let cluster = Cluster::start(quick(3)).await;
+    let slaves = slaves(&cluster, 4).await;
+    let client = cluster.client("a").await;
+    let (_, layout) = written(&client, &slaves, "f").await;
+    let unreached = layout.members[1].node;
+    let spared = report(&client, &layout, Problem::Failed(unreached)).await.unwrap();
+    assert_eq!(spared.members.len(), 3, "it answers");
+    let now = report(&client, &spared, Problem::Failed(unreached)).await.unwrap();
+    assert!(now.members.len() == 2 && !members(&now).contains(&unreached), "{now:?}");
+    eventually("another one takes its place", async || {
+        let now = report(&client, &now, Problem::StaleLayout).await.unwrap();
+        (now.members.len() == 3 && !members(&now).contains(&unreached)).then_some(())
+    })
+    .await;
+    for at in 0..8 {
+        let layout = client.create(&format!("new{at}")).await.unwrap().layout.unwrap();
+        assert!(!members(&layout).contains(&unreached), "nothing new goes there");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_only_the_master_reaches_is_replaced_first_where_it_cannot_be_spared() {
+    let cluster = Cluster::start(quick(2)).await;
+    let mut slaves = slaves(&cluster, 2).await;
+    let client = cluster.client("a").await;
+    let (_, layout) = written(&client, &slaves, "f").await;
+    let unreached = layout.members[0].node;
+    let mut now = layout.clone();
+    for _ in 0..3 {
+        now = report(&client, &now, Problem::Failed(unreached)).await.unwrap();
+        assert_eq!(now.members.len(), 2, "there is no other");
+    }
+    slaves.push(Slave::start(&cluster).await);
+    let spare = slaves[2].node;
+    let now = report(&client, &now, Problem::Failed(unreached)).await.unwrap();
+    assert_eq!(BTreeSet::from_iter(members(&now)), BTreeSet::from([layout.members[1].node, spare]));
+    let copied = format!("copy {} from {}", layout.chunk.id, layout.members[1].node);
+    assert!(slaves[2].store.log.lock().unwrap().contains(&copied), "not from the one that nobody reaches");
+}
+
+/// Nobody answers within the deadline of a seal, and all do soon after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_all_members_are_slow_their_answers_are_waited_for() {
+    let cluster = Cluster::start(quick(3)).await;
+    let slaves = slaves(&cluster, 3).await;
+    let client = cluster.client("a").await;
+    let (_, layout) = written(&client, &slaves, "f").await;
+    let deadline = Duration::from_millis(quick(3).nodes.seal_deadline_ms.into());
+    slaves.iter().for_each(|slave| *slave.store.seals_take.lock().unwrap() = deadline * 3 / 2);
+    let now = report(&client, &layout, Problem::Diverged).await.unwrap();
+    assert_eq!((now.epoch, now.members.len()), (Epoch(2), 3));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -800,6 +874,42 @@ async fn after_a_power_loss_a_member_that_does_not_come_back_is_waited_for_until
         status.nodes.iter().all(|node| node.node != lost).then_some(())
     })
     .await;
+}
+
+/// A slave that lives on without its disk confirms no deletion.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_trash_is_emptied_early_also_while_the_disk_of_a_slave_is_out_of_service() {
+    let mut config = quick(2);
+    config.trash = godrive_master::config::Trash { min_age_s: 0, ..config.trash };
+    let cluster = Cluster::start(config).await;
+    let slaves = slaves(&cluster, 2).await;
+    let client = cluster.client("a").await;
+    let mut removed = Vec::new();
+    for file in ["f", "g"] {
+        let (ino, layout) = written(&client, &slaves, file).await;
+        commit(&client, ino, &layout, contents(1, 0xa), Mode::Shared).await.unwrap();
+        removed.push((ino, layout.chunk.id));
+        client.unlink(file).await.unwrap();
+        client.call::<Releases>(&ReleaseRequest { leases: vec![], closed_orphans: vec![ino] }).await.unwrap();
+    }
+    let [(gone, chunk), (_, kept)] = removed[..] else { panic!("two files") };
+    slaves[1].store.disks.lock().unwrap()[0].health = DiskHealth::Failed;
+    let emptied = cluster.admin().await.call::<EmptyTrash>(&vec![gone]).await;
+    assert_eq!(emptied.unwrap(), 1);
+    eventually("the other one deletes", async || slaves[0].has(chunk).is_none().then_some(())).await;
+    slaves[0].store.disks.lock().unwrap()[0].free_bytes = 1 << 30;
+    eventually("what is in the trash goes", async || slaves[0].has(kept).is_none().then_some(())).await;
+    let decommission = IntendRequest { intention: Intention::Decommission, node: slaves[1].node, disk: None };
+    let decommissioned = cluster.admin().await.call::<Intend>(&decommission).await;
+    assert!(decommissioned.is_err(), "two replicas are the least");
+    let spare = Slave::start(&cluster).await;
+    cluster.admin().await.call::<Intend>(&decommission).await.unwrap();
+    eventually("it is forgotten, and nobody waits for it", async || {
+        let status = cluster.status().await;
+        (status.retired == [slaves[1].node] && status.reclaim_queued == 0).then_some(())
+    })
+    .await;
+    drop(spare);
 }
 
 /// What only a dead slave has to delete gives no room now.

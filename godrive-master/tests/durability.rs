@@ -3,10 +3,12 @@
 
 mod common;
 
+use common::chunks::{commit, hold, slaves};
+use common::slave::contents;
 use common::{Answer, Client, Cluster, create, eventually, name, quick};
 use godrive_disk::{Disk, Faults, SimulatedDisk, read_small};
 use godrive_proto::frame::RequestHeader;
-use godrive_proto::lease::{Ended, Mode, Own, OwnRequest, Resume, ResumeRequest};
+use godrive_proto::lease::*;
 use godrive_proto::meta::*;
 use godrive_proto::time::Timestamp;
 use godrive_proto::{Code, Operation, ROOT, Term};
@@ -98,6 +100,30 @@ async fn a_batch_is_answered_at_once_and_shown_to_others_when_it_is_durable() {
     let again = one.call_with::<Batch>(header, &batch).await.unwrap().body;
     let attrs = |batched: Batched| batched.views.into_iter().map(|view| view.attr).collect::<Vec<_>>();
     assert_eq!(attrs(again), attrs(first));
+}
+
+/// A master that comes back without that record takes the one who gave the lease back for a writer, and fences the file of the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_file_that_was_given_back_with_open_chunks_is_granted_when_that_is_durable() {
+    let cluster = Cluster::start(quick(1)).await;
+    let slaves = slaves(&cluster, 1).await;
+    let (one, two) = (cluster.client("one").await, cluster.client("two").await);
+    let created = one.create("f").await.unwrap();
+    let (ino, layout) = (created.entry.attr.ino, created.layout.unwrap());
+    hold(&slaves, &layout, contents(1, 0xa), false);
+    commit(&one, ino, &layout, contents(1, 0xa), Mode::Exclusive).await.unwrap();
+    one.call::<Barrier>(&()).await.unwrap();
+    cluster.gate.set_closed(true);
+    let id = created.entry.lease.unwrap().id;
+    let leases = vec![Release { ino, id, keeps: None, open: true }];
+    one.call::<Releases>(&ReleaseRequest { leases, closed_orphans: vec![] }).await.unwrap();
+    let request = AcquireRequest { inodes: vec![ino], mode: Mode::Exclusive, layout: None };
+    let shortly = RequestHeader { deadline_ms: A_WHILE_MS, ..two.header() };
+    let granted = two.call_with::<Acquire>(shortly, &request).await;
+    assert_eq!(granted.err().map(|fault| fault.code), Some(Code::Timeout));
+    cluster.gate.set_closed(false);
+    let granted = two.call::<Acquire>(&request).await.unwrap();
+    assert_eq!(granted.views[0].lease.map(|lease| lease.mode), Some(Mode::Exclusive));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

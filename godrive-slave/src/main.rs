@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
-use godrive_disk::{Disk, RealDisk};
+use godrive_disk::{Disk, RealDisk, UnusableDisk};
 use godrive_proto::Role;
 use godrive_proto::net::identity::Identity;
 use godrive_proto::net::machine::{self, MachineClock, MachineSockets, daemon_runtime};
@@ -96,10 +96,7 @@ fn serve(file: &Path) -> Result<()> {
     let config = Config::load(file)?;
     log_to_stderr(&config.log_filter).with_context(|| format!("{}: log_filter", file.display()))?;
     let identity = load_identity(&config.identity)?;
-    let mut disks: Vec<Arc<dyn Disk>> = Vec::new();
-    for path in &config.disks {
-        disks.push(Arc::new(RealDisk::open(path).with_context(|| format!("disk {}", path.display()))?));
-    }
+    let disks = open_disks(&config.disks)?;
     let world = World {
         disks,
         sockets: Arc::new(MachineSockets),
@@ -117,6 +114,22 @@ fn serve(file: &Path) -> Result<()> {
         tracing::info!("stopping");
         slave.stop().await
     })
+}
+
+/// One that cannot be opened is a disk out of service; the slave serves with the others.
+fn open_disks(paths: &[PathBuf]) -> Result<Vec<Arc<dyn Disk>>> {
+    let (mut disks, mut refused): (Vec<Arc<dyn Disk>>, _) = (Vec::new(), Vec::new());
+    for path in paths {
+        match RealDisk::open(path) {
+            Ok(disk) => disks.push(Arc::new(disk)),
+            Err(error) => {
+                refused.push(format!("disk {}: {error}", path.display()));
+                disks.push(Arc::new(UnusableDisk::new(error)));
+            }
+        }
+    }
+    ensure!(refused.len() < disks.len(), "no disk can be used: {}", refused.join("; "));
+    Ok(disks)
 }
 
 fn runtime() -> Result<Runtime> {
@@ -196,8 +209,9 @@ fn check(file: &Path) -> Result<()> {
     let options = Options::new(load_identity(&config.identity)?.cluster);
     let mut bad = 0;
     for path in &config.disks {
-        let disk = RealDisk::open_existing(path).with_context(|| format!("disk {}", path.display()))?;
-        match fsck::check(Arc::new(disk), options, MachineClock.wall()) {
+        let checked = RealDisk::open_existing(path)
+            .and_then(|disk| fsck::check(Arc::new(disk), options, MachineClock.wall()));
+        match checked {
             Ok(report) => {
                 println!(
                     "{}: disk {}: {} replicas ({} kept aside, {} unfinished copies), {} leaves verified, {} bad",

@@ -3,15 +3,19 @@
 #![allow(clippy::disallowed_methods, reason = "the test looks at real files")]
 
 use godrive_disk::RealDisk;
-use godrive_proto::data::{DeltaRequest, Extent, Fill};
+use godrive_proto::data::{DeltaRequest, Extent, Fill, Read, ReadRequest};
+use godrive_proto::frame::RequestHeader;
 use godrive_proto::net::identity::Authority;
+use godrive_proto::net::{Endpoint, Expect, Options as Transport, machine};
 use godrive_proto::time::Timestamp;
 use godrive_proto::{ChunkId, ClusterId, DiskId, Epoch, NodeId, OpId, Role, SessionId, Version, sums};
 use godrive_slave::store::{DiskStore, NewDisk, Options, Secret};
+use std::io::{BufRead, BufReader, Lines};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 const NOW: Timestamp = Timestamp(1);
 
@@ -103,6 +107,90 @@ fn the_offline_check_finds_a_flipped_byte_and_changes_nothing() {
     );
     assert!(before == std::fs::read(disk.join("index.redb")).unwrap());
     assert_eq!(std::fs::read_dir(disk.join("segments")).unwrap().count(), segments.len());
+}
+
+/// A slave that was started; killed when the test ends.
+struct Running {
+    child: Child,
+    errors: Lines<BufReader<ChildStderr>>,
+}
+
+impl Running {
+    fn start(config: &Path) -> Self {
+        let program = Command::new(env!("CARGO_BIN_EXE_godrive-slave"))
+            .args(["--config", config.to_str().unwrap()])
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut child = program.unwrap();
+        let errors = BufReader::new(child.stderr.take().unwrap()).lines();
+        Self { child, errors }
+    }
+
+    /// Its next line that has this text.
+    fn says(&mut self, text: &str) -> String {
+        let mut before = Vec::new();
+        for line in self.errors.by_ref() {
+            let line = line.unwrap();
+            if line.contains(text) {
+                return line;
+            }
+            before.push(line);
+        }
+        panic!("never said `{text}`: {before:#?}");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_cannot_be_opened_leaves_the_others_in_service() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder.path().join("disk-1"));
+    write(&store, 1, 0, b"small");
+    let state = store.seal(ChunkId(1), Epoch(2), NOW).unwrap();
+    store.install(ChunkId(1), 1 << 20, Epoch(2), state.contents(), NOW).unwrap();
+    store.checkpoint(NOW).unwrap();
+    drop(store);
+    let authority = Authority::create(ClusterId(7), 1_795_000_000).unwrap();
+    let identity = authority.issue(Role::Slave, NodeId(1), 1_795_000_000).unwrap();
+    std::fs::write(folder.path().join("identity.pem"), identity.to_pem()).unwrap();
+    std::fs::write(folder.path().join("file"), "no directory").unwrap();
+    std::fs::create_dir(folder.path().join("disk-3")).unwrap();
+    let _locked = RealDisk::open(folder.path().join("disk-3")).unwrap();
+    let config = folder.path().join("config.toml");
+    let configure = |disks: &str| {
+        let text = format!("listen = \"127.0.0.1:0\"\nmaster = \"127.0.0.1:1\"\ndisks = [{disks}]\n");
+        std::fs::write(&config, text).unwrap();
+        config.clone()
+    };
+    let mut slave = Running::start(&configure("\"disk-1\", \"file/disk-2\", \"disk-3\""));
+    for name in ["disk-2", "disk-3"] {
+        assert!(slave.says("the disk cannot be used").contains(name));
+    }
+    let line = slave.says("listening on");
+    let address = line.split("address=").nth(1).unwrap().split(' ').next().unwrap();
+    let client = authority.issue(Role::Client, NodeId(500), 1_795_000_000).unwrap();
+    let local = "127.0.0.1:0".parse().unwrap();
+    let client = Endpoint::new(&machine::sockets(), local, &client, &Transport::default()).unwrap();
+    let expect = Expect { role: Role::Slave, node: Some(NodeId(1)) };
+    let connection = client.connect(address.parse().unwrap(), expect).await.unwrap();
+    let request =
+        ReadRequest { chunk: ChunkId(1), epoch: Epoch(2), version: Version(1), first_leaf: 0, leaves: 1 };
+    let header = RequestHeader::default();
+    let reply = connection.call::<Read>(header, &request, &[], Duration::from_secs(20)).await.unwrap();
+    assert!(reply.payload.concat().starts_with(b"small"));
+    drop(slave);
+
+    let config = configure("\"file/disk-2\", \"disk-3\"");
+    let output = run(&["--config", config.to_str().unwrap()]);
+    let said = text(&output);
+    assert!(!output.status.success() && said.contains("no disk can be used"), "{said}");
+    assert!(said.contains("file/disk-2") && said.contains("disk-3 is in use by another process"), "{said}");
 }
 
 #[test]

@@ -14,14 +14,22 @@ pub struct Pending {
     pub owner: bool,
     pub atime: bool,
     pub mtime: bool,
+    /// Somebody set it: no write, after which it may follow later.
+    pub mtime_set: bool,
     pub ctime: bool,
 }
 
 impl Pending {
-    pub const ALL: Self = Self { size: true, mode: true, owner: true, atime: true, mtime: true, ctime: true };
+    pub const ALL: Self =
+        Self { size: true, mode: true, owner: true, atime: true, mtime: true, mtime_set: true, ctime: true };
 
     pub fn any(&self) -> bool {
         *self != Self::default()
+    }
+
+    /// Something that a caller has set, which fsync makes durable.
+    pub fn is_set(&self) -> bool {
+        self.mode || self.owner || self.atime || self.mtime_set
     }
 
     pub fn merge(&mut self, other: Self) {
@@ -30,6 +38,7 @@ impl Pending {
         self.owner |= other.owner;
         self.atime |= other.atime;
         self.mtime |= other.mtime;
+        self.mtime_set |= other.mtime_set;
         self.ctime |= other.ctime;
     }
 

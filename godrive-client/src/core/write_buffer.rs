@@ -49,7 +49,9 @@ pub struct Taken {
     pub extents: Vec<Extent>,
     pub sums: Vec<u64>,
     pub payload: Vec<Bytes>,
-    /// Nothing of the chunk is left to be taken.
+    /// Where the next delta of the same pass begins.
+    pub end: u32,
+    /// Nothing is left to be taken behind it.
     pub last: bool,
 }
 
@@ -106,6 +108,17 @@ impl WriteBuffer {
         self.change(index, Some(chunk), |buffer| buffer.dirty.punch(chunk, offset, len))
     }
 
+    /// The same but for what is dirty or in flight there.
+    pub fn punch_beneath(&mut self, index: u32, chunk: ChunkId, offset: u32, len: u32) -> Result<(), Rotten> {
+        let (mut at, end) = (offset, offset + len);
+        let above = self.overlay(index, offset, end);
+        for (start, len, _) in above.into_iter().chain([(end, 0, None)]) {
+            self.punch(index, chunk, at, start - at)?;
+            at = start + len;
+        }
+        Ok(())
+    }
+
     /// Forgets what lies at or behind `offset` of chunk `index`, and all later chunks. Nothing there may be in flight.
     pub fn cut(&mut self, index: u32, offset: u32) -> Result<(), Rotten> {
         if let Some(first) = index.checked_add(u32::from(offset > 0)) {
@@ -115,23 +128,34 @@ impl WriteBuffer {
         self.change(index, None, |buffer| buffer.dirty.carve(buffer.chunk, offset, u32::MAX))
     }
 
-    /// Moves the first dirty pieces of a chunk into flight. None if there are none, or a delta is in flight.
-    pub fn take(&mut self, index: u32) -> Option<Taken> {
+    /// A delta of the chunk is on its way.
+    pub fn is_in_flight(&self, index: u32) -> bool {
+        self.chunks.get(&index).is_some_and(|chunk| !chunk.in_flight.map.is_empty())
+    }
+
+    /// Moves the first dirty pieces of a chunk that end behind `from` into flight. None if there are none, or a delta is in flight.
+    pub fn take(&mut self, index: u32, from: u32) -> Option<Taken> {
         let buffer = self.chunks.get_mut(&index)?;
-        if !buffer.in_flight.map.is_empty() || buffer.dirty.map.is_empty() {
+        if !buffer.in_flight.map.is_empty() {
             return None;
         }
+        let mut next = buffer.dirty.first_behind(from)?;
         let mut taken = Taken::default();
         let mut payload_bytes = 0;
-        while let Some((offset, piece)) = buffer.dirty.pop_first() {
+        while let Some(piece) = buffer.dirty.remove(next) {
             payload_bytes += piece.data_bytes();
-            if payload_bytes > MAX_DELTA_BYTES as u64 || !taken.push(offset, &piece) {
-                buffer.dirty.put(offset, piece);
+            if payload_bytes > MAX_DELTA_BYTES as u64 || !taken.push(next, &piece) {
+                buffer.dirty.put(next, piece);
                 break;
             }
-            buffer.in_flight.put(offset, piece);
+            taken.end = next + piece.len;
+            buffer.in_flight.put(next, piece);
+            let Some(at) = buffer.dirty.first_behind(taken.end) else {
+                taken.last = true;
+                break;
+            };
+            next = at;
         }
-        taken.last = buffer.dirty.map.is_empty();
         Some(taken)
     }
 
@@ -275,10 +299,10 @@ impl Layer {
         Some(piece)
     }
 
-    fn pop_first(&mut self) -> Option<(u32, Piece)> {
-        let (offset, piece) = self.map.pop_first()?;
-        self.bytes -= piece.data_bytes();
-        Some((offset, piece))
+    /// The first piece that ends behind `from`: a write may have joined one there with what lies before it.
+    fn first_behind(&self, from: u32) -> Option<u32> {
+        let before = self.map.range(..from).next_back().filter(|(at, piece)| *at + piece.len > from);
+        before.or_else(|| self.map.range(from..).next()).map(|(at, _)| *at)
     }
 
     /// Offsets of the pieces that overlap or touch `start..end`.

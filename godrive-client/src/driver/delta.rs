@@ -18,13 +18,14 @@ use godrive_proto::data::{
 };
 use godrive_proto::lease::Problem;
 use godrive_proto::limits::{MAX_DELTA_BYTES, MAX_DELTA_EXTENTS};
-use godrive_proto::time::Timestamp;
+use godrive_proto::time::{Instant, Timestamp};
 use godrive_proto::{ChunkId, Code, Fault, NodeId, OpId, Version};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// A delta update of one chunk, before it has an epoch, a base version and an operation id.
 #[derive(Clone, Debug)]
@@ -57,6 +58,8 @@ enum Load<'a> {
     Chunk(&'a Source),
 }
 
+/// Deltas and syncs that are on their way at one time.
+const MAX_FLIGHTS: usize = 32;
 /// Corrupt answers to one delta that are taken for damage on the way.
 const RESENDS_OF_CORRUPT: u32 = 2;
 
@@ -76,11 +79,14 @@ pub struct Writer {
     last_op: AtomicU64,
     /// Chunks whose last delta got no good answer: their members may have applied it or not.
     unsettled: Mutex<BTreeSet<ChunkId>>,
+    /// Held by a try, not between tries: chunks that wait for an election or for the return of a slave keep no others from theirs.
+    flights: Semaphore,
 }
 
 impl Writer {
     pub fn new(master: Arc<Master>, slaves: Arc<Slaves>, reports: Arc<Reports>) -> Self {
-        Self { master, slaves, reports, last_op: AtomicU64::new(0), unsettled: Mutex::default() }
+        let flights = Semaphore::new(MAX_FLIGHTS);
+        Self { master, slaves, reports, last_op: AtomicU64::new(0), unsettled: Mutex::default(), flights }
     }
 
     fn next_op(&self) -> u64 {
@@ -169,6 +175,10 @@ struct Tries<'a> {
     backoff: Backoff,
     corrupt: u32,
     failures: u32,
+    /// Of the last one.
+    route: Vec<NodeId>,
+    /// When this mount itself accused the first member last.
+    accused: Option<Instant>,
     /// Deltas that a member may have got.
     sent: u32,
 }
@@ -178,7 +188,19 @@ impl<'a> Tries<'a> {
         let master = &writer.master;
         let (session, patience) = (master.session(), master.patience());
         let backoff = Backoff::default();
-        Self { writer, layout, session, patience, backoff, corrupt: 0, failures: 0, sent: 0 }
+        let route = Vec::new();
+        Self {
+            writer,
+            layout,
+            session,
+            patience,
+            backoff,
+            corrupt: 0,
+            failures: 0,
+            route,
+            accused: None,
+            sent: 0,
+        }
     }
 
     async fn apply(
@@ -220,6 +242,7 @@ impl<'a> Tries<'a> {
         bytes: usize,
     ) -> Result<Applied, (NodeId, Fault)> {
         let (first, chain) = self.chain()?;
+        let _flight = self.flight(first.node).await?;
         request.disk = first.disk;
         request.epoch = self.layout.epoch;
         request.chain = chain;
@@ -250,6 +273,7 @@ impl<'a> Tries<'a> {
 
     async fn send_sync(&mut self) -> Result<Applied, (NodeId, Fault)> {
         let (first, chain) = self.chain()?;
+        let _flight = self.flight(first.node).await?;
         let Layout { chunk, epoch, held, .. } = &*self.layout;
         let request = SyncRequest { chunk: chunk.id, epoch: *epoch, version: held.version, chain };
         let deadline = self.deadline(0);
@@ -266,6 +290,7 @@ impl<'a> Tries<'a> {
     }
 
     fn advance(&mut self, applied: Applied) -> Applied {
+        self.writer.slaves.passed(&self.route);
         self.layout.held = applied.contents;
         if applied.stable {
             self.layout.stable = applied.contents;
@@ -273,12 +298,23 @@ impl<'a> Tries<'a> {
         applied
     }
 
-    fn chain(&self) -> Result<(Member, Vec<Member>), (NodeId, Fault)> {
+    /// Waits for the others that are on their way, however long: that is not the delta's time.
+    async fn flight(&mut self, first: NodeId) -> Result<SemaphorePermit<'a>, (NodeId, Fault)> {
+        let timing = &self.writer.master.timing;
+        let begun = timing.now();
+        let closed = |_| (first, Fault::new(Code::Internal, "the driver has stopped"));
+        let flight = self.writer.flights.acquire().await.map_err(closed)?;
+        self.patience.extend(timing.now().since(begun));
+        Ok(flight)
+    }
+
+    fn chain(&mut self) -> Result<(Member, Vec<Member>), (NodeId, Fault)> {
         let mut members = self.writer.slaves.chain(&self.layout.members);
         if members.is_empty() {
             let detail = format!("chunk {} has no members", self.layout.chunk.id);
             return Err((NodeId::default(), Fault::new(Code::WrongEpoch, detail)));
         }
+        self.route = members.iter().map(|member| member.node).collect();
         let first = members.remove(0);
         Ok((first, members))
     }
@@ -300,8 +336,9 @@ impl<'a> Tries<'a> {
             ChainFault::Diverged => Some(Problem::Diverged),
             ChainFault::Failed(node) => {
                 // If the master still counts it in, the next chain reaches it by another way.
-                self.writer.slaves.failed(node);
-                Some(Problem::Failed(node))
+                let failed = self.writer.slaves.broke(&self.route, node);
+                let failed = failed.filter(|_| self.may_accuse(node));
+                Some(failed.map_or(Problem::StaleLayout, Problem::Failed))
             }
             ChainFault::Corrupt(_) if self.corrupt < RESENDS_OF_CORRUPT => {
                 self.corrupt += 1;
@@ -330,6 +367,19 @@ impl<'a> Tries<'a> {
             _ => return Err(fault),
         }
         Ok(())
+    }
+
+    /// A mount that has heard of no slave since it accused the first member may be cut off itself.
+    fn may_accuse(&mut self, node: NodeId) -> bool {
+        if self.route.first() != Some(&node) {
+            return true;
+        }
+        let heard = self.writer.slaves.heard();
+        let may = self.accused.is_none_or(|when| heard > when);
+        if may {
+            self.accused = Some(self.writer.master.timing.now());
+        }
+        may
     }
 
     async fn report(&mut self, problem: Problem, detail: &str) -> Result<(), Fault> {

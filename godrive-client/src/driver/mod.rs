@@ -4,7 +4,7 @@
 //! of the file system goes through [`Upcalls`]. A write goes `mod → delta → slaves`, a read `mod → reading →
 //! slaves`, a namespace operation `mod → master`; `keeper` keeps the session alive beside them.
 //!
-//! Pure and tested on their own: `retry`, `sequence`, `health`. Time comes from the world's clock and tokio's
+//! Pure and tested on their own: `retry`, `routes`, `sequence`, `health`. Time comes from the world's clock and tokio's
 //! timer, randomness from the world's seed, and nothing iterates over hashes, so that a simulation repeats.
 
 mod config;
@@ -17,6 +17,7 @@ mod opening;
 mod reading;
 mod reports;
 mod retry;
+mod routes;
 mod sequence;
 mod slaves;
 mod stats;

@@ -100,6 +100,11 @@ impl Patience {
         }
     }
 
+    /// Time that was not the operation's.
+    pub fn extend(&mut self, by: Duration) {
+        self.until = self.until.map(|until| until.after(by));
+    }
+
     pub fn is_hard(&self) -> bool {
         self.until.is_none()
     }
@@ -129,6 +134,9 @@ mod tests {
         let soft = Patience::new(start, deadline, false);
         assert_eq!(soft.remaining(start), Some(deadline));
         assert_eq!(soft.remaining(start.after(deadline)), None);
+        let mut waited = soft;
+        waited.extend(deadline);
+        assert_eq!(waited.remaining(start.after(deadline)), Some(deadline));
         let hard = Patience::new(start, deadline, true);
         assert_eq!(hard.remaining(start.after(deadline * 100)), Some(deadline));
     }

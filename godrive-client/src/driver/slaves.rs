@@ -3,6 +3,7 @@
 use super::health::{Health, Wait};
 use super::latency::Size;
 use super::master::Master;
+use super::routes::Routes;
 use super::stats::Stats;
 use bytes::Bytes;
 use godrive_proto::data::{CopyRange, Layout, Member};
@@ -23,6 +24,9 @@ const MAX_MEETINGS: usize = 8;
 pub struct Slaves {
     master: Arc<Master>,
     health: Mutex<Health>,
+    /// Locked after `health`.
+    routes: Mutex<Routes>,
+    heard: Mutex<Instant>,
     slots: Mutex<BTreeMap<NodeId, Arc<Slot>>>,
     last_stamp: AtomicU64,
 }
@@ -51,7 +55,14 @@ struct Cached {
 impl Slaves {
     pub fn new(master: Arc<Master>) -> Self {
         let health = Mutex::new(Health::new(master.config.timeouts.hedge.clone()));
-        Self { master, health, slots: Mutex::default(), last_stamp: AtomicU64::new(0) }
+        Self {
+            master,
+            health,
+            routes: Mutex::default(),
+            heard: Mutex::default(),
+            slots: Mutex::default(),
+            last_stamp: AtomicU64::new(0),
+        }
     }
 
     /// Connects to the members of chunks in the background, those of the first chunks first. A failure tells the next
@@ -121,6 +132,7 @@ impl Slaves {
                 Ok(reply) => {
                     self.master.stats.received(&reply);
                     self.health.lock().succeeded(member.node);
+                    self.has_answered();
                     return Ok(reply);
                 }
                 Err(fault) if matches!(fault.code, Code::Unreachable | Code::Timeout) => {
@@ -137,9 +149,21 @@ impl Slaves {
                     self.failed(member.node);
                     return Err(at(member, fault));
                 }
-                Err(fault) => return Err(fault),
+                Err(fault) => {
+                    self.has_answered();
+                    return Err(fault);
+                }
             }
         }
+    }
+
+    /// When any slave answered last, be it a fault.
+    pub fn heard(&self) -> Instant {
+        *self.heard.lock()
+    }
+
+    fn has_answered(&self) {
+        *self.heard.lock() = self.master.timing.now();
     }
 
     pub fn failed(&self, node: NodeId) {
@@ -171,14 +195,29 @@ impl Slaves {
         order.into_iter().map(|at| members[at]).collect()
     }
 
-    /// `members` in the order in which a delta travels: as given, but a member that cannot be reached from here
-    /// comes last, for the others may reach it.
+    /// `members` in the order in which a delta travels.
     pub fn chain(&self, members: &[Member]) -> Vec<Member> {
-        let health = self.health.lock();
         let now = self.master.timing.now();
-        let mut chain = members.to_vec();
-        chain.sort_by_key(|member| health.is_unreachable(member.node, now));
-        chain
+        let nodes: Vec<NodeId> = members.iter().map(|member| member.node).collect();
+        let (health, routes) = (self.health.lock(), self.routes.lock());
+        let order = routes.order(&nodes, |node| health.is_unreachable(node, now), now);
+        order.into_iter().map(|at| members[at]).collect()
+    }
+
+    /// All members have answered a delta that travelled along this route.
+    pub fn passed(&self, route: &[NodeId]) {
+        self.routes.lock().passed(route);
+    }
+
+    /// A delta that travelled along this route got no answer from `node`. Who is to be reported; None: the mount itself is cut off.
+    pub fn broke(&self, route: &[NodeId], node: NodeId) -> Option<NodeId> {
+        let now = self.master.timing.now();
+        let (mut health, mut routes) = (self.health.lock(), self.routes.lock());
+        match route.iter().position(|member| *member == node) {
+            Some(at @ 1..) => routes.broke(route[at - 1], node, now),
+            _ => health.failed(node, now),
+        }
+        routes.blame(route, |node| health.is_unreachable(node, now), node, now)
     }
 
     /// An open connection, and whether it was there already.

@@ -14,6 +14,9 @@ pub struct Timing {
     last_wall: AtomicI64,
 }
 
+/// A master whose clock is behind by more than this was set back, and is followed.
+const STEP_NS: i64 = 1_000_000_000;
+
 impl Timing {
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         Self {
@@ -47,10 +50,15 @@ impl Timing {
     /// The master said `wall` between `sent` and now.
     pub fn set_wall(&self, wall: Timestamp, sent: Instant) {
         let middle = sent.0 / 2 + self.clock.now().0 / 2;
-        self.offset.store(wall.0.saturating_sub_unsigned(middle), Ordering::SeqCst);
+        let offset = wall.0.saturating_sub_unsigned(middle);
+        self.offset.store(offset, Ordering::SeqCst);
+        let now = offset.saturating_add_unsigned(self.clock.now().0);
+        let follow = |last: i64| (last.saturating_sub(now) > STEP_NS).then_some(now);
+        // What is a little behind is waited for.
+        let _ = self.last_wall.fetch_update(Ordering::SeqCst, Ordering::SeqCst, follow);
     }
 
-    /// Never backwards.
+    /// Not backwards, but behind a step of the master's clock: the times of one file never go back.
     pub fn wall(&self) -> Timestamp {
         let now = self.offset.load(Ordering::SeqCst).saturating_add_unsigned(self.clock.now().0);
         Timestamp(self.last_wall.fetch_max(now, Ordering::SeqCst).max(now))
@@ -101,5 +109,19 @@ mod tests {
         assert_eq!(timing.wall(), Timestamp(5_100));
         hand.0.store(4_000, Ordering::SeqCst);
         assert_eq!(timing.wall(), Timestamp(6_000));
+    }
+    #[test]
+    fn wall_follows_a_master_whose_clock_was_ahead_and_is_right_again() {
+        const SECOND: i64 = 1_000_000_000;
+        let hand = Arc::new(Hand::default());
+        let timing = Timing::new(hand.clone());
+        timing.set_wall(Timestamp(3600 * SECOND), Instant(0));
+        assert_eq!(timing.wall(), Timestamp(3600 * SECOND));
+        timing.set_wall(Timestamp(3600 * SECOND - SECOND / 2), Instant(0));
+        assert_eq!(timing.wall(), Timestamp(3600 * SECOND), "a clock that is waited for");
+        timing.set_wall(Timestamp(5 * SECOND), Instant(0));
+        assert_eq!(timing.wall(), Timestamp(5 * SECOND));
+        hand.0.store(2_000_000_000, Ordering::SeqCst);
+        assert_eq!(timing.wall(), Timestamp(7 * SECOND));
     }
 }

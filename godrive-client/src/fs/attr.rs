@@ -223,7 +223,7 @@ fn apply(state: &mut State, changes: &AttrChanges, wall: Timestamp) -> bool {
     }
     if let Some(mtime) = changes.mtime {
         attr.mtime = time(mtime);
-        state.pending.mtime = true;
+        (state.pending.mtime, state.pending.mtime_set) = (true, true);
     }
     touch_status(attr, wall);
     state.pending.ctime = true;

@@ -1,13 +1,14 @@
 //! Telling the master what the replicas hold, and what this mount has changed of the attributes. A commit may give the exclusive
 //! lease back.
 
-use super::inode::Inode;
+use super::inode::{Flushed, Inode};
 use super::mutate::is_unknown;
 use super::{Backend, Fs};
 use crate::core::attrs::Pending;
 use crate::error::{FsError, Result};
 use godrive_proto::data::ChunkState;
-use godrive_proto::lease::Mode;
+use godrive_proto::ids::{Epoch, Version};
+use godrive_proto::lease::{Mode, OpenChunks, OpenChunksRequest};
 use godrive_proto::meta::{Barrier, Commit, CommitRequest, GetAttr, InodeView};
 use godrive_proto::{Code, Fault};
 use std::collections::BTreeMap;
@@ -16,22 +17,25 @@ use std::sync::atomic::Ordering;
 
 /// Tries of a commit whose chunks get new epochs meanwhile.
 const MAX_COMMITS: u32 = 8;
+/// Chunks of one commit. A file that was written for long without an fsync may have to tell of more, after a loss of the master's power.
+const MAX_CHUNKS_TOLD: usize = 4096;
 
 impl<B: Backend> Fs<B> {
-    /// Tells the master what the replicas hold. `size` is the length up to which everything was flushed.
+    /// Tells the master what the replicas hold, as far as everything was `flushed`. More chunks than one commit takes
+    /// are told first, in commits of their own.
     pub(super) async fn commit(
         self: &Arc<Self>,
         inode: &Arc<Inode>,
         sync: bool,
         keeps: Mode,
-        size: u64,
+        mut flushed: Flushed,
     ) -> Result<()> {
         let mut attempts = 0;
         loop {
             // Lowering the lease is in order with requests for it. It never waits for one: that may wait for a recall.
             let lowering = if keeps == Mode::Shared { inode.acquiring.try_lock().ok() } else { None };
             let keeps = if lowering.is_some() { Mode::Shared } else { Mode::Exclusive };
-            let Some((request, taken)) = self.take_commit(inode, sync, keeps, size)? else {
+            let Some((request, taken)) = self.take_commit(inode, sync, keeps, flushed)? else {
                 let (unsynced, answered_early) = {
                     let state = inode.state.lock();
                     (state.is_unsynced(), state.answered_early)
@@ -47,7 +51,9 @@ impl<B: Backend> Fs<B> {
             match self.backend.mutate::<Commit>(&request).await {
                 Ok(reply) => {
                     self.committed(inode, &request, &taken, &reply.view);
-                    return Ok(());
+                    if taken.is_last {
+                        return Ok(());
+                    }
                 }
                 Err(fault) if fault.code == Code::NoLease && taken.again && attempts <= MAX_COMMITS => {
                     attempts += 1;
@@ -56,13 +62,59 @@ impl<B: Backend> Fs<B> {
                 Err(fault) => {
                     attempts += 1;
                     self.not_committed(inode, &fault, taken);
-                    if fault.code != Code::WrongEpoch || attempts > MAX_COMMITS {
-                        return Err(fault.into());
+                    drop(lowering);
+                    match fault.code {
+                        _ if attempts > MAX_COMMITS => return Err(fault.into()),
+                        Code::WrongEpoch => self.renew_layouts(inode).await,
+                        Code::Busy => self.cut_untold(inode).await?,
+                        _ => return Err(fault.into()),
                     }
-                    self.renew_layouts(inode).await;
+                    flushed.trims = self.flush_cut(inode, sync, flushed.trims).await?;
                 }
             }
         }
+    }
+
+    /// The master does not let the file grow, as what was cut off may be there again: a loss of power of which this mount has not heard.
+    /// What it has written behind the master's end without an fsync may be lost with that, and is cut off with it.
+    async fn cut_untold(&self, inode: &Arc<Inode>) -> Result<()> {
+        let (index, is_open, generation, cuts) = {
+            let state = inode.state.lock();
+            let index = state.told_end().0;
+            let is_open = state.slots.get(&index).is_some_and(|slot| slot.opened);
+            (index, is_open, state.generation, state.cuts)
+        };
+        let mut layouts = Vec::new();
+        if !is_open {
+            let request = OpenChunksRequest { ino: inode.ino, indexes: vec![index] };
+            layouts = self.backend.query::<OpenChunks>(&request).await?;
+            self.backend.meet(&layouts);
+        }
+        let is_cut = self.change(inode, |state| {
+            if (state.generation, state.cuts) != (generation, cuts) || !state.is_exclusive() {
+                return false;
+            }
+            for layout in layouts {
+                state.place(layout, true, || self.new_tag());
+            }
+            state.regressed = Some(index);
+            state.cut_again()
+        });
+        let lost =
+            || FsError::new(libc::EIO, format!("inode {} cannot be trimmed before it grows", inode.ino));
+        if is_cut { Ok(()) } else { Err(lost()) }
+    }
+
+    /// Flushes what was cut off again since there were so many trims; how many there are now.
+    async fn flush_cut(self: &Arc<Self>, inode: &Arc<Inode>, sync: bool, trims: u64) -> Result<u64> {
+        let (index, now) = {
+            let state = inode.state.lock();
+            (state.told_end().0, state.trims)
+        };
+        if now > trims {
+            self.flush_chunk(inode, index, sync, true).await?;
+        }
+        Ok(now)
     }
 
     fn committed(&self, inode: &Arc<Inode>, request: &CommitRequest, taken: &TakenCommit, view: &InodeView) {
@@ -73,7 +125,7 @@ impl<B: Backend> Fs<B> {
             }
             state.committing = Pending::default();
             state.committing_chunks = false;
-            state.trimming &= !request.trimmed;
+            state.trimming &= !request.trimmed || state.trims > taken.trims;
             if request.sync {
                 state.synced = state.synced.max(taken.answered_early);
             } else if taken.matters() || request.trimmed {
@@ -82,7 +134,11 @@ impl<B: Backend> Fs<B> {
             for chunk in &request.chunks {
                 let slot = state.slots.get_mut(&chunk.index);
                 if let Some(slot) = slot.filter(|slot| slot.layout.chunk.id == chunk.chunk) {
-                    (slot.is_new, slot.told) = (false, Some(*chunk));
+                    slot.is_new = false;
+                    // An answer may come behind that to a later commit.
+                    if slot.told.is_none_or(|told| order(&told) < order(chunk)) {
+                        slot.told = Some(*chunk);
+                    }
                 }
             }
             if request.keeps == Mode::Shared {
@@ -130,7 +186,7 @@ impl<B: Backend> Fs<B> {
                 for (index, chunk) in taken.chunks {
                     let known = state.chunks.entry(index).or_insert(chunk);
                     // What the master lost was put there meanwhile.
-                    if (known.epoch, known.held.version) < (chunk.epoch, chunk.held.version) {
+                    if order(known) < order(&chunk) {
                         *known = chunk;
                     }
                 }
@@ -152,7 +208,7 @@ impl<B: Backend> Fs<B> {
         inode: &Arc<Inode>,
         sync: bool,
         keeps: Mode,
-        size: u64,
+        flushed: Flushed,
     ) -> Result<Option<(CommitRequest, TakenCommit)>> {
         let mut state = inode.state.lock();
         if !state.has_commit() {
@@ -168,22 +224,33 @@ impl<B: Backend> Fs<B> {
         let Some(attr) = state.attr.clone() else {
             return Err(FsError::new(libc::EIO, "there is something to commit, but no attributes are known"));
         };
-        let pending = std::mem::take(&mut state.pending);
-        let chunks = std::mem::take(&mut state.chunks);
+        let later = match state.chunks.keys().nth(MAX_CHUNKS_TOLD).copied() {
+            Some(next) => state.chunks.split_off(&next),
+            None => BTreeMap::new(),
+        };
+        let is_last = later.is_empty();
+        let chunks = std::mem::replace(&mut state.chunks, later);
+        // The new length waits for the last chunk.
+        let pending = if is_last { std::mem::take(&mut state.pending) } else { Pending::default() };
         let has_new = state.has_new(&chunks);
-        let committed = attr.size.min(size);
+        let committed = attr.size.min(flushed.size);
         // Written since the flush began: that length is not backed by replicas yet.
-        state.pending.size = pending.size && attr.size > committed;
+        state.pending.size |= pending.size && attr.size > committed;
         state.committing = pending;
-        // Removals of its names that the master has not followed need the exclusive lease too.
-        let done = state.buffer.is_empty() && !state.pending.any() && !state.gave_up && state.unfollowed == 0;
-        let keeps = if done { keeps } else { Mode::Exclusive };
+        let trimmed = state.trimming && is_last && state.trims == flushed.trims;
+        // Removals of its names that the master has not followed need the exclusive lease too, and so does a trim.
+        let done = trimmed == state.trimming
+            && state.buffer.is_empty()
+            && !state.pending.any()
+            && !state.gave_up
+            && state.unfollowed == 0;
+        let keeps = if done && is_last { keeps } else { Mode::Exclusive };
         let request = CommitRequest {
             ino: inode.ino,
             size: pending.size.then_some(committed),
             changes: pending.changes(&attr),
             chunks: chunks.values().copied().collect(),
-            trimmed: state.trimming,
+            trimmed,
             sync,
             keeps,
         };
@@ -195,8 +262,18 @@ impl<B: Backend> Fs<B> {
         state.committing_chunks = true;
         let (poison, answered_early) = (state.poison, state.answered_early);
         let restarts = self.restarts.load(Ordering::SeqCst);
-        let taken =
-            TakenCommit { pending, chunks, has_new, lowered, again, restarts, poison, answered_early };
+        let taken = TakenCommit {
+            trims: flushed.trims,
+            pending,
+            chunks,
+            is_last,
+            has_new,
+            lowered,
+            again,
+            restarts,
+            poison,
+            answered_early,
+        };
         Ok(Some((request, taken)))
     }
 
@@ -215,18 +292,26 @@ impl<B: Backend> Fs<B> {
     /// A commit that gave the lease back and was not answered is made again, under the inode's order lock. To ask for the lease before
     /// that could mean to wait for a recall that waits for this commit.
     pub(super) async fn settle_lowering(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
-        let (lowered, size) = {
+        let (lowered, flushed) = {
             let state = inode.state.lock();
-            (state.has_commit() && !state.is_exclusive(), state.size())
+            (state.has_commit() && !state.is_exclusive(), state.to_flush())
         };
-        if lowered { self.commit(inode, false, Mode::Exclusive, size).await } else { Ok(()) }
+        if lowered { self.commit(inode, false, Mode::Exclusive, flushed).await } else { Ok(()) }
     }
+}
+
+/// What was said of one chunk, earlier or later.
+fn order(said: &ChunkState) -> (Epoch, Version, bool) {
+    (said.epoch, said.held.version, said.stable)
 }
 
 /// What a commit on its way has taken out of the state.
 struct TakenCommit {
+    trims: u64,
     pending: Pending,
     chunks: BTreeMap<u32, ChunkState>,
+    /// Nothing was left for another one.
+    is_last: bool,
     /// First versions are among them.
     has_new: bool,
     lowered: bool,
@@ -242,6 +327,6 @@ struct TakenCommit {
 impl TakenCommit {
     /// Something that an fsync owes to the master's stable storage.
     fn matters(&self) -> bool {
-        self.has_new || self.pending.size || self.pending.mode || self.pending.owner || self.pending.atime
+        self.has_new || self.pending.size || self.pending.is_set()
     }
 }

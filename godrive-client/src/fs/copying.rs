@@ -1,7 +1,7 @@
 //! copy_file_range: the slaves copy among themselves what they hold, so that the bytes do not pass this mount. What only
 //! this mount has, and what is small, goes through its memory.
 
-use super::inode::{Inode, State};
+use super::inode::{Alone, Inode, State};
 use super::lease::{Step, while_held};
 use super::types::{Handle, Invalidation};
 use super::write::{Place, rotten};
@@ -197,17 +197,14 @@ impl<B: Backend> Fs<B> {
         let _content = self.within("waiting for a truncation", target.content.read()).await?;
         self.open_target(target, piece).await?;
         let _order = self.within("waiting for a flush", target.order.lock()).await?;
-        let Some(io) = target.state.lock().slots.get(&index).map(|slot| slot.io.clone()) else {
-            return Ok(false);
-        };
-        let _alone = io.write().await;
+        let Some(alone) = target.alone(index).await else { return Ok(false) };
         let settled = {
             let state = source.state.lock();
             if self.is_valid(&state) { look(&state, piece.source.0) } else { Below::Unsettled }
         };
         let Below::Chunk(below, source_generation) = settled else { return Ok(false) };
         let wall = self.backend.wall();
-        let Some(begun) = self.begin_copy(target, piece, wall) else { return Ok(false) };
+        let Some(begun) = self.begin_copy(target, piece, wall, &alone) else { return Ok(false) };
         let copy = Copy {
             source: Source {
                 chunk: below.chunk.id,
@@ -261,11 +258,12 @@ impl<B: Backend> Fs<B> {
     }
 
     /// None: the chunk is not as [`Self::open_target`] left it.
-    fn begin_copy(&self, target: &Arc<Inode>, piece: Piece, wall: Timestamp) -> Option<Begun> {
+    fn begin_copy(&self, target: &Arc<Inode>, piece: Piece, wall: Timestamp, alone: &Alone) -> Option<Begun> {
         let (index, end) = (piece.target.0, piece.end());
         self.change(target, |state| {
             let trims = end > state.size() && state.must_trim();
-            if !state.is_exclusive() || !is_open(state, index) || state.buffer.has(index) || trims {
+            let is_alone = state.slot_under(index, alone).is_some_and(|slot| slot.opened);
+            if !state.is_exclusive() || !is_alone || state.buffer.has(index) || trims {
                 return None;
             }
             self.written(state, 0, wall, false);

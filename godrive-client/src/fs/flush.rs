@@ -1,11 +1,11 @@
 //! From the buffer to the slaves: close, fsync, and the deltas that they send.
 
 use super::config::CloseMode;
-use super::inode::{Inode, State};
+use super::inode::{Alone, Inode, State};
 use super::lease::while_held;
 use super::losses::{collect_loss, collect_regression};
 use super::types::Handle;
-use super::{Backend, Fs, MAX_FLIGHTS};
+use super::{Backend, Fs, MAX_CHUNKS};
 use crate::driver::Delta;
 use crate::error::{FsError, Result};
 use godrive_proto::data::{ChunkState, Layout};
@@ -112,8 +112,10 @@ impl<B: Backend> Fs<B> {
     }
 
     async fn flush_stages(self: &Arc<Self>, inode: &Arc<Inode>, level: Level, keeps: Mode) -> Result<()> {
-        let size = inode.state.lock().size();
-        let indexes: Vec<u32> = inode.state.lock().buffer.indexes().collect();
+        let (flushed, indexes) = {
+            let state = inode.state.lock();
+            (state.to_flush(), state.buffer.indexes().collect())
+        };
         self.flush_chunks(inode, indexes, level.is_stable()).await?;
         if level.is_stable() {
             self.sync_unstable(inode).await?;
@@ -123,16 +125,15 @@ impl<B: Backend> Fs<B> {
             Level::Stable { datasync } => {
                 let state = inode.state.lock();
                 let local = state.pending;
-                let attributes = local.mode || local.owner || local.atime;
                 let grown = local.size || state.trimming || state.has_new(&state.chunks);
-                let sync = grown || state.is_unsynced() || (attributes && !datasync);
+                let sync = grown || state.is_unsynced() || (local.is_set() && !datasync);
                 if !sync {
                     return Ok(()); // Versions and times reach the master within a second.
                 }
                 sync
             }
         };
-        self.commit(inode, sync, keeps, size).await
+        self.commit(inode, sync, keeps, flushed).await
     }
 
     /// Sends the dirty pieces of these chunks, several at a time. In a task of its own: a caller that goes away must not
@@ -151,7 +152,7 @@ impl<B: Backend> Fs<B> {
             let mut result = Ok(());
             loop {
                 // After an error no more are begun: each may take until its deadline.
-                while tasks.len() < MAX_FLIGHTS && result.is_ok() {
+                while tasks.len() < MAX_CHUNKS && result.is_ok() {
                     let Some(index) = indexes.next() else { break };
                     let (fs, inode) = (fs.clone(), inode.clone());
                     tasks.spawn(async move { fs.flush_chunk(&inode, index, sync, true).await });
@@ -163,7 +164,7 @@ impl<B: Backend> Fs<B> {
         all.await.unwrap_or_else(broke_off)
     }
 
-    /// Sends the dirty pieces of one chunk, one delta after the other: all of them, or as long as they fill a delta.
+    /// Sends the dirty pieces of one chunk, one delta after the other: all that are dirty now, or as long as they fill a delta.
     pub(super) async fn flush_chunk(
         self: &Arc<Self>,
         inode: &Arc<Inode>,
@@ -171,18 +172,33 @@ impl<B: Backend> Fs<B> {
         sync: bool,
         all: bool,
     ) -> Result<()> {
-        let Some(io) = inode.state.lock().slots.get(&index).map(|slot| slot.io.clone()) else {
-            return Ok(()); // Cut off, or lost with the session.
-        };
-        let _alone = io.write().await;
+        // Without a slot it was cut off, or lost with the session.
+        while let Some(alone) = inode.alone(index).await {
+            self.flush_pass(inode, index, sync, all, &alone).await?;
+            if inode.state.lock().slot_under(index, &alone).is_some() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// From the chunk's beginning to its end, once: what is written behind its back meanwhile is another one's, or somebody who goes on
+    /// writing would keep it from ending.
+    async fn flush_pass(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        index: u32,
+        sync: bool,
+        all: bool,
+        alone: &Alone,
+    ) -> Result<()> {
+        let mut from = 0;
         loop {
-            let Ok(_flight) = self.flights.acquire().await else {
-                return Err(FsError::new(libc::EIO, "the file system has stopped"));
-            };
             if !all && !inode.state.lock().buffer.fills_a_delta(index) {
                 return Ok(());
             }
-            let Some((mut layout, delta, under)) = self.take_delta(inode, index, sync)? else {
+            let Some((mut layout, delta, under)) = self.take_delta(inode, index, sync, alone, &mut from)?
+            else {
                 return Ok(());
             };
             let Under { poison, generation } = under;
@@ -224,15 +240,20 @@ impl<B: Backend> Fs<B> {
         }
     }
 
+    /// The next delta of a pass, which has come as far as `from`. None: nothing is dirty there, or the slot is another one by now.
     fn take_delta(
         &self,
         inode: &Arc<Inode>,
         index: u32,
         sync: bool,
+        alone: &Alone,
+        from: &mut u32,
     ) -> Result<Option<(Layout, Delta, Under)>> {
         let mut state = inode.state.lock();
-        let Some(layout) = state.slots.get(&index).map(|slot| slot.layout.clone()) else { return Ok(None) };
-        if !state.buffer.indexes().any(|dirty| dirty == index) {
+        let Some(layout) = state.slot_under(index, alone).map(|slot| slot.layout.clone()) else {
+            return Ok(None);
+        };
+        if !state.buffer.has(index) {
             return Ok(None);
         }
         if !state.is_exclusive() {
@@ -240,7 +261,13 @@ impl<B: Backend> Fs<B> {
             let lost = format!("inode {} is dirty without its exclusive lease", inode.ino);
             return Err(FsError::new(libc::EIO, lost));
         }
-        let Some(taken) = state.buffer.take(index) else { return Ok(None) };
+        if state.buffer.is_in_flight(index) {
+            // Nobody may take these bytes for held.
+            let broken = format!("a delta of chunk {index} of inode {} has never ended", inode.ino);
+            return Err(FsError::new(libc::EIO, broken));
+        }
+        let Some(taken) = state.buffer.take(index, *from) else { return Ok(None) };
+        *from = taken.end;
         let mtime = state.attr.as_ref().map_or(Timestamp(0), |attr| attr.mtime);
         // A sync makes stable what came before it too.
         let sync = sync && taken.last;

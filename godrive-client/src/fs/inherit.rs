@@ -29,7 +29,7 @@ impl<B: Backend> Fs<B> {
         for (ino, trace) in &left.traces {
             let inode = self.table.get(*ino);
             self.change(&inode, |state| {
-                (state.open, state.writers) = (trace.open, trace.writers);
+                (state.open, state.writers, state.mappable) = (trace.open, trace.writers, trace.writers);
                 // The master may have been told, with a lease that was returned.
                 state.told_open = trace.open > 0;
                 state.noted = *trace;

@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Mutex as OrderMutex, Notify, RwLock};
+use tokio::sync::{Mutex as OrderMutex, Notify, OwnedRwLockWriteGuard, RwLock};
 use tokio::time::Instant;
 
 /// Layouts are asked for in windows of so many chunks.
@@ -68,6 +68,10 @@ pub struct State {
     pub chunks: BTreeMap<u32, ChunkState>,
     /// The trim that is pending at the master is this mount's: its hole is in the buffer or has landed.
     pub trimming: bool,
+    /// Holes that trims have made. A commit speaks of those that were flushed before it.
+    pub trims: u64,
+    /// The length that the master said last.
+    pub told_size: u64,
     /// Changes of this inode that the master answered before they were on stable storage, and how many of them a
     /// later sync covers.
     pub answered_early: u64,
@@ -104,6 +108,9 @@ pub struct State {
     pub xattrs: Option<Vec<(Vec<u8>, Vec<u8>)>>,
     pub open: u32,
     pub writers: u32,
+    /// Handles through which a program may store into shared mappings, of which nobody hears until the kernel writes its pages back.
+    /// It does so before it releases the last of them.
+    pub mappable: u32,
     /// The length when the last lease went, which is what the kernel can know of it.
     pub size_given_up: Option<u64>,
     /// The file has become longer elsewhere, and the kernel may not know it.
@@ -163,6 +170,16 @@ pub struct Slot {
     pub io: Arc<RwLock<()>>,
 }
 
+/// How far everything was held before a commit: the length, and the holes of trims.
+#[derive(Clone, Copy)]
+pub struct Flushed {
+    pub size: u64,
+    pub trims: u64,
+}
+
+/// A chunk's `io`, held alone.
+pub type Alone = OwnedRwLockWriteGuard<()>;
+
 impl Inode {
     pub fn new(ino: Ino, recalled: LeaseId) -> Self {
         Self {
@@ -174,11 +191,28 @@ impl Inode {
             changed: Notify::new(),
         }
     }
+
+    /// Waits until a chunk is held alone. None: it has no slot. Its slot may go meanwhile and another one come, whose lock is another.
+    pub async fn alone(&self, index: u32) -> Option<Alone> {
+        loop {
+            let io = self.state.lock().slots.get(&index).map(|slot| slot.io.clone())?;
+            let alone = io.write_owned().await;
+            if self.state.lock().slot_under(index, &alone).is_some() {
+                return Some(alone);
+            }
+        }
+    }
 }
 
 impl State {
     pub fn mode(&self) -> Option<Mode> {
         self.lease.mode()
+    }
+
+    /// The slot of a chunk, if this is its lock.
+    pub fn slot_under(&self, index: u32, alone: &Alone) -> Option<&Slot> {
+        let slot = self.slots.get(&index)?;
+        Arc::ptr_eq(&slot.io, OwnedRwLockWriteGuard::rwlock(alone)).then_some(slot)
     }
 
     pub fn is_exclusive(&self) -> bool {
@@ -205,6 +239,32 @@ impl State {
 
     pub fn chunk_bytes(&self) -> u32 {
         self.attr.as_ref().map_or(0, |attr| attr.chunk_bytes)
+    }
+
+    pub fn to_flush(&self) -> Flushed {
+        Flushed { size: self.size(), trims: self.trims }
+    }
+
+    /// The chunk that holds the end of the file as the master knows it, and where that lies in it.
+    pub fn told_end(&self) -> (u32, u32) {
+        let chunk_bytes = u64::from(self.chunk_bytes().max(1));
+        ((self.told_size / chunk_bytes) as u32, (self.told_size % chunk_bytes) as u32)
+    }
+
+    /// What lies behind the master's end of the file becomes zeros, but for what is dirty there. False: not yet, but before the file
+    /// grows.
+    pub fn cut_again(&mut self) -> bool {
+        let (index, from) = self.told_end();
+        let (chunk_bytes, is_exclusive) = (self.chunk_bytes(), self.is_exclusive());
+        let Some(attr) = self.attr.as_mut().filter(|_| from > 0) else { return false };
+        (attr.trim_pending, self.trimming) = (true, false);
+        let Some(slot) = self.slots.get(&index).filter(|slot| slot.opened && is_exclusive) else {
+            return false;
+        };
+        let chunk = slot.layout.chunk.id;
+        self.trims += 1;
+        self.trimming = self.buffer.punch_beneath(index, chunk, from, chunk_bytes - from).is_ok();
+        self.trimming
     }
 
     /// Fields in which this mount is ahead of the master.
@@ -240,6 +300,9 @@ impl State {
         }
         // It was restored from the trash.
         self.removed &= !newer || self.unfollowed > 0 || view.attr.nlink == 0;
+        if self.attr.as_ref().is_none_or(|attr| view.attr.change >= attr.change) {
+            self.told_size = view.attr.size;
+        }
         let local = self.local();
         attrs::merge(&mut self.attr, local, self.unfollowed > 0, view.attr.clone());
         let longer = self.size_given_up.is_some_and(|before| self.size() > before);
@@ -278,7 +341,7 @@ impl State {
     /// What the next daemon must know of it if this one is killed now.
     pub fn trace(&self) -> Trace {
         let local = self.local();
-        let attributes = local.size || local.mode || local.owner || local.atime;
+        let attributes = local.size || local.is_set();
         let untold = self.owes_error || self.error.is_some() || self.regressed.is_some() || self.unkept;
         let removals = self.unfollowed > 0 && self.kind() == Some(Kind::Directory);
         Trace {
@@ -391,16 +454,22 @@ impl State {
     }
 
     /// Takes over what is newer than what is known of a chunk. All that learn of a layout come through here, so that the loss of what
-    /// was held is never passed over: also not where a master that has lost its last records with its power says less at first.
+    /// was held is never passed over: also not where a master that has lost its last records with its power says less at first. With it
+    /// may come back what was cut off.
     pub fn renew_layout(&mut self, layout: Layout) {
+        let (end, _) = self.told_end();
         let Some(slot) = self.slots.get_mut(&layout.index) else { return };
-        if is_regression(&slot.layout, &layout) {
-            self.regressed = Some(layout.index);
-        }
+        let (index, is_older) = (layout.index, is_regression(&slot.layout, &layout));
         if slot.layout.chunk.id == layout.chunk.id {
             adopt(&mut slot.layout, layout);
         } else {
             slot.layout = layout;
+        }
+        if is_older {
+            self.regressed = Some(index);
+            if index == end {
+                self.cut_again();
+            }
         }
     }
 

@@ -304,12 +304,13 @@ impl<B: Backend> Fs<B> {
             ));
         }
         self.backend.meet(&layouts);
-        let mut state = inode.state.lock();
-        if state.generation == generation && state.cuts == cuts && state.is_exclusive() {
-            for layout in layouts {
-                state.place(layout, true, || self.new_tag());
+        self.change(inode, |state| {
+            if state.generation == generation && state.cuts == cuts && state.is_exclusive() {
+                for layout in layouts {
+                    state.place(layout, true, || self.new_tag());
+                }
             }
-        }
+        });
         Ok(())
     }
 

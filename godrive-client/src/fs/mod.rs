@@ -73,8 +73,8 @@ use table::{Handles, Table};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
-/// Deltas on their way at one time, over all files.
-const MAX_FLIGHTS: usize = 32;
+/// Chunks of one file that are flushed at one time.
+const MAX_CHUNKS: usize = 32;
 /// Read-aheads on their way: of streams, and of small files.
 const MAX_AHEADS: usize = 32;
 const MAX_NEIGHBOURS: usize = 8;
@@ -134,7 +134,6 @@ pub struct Fs<B: Backend = Driver> {
     names: AtomicU64,
     /// Memory of the write buffer was freed, or a flush failed.
     freed: Notify,
-    flights: Arc<Semaphore>,
     aheads: Arc<Semaphore>,
     neighbours: Arc<Semaphore>,
     /// Chunks to flush in the background: the whole of it, or only what fills deltas.
@@ -210,7 +209,6 @@ impl<B: Backend> Fs<B> {
             idle_owners: Mutex::default(),
             names: AtomicU64::new(0),
             freed: Notify::new(),
-            flights: Arc::new(Semaphore::new(MAX_FLIGHTS)),
             aheads: Arc::new(Semaphore::new(MAX_AHEADS)),
             neighbours: Arc::new(Semaphore::new(MAX_NEIGHBOURS)),
             ready: Mutex::default(),

@@ -56,9 +56,14 @@ impl Access {
         if state.telling_closed {
             return Ok(Step::Wait);
         }
+        self.count(state);
+        Ok(Step::Done((std::mem::replace(&mut state.opened_before, true), state.poison)))
+    }
+
+    fn count(&self, state: &mut State) {
         state.open += 1;
         state.writers += u32::from(self.writes());
-        Ok(Step::Done((std::mem::replace(&mut state.opened_before, true), state.poison)))
+        state.mappable += u32::from(self.writes() && self.reads());
     }
 
     fn file(&self, inode: Arc<Inode>, poison: u64) -> OpenFile {
@@ -201,8 +206,7 @@ impl<B: Backend> Fs<B> {
                     state.place(layout, true, || self.new_tag());
                 }
             }
-            state.open += 1;
-            state.writers += u32::from(access.writes());
+            access.count(&mut state);
             state.opened_before = true;
             self.note(inode.ino, &mut state);
             (self.is_valid(&state), state.poison)
@@ -243,6 +247,9 @@ impl<B: Backend> Fs<B> {
         let (removed, told) = self.change(inode, |state| {
             state.open -= 1;
             state.writers -= u32::from(file.writable);
+            // Of those that a dead daemon has left all may be.
+            state.mappable -= u32::from(file.writable && file.readable).min(state.mappable);
+            state.mappable = state.mappable.min(state.writers);
             if state.open > 0 {
                 return (false, false);
             }

@@ -235,7 +235,9 @@ impl<B: Backend> Fs<B> {
         let _shared = io.read().await;
         let (mut layout, tag, generation) = {
             let state = inode.state.lock();
-            let Some(slot) = state.slots.get(&index) else { return Ok(()) };
+            // Behind another slot's lock a delta may be under way: the caller looks again.
+            let slot = state.slots.get(&index).filter(|slot| Arc::ptr_eq(&slot.io, &io));
+            let Some(slot) = slot else { return Ok(()) };
             (slot.layout.clone(), slot.tag, state.generation)
         };
         let asked = layout.clone();
@@ -264,14 +266,15 @@ impl<B: Backend> Fs<B> {
         if asked == now {
             return None;
         }
-        let mut state = inode.state.lock();
-        let slot = state.slots.get_mut(&index).filter(|slot| slot.layout == *asked)?;
-        if slot.layout.held != now.held {
-            slot.tag = self.new_tag();
-        }
-        let tag = slot.tag;
-        state.renew_layout(now.clone());
-        Some(tag)
+        self.change(inode, |state| {
+            let slot = state.slots.get_mut(&index).filter(|slot| slot.layout == *asked)?;
+            if slot.layout.held != now.held {
+                slot.tag = self.new_tag();
+            }
+            let tag = slot.tag;
+            state.renew_layout(now.clone());
+            Some(tag)
+        })
     }
 
     /// Fetches ahead of a sequential reader, in the background.

@@ -103,6 +103,9 @@ impl<B: Backend> Fs<B> {
         let keeps = if meant { may_keep } else { None };
         if keeps.is_none() {
             self.empty_kernel(inode).await;
+        } else if is_mapped(&inode.state.lock()) {
+            // Who comes next may write to the same pages.
+            self.empty_pages(inode).await;
         }
         let kept = loop {
             self.flush_for_recall(inode).await;
@@ -173,6 +176,12 @@ impl<B: Backend> Fs<B> {
     async fn empty_kernel(self: &Arc<Self>, inode: &Arc<Inode>) {
         self.wait_for(inode, DRAIN, |state| state.gate.is_empty()).await;
         self.empty_names(inode).await;
+        self.empty_pages(inode).await;
+    }
+
+    /// What the kernel has of dirty pages is written back with that.
+    async fn empty_pages(self: &Arc<Self>, inode: &Arc<Inode>) {
+        self.wait_for(inode, DRAIN, |state| state.gate.is_empty()).await;
         let mut round = inode.state.lock().gate.first_round();
         for _ in 0..MAX_ROUNDS {
             // Those that wait for the gate look again: the invalidation may wait for them.
@@ -378,6 +387,11 @@ impl<B: Backend> Fs<B> {
             }
         }
     }
+}
+
+/// The kernel may have dirty pages of it.
+fn is_mapped(state: &super::inode::State) -> bool {
+    state.is_exclusive() && state.mappable > 0
 }
 
 /// Exclusive as the master knows it: also where a commit that gives it back was not answered.

@@ -72,16 +72,9 @@ impl<B: Backend> Fs<B> {
     }
 
     async fn sync_chunk(&self, inode: &Arc<Inode>, index: u32, generation: u64) -> Result<()> {
-        let Some(io) = inode.state.lock().slots.get(&index).map(|slot| slot.io.clone()) else {
-            return Ok(());
-        };
-        let _alone = io.write().await;
-        let Ok(_flight) = self.flights.acquire().await else {
-            return Err(FsError::new(libc::EIO, "the file system has stopped"));
-        };
-        let Some(mut layout) = inode.state.lock().slots.get(&index).map(|slot| slot.layout.clone()) else {
-            return Ok(());
-        };
+        let Some(alone) = inode.alone(index).await else { return Ok(()) };
+        let known = inode.state.lock().slot_under(index, &alone).map(|slot| slot.layout.clone());
+        let Some(mut layout) = known else { return Ok(()) };
         if layout.stable == layout.held {
             return Ok(());
         }
@@ -139,11 +132,10 @@ impl<B: Backend> Fs<B> {
     pub(super) async fn renew_layouts(&self, inode: &Arc<Inode>) {
         let unsure: Vec<u32> = inode.state.lock().chunks.keys().copied().collect();
         for index in unsure {
-            let Some(io) = inode.state.lock().slots.get(&index).map(|slot| slot.io.clone()) else { continue };
-            let _alone = io.write().await;
+            let Some(alone) = inode.alone(index).await else { continue };
             let known = {
                 let state = inode.state.lock();
-                state.slots.get(&index).map(|slot| (slot.layout.clone(), state.generation))
+                state.slot_under(index, &alone).map(|slot| (slot.layout.clone(), state.generation))
             };
             let Some((mut layout, generation)) = known else { continue };
             // A sync meets the replicas' refusal of the old epoch, and comes back with the new one.

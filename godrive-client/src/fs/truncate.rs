@@ -5,7 +5,7 @@
 //! holds the new end becomes a hole in the write buffer. The master's trim is pending until that hole is held and
 //! committed, which is before any longer length can be.
 
-use super::inode::Inode;
+use super::inode::{Alone, Inode};
 use super::lease::{Claim, Step};
 use super::names::Busy;
 use super::write::rotten;
@@ -16,8 +16,8 @@ use crate::error::{FsError, Result};
 use godrive_proto::Code;
 use godrive_proto::lease::Mode;
 use godrive_proto::meta::{Kind, Truncate, TruncateRequest};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use tokio::sync::OwnedRwLockWriteGuard;
 
 const MAX_ATTEMPTS: u32 = 16;
 
@@ -166,7 +166,7 @@ impl<B: Backend> Fs<B> {
             }
             state.buffer.cut(last, offset).map_err(rotten)?;
             state.pending.size = false;
-            state.pending.mtime = false;
+            (state.pending.mtime, state.pending.mtime_set) = (false, false);
             state.pending.ctime = false;
             state.pending.mode &= !kill;
             if let Some(first) = last.checked_add(u32::from(offset > 0)) {
@@ -184,21 +184,31 @@ impl<B: Backend> Fs<B> {
                 state.place(trim, true, || self.new_tag());
             }
             state.trimming = true;
+            state.trims += 1;
             state.buffer.punch(index, chunk, from, len).map_err(rotten)?;
             Ok(true)
         })
     }
 
     /// Waits until no delta of a chunk at or behind `first` is in flight. No new one starts as long as this is kept.
-    async fn quiesce(&self, inode: &Arc<Inode>, first: u32) -> Vec<OwnedRwLockWriteGuard<()>> {
-        let ios: Vec<_> = {
-            let state = inode.state.lock();
-            state.slots.range(first..).map(|(_, slot)| slot.io.clone()).collect()
-        };
-        let mut still = Vec::with_capacity(ios.len());
-        for io in ios {
-            still.push(io.write_owned().await);
+    async fn quiesce(&self, inode: &Arc<Inode>, first: u32) -> BTreeMap<u32, Alone> {
+        let mut still = BTreeMap::new();
+        loop {
+            let moving: Vec<u32> = {
+                let state = inode.state.lock();
+                let is_still = |index: &u32| {
+                    still.get(index).is_some_and(|alone| state.slot_under(*index, alone).is_some())
+                };
+                state.slots.range(first..).map(|(index, _)| *index).filter(|index| !is_still(index)).collect()
+            };
+            if moving.is_empty() {
+                return still;
+            }
+            for index in moving {
+                if let Some(alone) = inode.alone(index).await {
+                    still.insert(index, alone);
+                }
+            }
         }
-        still
     }
 }

@@ -12,6 +12,7 @@ use godrive_proto::time::Timestamp;
 use godrive_proto::{ChunkId, Code, Epoch, Fault, NodeId, Version, sums};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -109,6 +110,59 @@ async fn a_delta_whose_answer_is_lost_is_applied_once() {
     assert_eq!(cluster.state.lock().replicas.applications, 6);
     assert_eq!(&read_all(&driver, &mut layout).await.expect("read")[..4], b"once");
     assert_eq!(layout.epoch, Epoch(1));
+}
+
+#[tokio::test]
+async fn members_that_do_not_reach_each_other_pass_a_delta_on_through_others() {
+    let cluster = Cluster::start(3);
+    let driver = patient(&cluster).await;
+    let (mut layout, _) = written(&cluster, &driver).await;
+    let [b, c] = [NodeId(2), NodeId(3)];
+    cluster.state.lock().replicas.cut.insert((b, c));
+    for _ in 0..3 {
+        driver.write(&mut layout, delta(0, b"around", false)).await.expect("a delta");
+    }
+    assert_eq!((layout.epoch, layout.members.len()), (Epoch(2), 3));
+    assert_eq!(cluster.state.lock().reports, [Problem::Failed(c)], "it is noticed once");
+}
+
+/// It is the one that accuses the others.
+#[tokio::test]
+async fn a_member_that_reaches_no_other_is_found_out() {
+    let cluster = Cluster::start(3);
+    let driver = patient(&cluster).await;
+    let (mut layout, _) = written(&cluster, &driver).await;
+    let [a, b, c] = [NodeId(1), NodeId(2), NodeId(3)];
+    cluster.state.lock().replicas.cut = BTreeSet::from([(a, b), (a, c)]);
+    let write = async {
+        driver.write(&mut layout, delta(0, b"alone", false)).await.expect("a delta");
+    };
+    let watch = async {
+        eventually("it is reported again and again", || {
+            let reports = cluster.state.lock().reports.clone();
+            reports.iter().filter(|problem| **problem == Problem::Failed(a)).count() >= 2
+        })
+        .await;
+        cluster.kill_slave(0).await;
+    };
+    tokio::join!(write, watch);
+    assert_eq!(layout.members.iter().map(|member| member.node).collect::<Vec<_>>(), [b, c]);
+    cluster.state.lock().replicas.cut.clear();
+}
+
+#[tokio::test]
+async fn a_mount_that_reaches_no_slave_accuses_none() {
+    let cluster = Cluster::start(2);
+    let (driver, _) = driver(&cluster).await;
+    let (mut layout, _) = written(&cluster, &driver).await;
+    // Their answers come from nowhere, as far as the mount can see.
+    cluster.state.lock().slave_faults =
+        [NodeId(1), NodeId(2)].map(|node| (node, vec![Code::Unreachable.into(); 1000])).into();
+    let fault = driver.write(&mut layout, delta(0, b"cut off", false)).await.unwrap_err();
+    assert_eq!(fault.code, Code::Unreachable);
+    let reports = cluster.state.lock().reports.clone();
+    let accusations: Vec<_> = reports.iter().filter(|problem| **problem != Problem::StaleLayout).collect();
+    assert_eq!(accusations, [&Problem::Failed(NodeId(1))], "of {}", reports.len());
 }
 
 #[tokio::test]
@@ -416,4 +470,24 @@ async fn random_deltas_under_random_faults_match_a_model() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn chunks_that_wait_for_an_election_keep_no_others_from_theirs() {
+    const STUCK: u32 = 40;
+    let cluster = Cluster::start(1);
+    let driver = patient(&cluster).await;
+    let (mut layout, _) = written(&cluster, &driver).await;
+    cluster.state.lock().slave_faults.insert(NodeId(1), vec![Code::WrongEpoch.into(); STUCK as usize]);
+    let stuck: Vec<_> = (0..STUCK)
+        .map(|n| {
+            let mut layout = cluster.place(1000 + u64::from(n));
+            cluster.state.lock().unelected.insert(layout.chunk.id);
+            let driver = driver.clone();
+            tokio::spawn(async move { driver.write(&mut layout, punch(0, 4096)).await })
+        })
+        .collect();
+    eventually("all of them wait", || cluster.state.lock().waiting == STUCK).await;
+    driver.write(&mut layout, delta(0, b"a", true)).await.expect("a delta");
+    stuck.iter().for_each(|write| write.abort());
 }

@@ -42,6 +42,9 @@ pub struct State {
     pub closed: u64,
     pub layouts: BTreeMap<ChunkId, Layout>,
     pub reports: Vec<Problem>,
+    /// Chunks whose elections do not end, and how many were asked for.
+    pub unelected: BTreeSet<ChunkId>,
+    pub waiting: u32,
     /// Answers that are lost together with their connection, after the work was done.
     pub lose_master_answers: u32,
     /// Faults with which the master answers everything but sessions' requests.
@@ -258,6 +261,10 @@ async fn serve_master(state: &Mutex<State>, connection: &Connection, incoming: I
         }
         Report::CODE => {
             let request = incoming.decode::<Report>().expect("report");
+            if state.lock().unelected.contains(&request.chunk) {
+                state.lock().waiting += 1;
+                std::future::pending::<()>().await;
+            }
             let layout = report(&mut state.lock(), &request);
             answer::<Report>(incoming, term, layout, &[]).await;
         }

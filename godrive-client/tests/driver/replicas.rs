@@ -58,6 +58,8 @@ pub struct Replicas {
     pub all: BTreeMap<(NodeId, ChunkId), Replica>,
     /// Nodes that take part in no chain.
     pub dead: BTreeSet<NodeId>,
+    /// Nodes that do not reach each other, the smaller first.
+    pub cut: BTreeSet<(NodeId, NodeId)>,
     /// To these the next delta comes damaged.
     pub garbled: BTreeSet<NodeId>,
     /// How often a delta was really applied at any member.
@@ -69,11 +71,12 @@ impl Replicas {
     pub fn apply(&mut self, first: NodeId, request: &DeltaRequest, payload: &[u8]) -> Result<Applied, Fault> {
         verify_sums(request, payload)?;
         let members = std::iter::once(first).chain(request.chain.iter().map(|member| member.node));
-        let mut contents = None;
+        let (mut contents, mut last) = (None, first);
         for node in members {
-            if self.dead.contains(&node) {
+            if self.dead.contains(&node) || self.cut.contains(&(last.min(node), last.max(node))) {
                 return Err(Fault::at(Code::MemberFailed, node, "dead"));
             }
+            last = node;
             if self.garbled.remove(&node) {
                 return Err(Fault::at(Code::Corrupt, node, "damaged on the way"));
             }

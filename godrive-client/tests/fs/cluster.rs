@@ -12,12 +12,12 @@ use godrive_proto::data::{Applied, Contents, Extent, Fill, Layout};
 use godrive_proto::lease::{ClusterParameters, RecallRequest};
 use godrive_proto::limits::LEAF_BYTES;
 use godrive_proto::time::Timestamp;
-use godrive_proto::{ChunkId, Code, Digest, Fault, Operation, Version, sums};
+use godrive_proto::{ChunkId, Code, Digest, Epoch, Fault, Operation, Version, sums};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,9 +27,17 @@ pub struct Chunk {
     pub bytes: Vec<u8>,
     pub held: Contents,
     pub stable: Contents,
+    pub stable_bytes: Vec<u8>,
     /// What the master was told.
     pub committed: Contents,
     pub open_by: Option<u64>,
+}
+
+impl Chunk {
+    fn make_stable(&mut self) {
+        self.stable = self.held;
+        self.stable_bytes.clone_from(&self.bytes);
+    }
 }
 
 #[derive(Default)]
@@ -44,8 +52,17 @@ pub struct World {
     pub slaves_down: bool,
     /// Deltas to this chunk fail.
     pub failing: Option<ChunkId>,
+    /// While true, deltas are on their way, and so are requests of these operations.
+    pub deltas_wait: bool,
+    pub waits: BTreeSet<u16>,
+    /// Losses of power of all slaves.
+    pub losses: u64,
+    /// Messages take no time.
+    pub at_once: bool,
     /// How often a client said that it gave writes up.
     pub given_up: u64,
+    /// Chunks.
+    pub largest_commit: usize,
     /// A commit that gave the lease back was not answered, and may come again.
     pub commits_again: bool,
     /// Copies that slaves were asked for.
@@ -86,6 +103,9 @@ impl Cluster {
     }
 
     async fn travel(&self) {
+        if self.world.lock().at_once {
+            return;
+        }
         let wait = self.random.lock().random_range(20..2000);
         tokio::time::sleep(Duration::from_micros(wait)).await;
     }
@@ -93,6 +113,7 @@ impl Cluster {
     /// Executes a request when no other client's lease is in the way; recalls those that are.
     async fn execute(self: &Arc<Self>, client: u64, code: u16, request: &(dyn Any + Send + Sync)) -> Answer {
         self.travel().await;
+        self.wait_while(|world| world.waits.contains(&code)).await;
         let answer = loop {
             let recalls = {
                 let mut world = self.world.lock();
@@ -112,6 +133,12 @@ impl Cluster {
         };
         self.travel().await;
         answer
+    }
+
+    async fn wait_while(&self, held: impl Fn(&World) -> bool) {
+        while held(&self.world.lock()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     pub fn now(&self) -> Duration {
@@ -167,6 +194,39 @@ impl World {
         node.attr.trim_pending |= open;
     }
 
+    pub fn epoch(&self) -> Epoch {
+        Epoch(self.losses << 32 | 1)
+    }
+
+    /// All slaves lose what is not stable, and are back.
+    pub fn lose_power(&mut self) {
+        self.losses += 1;
+        for node in self.master.nodes.values_mut() {
+            for (index, id) in &node.chunks {
+                let chunk = self.chunks.get_mut(id).unwrap();
+                let is_older = chunk.stable != chunk.held;
+                chunk.held = chunk.stable;
+                chunk.bytes.clone_from(&chunk.stable_bytes);
+                if chunk.committed.version > chunk.held.version {
+                    chunk.committed = chunk.held;
+                }
+                let end = (u64::from(*index) + 1) * u64::from(CHUNK);
+                // What was cut off may be there again.
+                node.attr.trim_pending |= is_older && node.attr.size < end;
+            }
+        }
+    }
+
+    /// What a driver learns with a layout of an older epoch.
+    fn renew(&self, layout: &mut Layout) -> Result<(), Fault> {
+        let Some(chunk) = self.chunks.get(&layout.chunk.id).filter(|_| layout.epoch < self.epoch()) else {
+            return Ok(());
+        };
+        let is_older = chunk.held.version < layout.held.version;
+        (layout.epoch, layout.held, layout.stable) = (self.epoch(), chunk.held, chunk.stable);
+        if is_older { Err(Fault::new(Code::WrongVersion, "what was held is gone")) } else { Ok(()) }
+    }
+
     pub fn layout(&self, node: &Node, index: u32) -> Option<Layout> {
         let id = *node.chunks.get(&index)?;
         let chunk = &self.chunks[&id];
@@ -178,7 +238,7 @@ impl World {
                 chunk_bytes: CHUNK,
                 birth: 0,
             },
-            epoch: godrive_proto::Epoch(1),
+            epoch: self.epoch(),
             members: Vec::new(),
             held: chunk.committed,
             stable: if chunk.stable == chunk.held { chunk.committed } else { chunk.stable },
@@ -233,6 +293,7 @@ impl Backend for Client {
 
     async fn write(&self, layout: &mut Layout, delta: Delta) -> Result<Applied, Fault> {
         self.cluster.travel().await;
+        self.cluster.wait_while(|world| world.deltas_wait).await;
         let result = self.apply(layout, &delta);
         self.cluster.travel().await;
         result
@@ -249,13 +310,14 @@ impl Backend for Client {
     async fn sync(&self, layout: &mut Layout) -> Result<Applied, Fault> {
         self.cluster.travel().await;
         let mut world = self.cluster.world.lock();
+        world.renew(layout)?;
         let Some(chunk) = world.chunks.get_mut(&layout.chunk.id) else { return Err(Code::NoChunk.into()) };
         if chunk.held != layout.held {
             return Err(
                 world.violation(format!("client {} syncs an old version of {}", self.id, layout.chunk.id))
             );
         }
-        chunk.stable = chunk.held;
+        chunk.make_stable();
         layout.stable = layout.held;
         Ok(Applied { contents: layout.held, stable: true, used_bytes: CHUNK })
     }
@@ -264,6 +326,8 @@ impl Backend for Client {
         self.cluster.travel().await;
         let answer = {
             let world = self.cluster.world.lock();
+            // What is there instead is read.
+            let _ = world.renew(layout);
             let chunk = world.chunks.get(&layout.chunk.id).filter(|chunk| chunk.held == layout.held);
             chunk.map(|chunk| {
                 let leaf = |leaf: u32| {
@@ -324,6 +388,7 @@ impl Client {
         if world.slaves_down || world.failing == Some(id) {
             return Err(Fault::new(Code::Unavailable, "the slaves are down"));
         }
+        world.renew(layout)?;
         let Some(chunk) = world.chunks.get_mut(&id) else { return Err(Code::NoChunk.into()) };
         if chunk.open_by != Some(self.id) || chunk.held != layout.held {
             let (open_by, held) = (chunk.open_by, chunk.held);
@@ -353,7 +418,7 @@ impl Client {
         let digest = Digest(xxhash_rust::xxh3::xxh3_128(&chunk.bytes));
         chunk.held = Contents { version: Version(chunk.held.version.0 + 1), digest };
         if delta.sync {
-            chunk.stable = chunk.held;
+            chunk.make_stable();
         }
         layout.held = chunk.held;
         Ok(Applied { contents: chunk.held, stable: delta.sync, used_bytes: CHUNK })

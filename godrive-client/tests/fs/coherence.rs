@@ -1,11 +1,13 @@
 //! What one mount was answered, every mount sees: through the kernel's caches too, under contention.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Client, Cluster};
 use crate::kernel::Kernel;
-use godrive_client::fs::{Caller, Handle, SetAttr};
+use godrive_client::driver::BoxFuture;
+use godrive_client::fs::{Caller, Fs, Handle, Invalidate, Invalidation, SetAttr};
 use godrive_proto::meta::{NewNode, SetTime};
 use godrive_proto::time::Timestamp;
 use godrive_proto::{Ino, ROOT};
+use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
@@ -224,6 +226,47 @@ async fn what_is_written_back_is_not_appended() {
     kernel.fs.write(appending, 0, vec![4; 10].into(), false).await.unwrap();
     let expected = [vec![3; 96], vec![1; 4000], vec![2; 1904], vec![4; 10]].concat();
     assert_eq!(kernel.fs.read(handle, 0, 10_000).await.unwrap().value.concat(), expected);
+}
+
+/// A kernel in which a program has stored into a shared mapping of a page.
+struct Mapping {
+    fs: Arc<Fs<Client>>,
+    handle: Handle,
+    dirty: Arc<Mutex<Option<Vec<u8>>>>,
+}
+
+impl Invalidate for Mapping {
+    fn invalidate(&self, what: Vec<Invalidation>) -> BoxFuture<'static, ()> {
+        let (fs, handle, dirty) = (self.fs.clone(), self.handle, self.dirty.clone());
+        Box::pin(async move {
+            let stored = dirty.lock().take_if(|_| matches!(what[..], [Invalidation::Pages(..)]));
+            if let Some(page) = stored {
+                fs.write_back(handle, 0, page.into()).await.map(drop).unwrap();
+            }
+        })
+    }
+}
+
+/// What is mapped on another mount, which no close has told of.
+#[tokio::test(start_paused = true)]
+async fn what_was_stored_into_a_mapping_comes_before_what_is_read_and_written_elsewhere() {
+    let cluster = Cluster::new(9);
+    let (one, two) = (cluster.mount(1), cluster.mount(2));
+    let created = one.create(ROOT, b"mapped", 0o644, libc::O_RDWR, OWNER).await.unwrap().value;
+    let (ino, handle) = (created.entry.attr.ino, created.opened.handle);
+    one.write(handle, 0, vec![1; 4096].into(), false).await.map(drop).unwrap();
+    one.fsync(handle, false).await.unwrap();
+    let dirty = Arc::new(Mutex::new(Some(vec![2; 4096])));
+    let fs = one.clone();
+    one.set_invalidate(Arc::new(Mapping { fs, handle, dirty: dirty.clone() }));
+    let read = async |fs: &Arc<Fs<Client>>, handle| fs.read(handle, 0, 4096).await.unwrap().value.concat();
+    let theirs = two.open(ino, libc::O_RDONLY).await.unwrap().value.handle;
+    assert_eq!(read(&two, theirs).await, [2; 4096]);
+    let theirs = two.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    two.write(theirs, 0, vec![3; 4096].into(), false).await.map(drop).unwrap();
+    two.fsync(theirs, false).await.unwrap();
+    assert_eq!(read(&one, handle).await, [3; 4096]);
+    assert_eq!(*dirty.lock(), None);
 }
 
 /// A change of the times while a recall flushes the file goes behind what was written before.

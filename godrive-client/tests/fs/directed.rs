@@ -8,7 +8,8 @@ use godrive_client::driver::{BoxFuture, Config as DriverConfig, Declared};
 use godrive_client::fs::config::Config;
 use godrive_client::fs::{Backend, Caller, Found, Fs, Handle, Invalidate, Invalidation, SetAttr, Whence};
 use godrive_proto::lease::{GetLayout, GetLayouts, OpenChunks, RecallRequest};
-use godrive_proto::meta::{Barrier, Commit, Create, Lookup, NewNode, RenameMode};
+use godrive_proto::meta::{Barrier, Commit, Create, Lookup, NewNode, RenameMode, SetTime, Truncate};
+use godrive_proto::time::Timestamp;
 use godrive_proto::{Ino, LeaseId, LogIndex, Operation, ROOT};
 use std::sync::Arc;
 use std::time::Duration;
@@ -822,6 +823,38 @@ async fn of_a_chunk_of_which_the_master_lost_the_first_version_it_is_told_again(
     assert!(world.chunks.values().all(|chunk| chunk.committed == chunk.held));
 }
 
+/// A commit is one message, and one record of the master's log.
+#[tokio::test(start_paused = true)]
+async fn of_many_chunks_that_the_master_lost_it_is_told_in_several_commits() {
+    const CHUNKS: u64 = 9000;
+    let cluster = Cluster::new(18);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    let last = cluster.world.lock().master.nodes[&ino].attr.change;
+    for index in 0..CHUNKS {
+        write(&fs, handle, index * u64::from(CHUNK), b"a").await;
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    {
+        let world = &mut *cluster.world.lock();
+        for chunk in world.chunks.values_mut() {
+            assert_eq!(std::mem::take(&mut chunk.committed), chunk.held);
+        }
+        world.master.nodes.get_mut(&ino).unwrap().attr.size = 0;
+        world.largest_commit = 0;
+    }
+    let commits = requests(&cluster, Commit::CODE);
+    cluster.upcalls(1).log_ended(LogIndex(last)).await;
+    cluster.upcalls(1).resume().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let world = cluster.world.lock();
+    assert!(world.chunks.values().all(|chunk| chunk.committed == chunk.held));
+    assert_eq!(world.master.nodes[&ino].attr.size, (CHUNKS - 1) * u64::from(CHUNK) + 1);
+    assert!(world.largest_commit <= 4096, "{} chunks", world.largest_commit);
+    drop(world);
+    assert_eq!(requests(&cluster, Commit::CODE), commits + 3);
+}
+
 /// What a copy that failed may have left behind is no matter while somebody writes on.
 #[tokio::test(start_paused = true)]
 async fn an_idle_lease_is_not_given_up_under_a_writer() {
@@ -892,4 +925,185 @@ async fn a_lease_that_was_taken_to_cut_a_file_by_its_path_goes_back_by_itself() 
     assert!(cluster.world.lock().leases.is_exclusive(1, ino));
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert!(!cluster.world.lock().leases.is_exclusive(1, ino));
+}
+
+/// A flush that waited for a chunk which a truncation dropped meets the next one at the same place.
+#[tokio::test(start_paused = true)]
+async fn a_flush_that_waited_for_a_dropped_chunk_takes_nothing_of_the_next_one_from_an_fsync() {
+    let cluster = Cluster::new(18);
+    let (fs, other) = (cluster.mount(1), cluster.mount(2));
+    let (ino, handle) = create(&other, b"a").await;
+    write(&other, handle, 0, &[1; CHUNK as usize]).await;
+    other.flush(handle).await.unwrap();
+    other.release(handle);
+    let handle = fs.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    write(&fs, handle, 0, b"x").await;
+    fs.fsync(handle, false).await.unwrap();
+    {
+        let world = &mut *cluster.world.lock();
+        world.at_once = true;
+        world.waits.insert(Truncate::CODE);
+    }
+    let deltas = fs.stats().deltas;
+    let writing = tokio::spawn({
+        let (cluster, fs) = (cluster.clone(), fs.clone());
+        async move {
+            // The stream has left the chunk: the background begins to flush it, behind the truncation and a read.
+            write(&fs, handle, u64::from(CHUNK) - 10, &[2; 10]).await;
+            let empty = SetAttr { size: Some(0), ..SetAttr::default() };
+            let reading = fs.clone();
+            let read =
+                async { tokio::spawn(async move { reading.read(handle, 8192, 4096).await.map(drop) }) };
+            let (cut, _) = tokio::join!(fs.setattr(ino, None, empty), read);
+            cut.map(drop).unwrap();
+            write(&fs, handle, 0, &[3; 100]).await;
+            fs.fsync(handle, false).await.unwrap();
+            durable(&cluster, ino)
+        }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(fs.stats().deltas, deltas, "all of them wait");
+    {
+        let world = &mut *cluster.world.lock();
+        world.deltas_wait = true;
+        world.waits.clear();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cluster.world.lock().deltas_wait = false;
+    assert_eq!(writing.await.unwrap(), [3; 100]);
+    assert_eq!(cluster.world.lock().violations, [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_writes_on_and_on_keeps_no_flush_from_its_end() {
+    let cluster = Cluster::new(19);
+    let fs = cluster.mount(1);
+    let (ino, steady) = create(&fs, b"a").await;
+    let handle = fs.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    let writing = tokio::spawn({
+        let fs = fs.clone();
+        async move {
+            loop {
+                write(&fs, steady, 0, &[1; 4096]).await;
+                tokio::time::sleep(Duration::from_micros(10)).await;
+            }
+        }
+    });
+    write(&fs, handle, 20_000, b"end").await;
+    let flushed = tokio::time::timeout(Duration::from_secs(60), fs.flush(handle)).await;
+    flushed.expect("it ends").unwrap();
+    assert_eq!(durable(&cluster, ino)[20_000..], *b"end");
+    assert!(requests(&cluster, Commit::CODE) > 0);
+    writing.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_fsync_waits_for_a_time_that_was_set() {
+    let cluster = Cluster::new(20);
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, b"a").await;
+    fs.fsync(handle, false).await.unwrap();
+    let commits = requests(&cluster, Commit::CODE);
+    let set = SetAttr { mtime: Some(SetTime::At(Timestamp(77))), ..SetAttr::default() };
+    fs.setattr(ino, None, set).await.unwrap();
+    fs.fsync(handle, true).await.unwrap();
+    assert_eq!(requests(&cluster, Commit::CODE), commits, "fdatasync needs no time");
+    fs.fsync(handle, false).await.unwrap();
+    assert_eq!(cluster.world.lock().master.nodes[&ino].attr.mtime, Timestamp(77));
+    // The background may have told the master, which has it in its memory only.
+    let set = SetAttr { mtime: Some(SetTime::At(Timestamp(78))), ..SetAttr::default() };
+    fs.setattr(ino, None, set).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let barriers = requests(&cluster, Barrier::CODE);
+    fs.fsync(handle, false).await.unwrap();
+    assert_eq!(requests(&cluster, Barrier::CODE), barriers + 1);
+}
+
+/// Each byte and how often it comes.
+fn runs(bytes: &[u8]) -> Vec<(u8, usize)> {
+    bytes.chunk_by(|a, b| a == b).map(|run| (run[0], run.len())).collect()
+}
+
+/// 1000 bytes that were cut off from 5000 and, where it is `told`, are followed by zeros and the end at 3000.
+async fn cut_and_extended(cluster: &Arc<Cluster>, told: bool) -> (Arc<Fs<Client>>, Ino, Handle) {
+    let fs = cluster.mount(1);
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, &[1; 5000]).await;
+    fs.fsync(handle, false).await.unwrap();
+    let length = SetAttr { size: Some(1000), ..SetAttr::default() };
+    fs.setattr(ino, None, length).await.unwrap();
+    write(&fs, handle, 3000, b"end").await;
+    if !told {
+        cluster.world.lock().waits.insert(Commit::CODE);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    {
+        let world = &mut *cluster.world.lock();
+        assert_eq!(world.master.nodes[&ino].attr.size, if told { 3003 } else { 1000 });
+        world.lose_power();
+        assert!(world.master.nodes[&ino].attr.trim_pending);
+        world.waits.clear();
+    }
+    (fs, ino, handle)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hole_that_was_lost_before_the_master_heard_of_it_is_made_again() {
+    let cluster = Cluster::new(21);
+    let (fs, ino, handle) = cut_and_extended(&cluster, false).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let expected = [(1, 1000), (0, 2003)];
+    assert_eq!(runs(&durable(&cluster, ino)), expected);
+    assert_eq!(fs.fsync(handle, false).await.unwrap_err().errno, libc::EIO, "the end is lost");
+    fs.fsync(handle, false).await.unwrap();
+    assert_eq!(runs(&durable(&cluster, ino)), expected);
+    assert_eq!(runs(&read(&fs, handle, 0, 5000).await), expected);
+    assert_eq!(cluster.world.lock().violations, [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_loss_of_power_brought_back_behind_the_end_is_cut_off_before_the_file_grows() {
+    for at in [10_000, u64::from(CHUNK) + 5] {
+        let cluster = Cluster::new(22);
+        let (fs, ino, handle) = cut_and_extended(&cluster, true).await;
+        write(&fs, handle, at, &[5; 3]).await;
+        // Whoever writes into the older chunk is told by the delta, others by the next fsync.
+        let flushed = fs.flush(handle).await.map_err(|error| error.errno);
+        let synced = fs.fsync(handle, false).await.map_err(|error| error.errno);
+        assert!(flushed == Err(libc::EIO) || synced == Err(libc::EIO), "{flushed:?} {synced:?}");
+        fs.fsync(handle, false).await.unwrap();
+        // Up to the length it is older, as was told.
+        let expected = [(1, 3003), (0, at as usize - 3003), (5, 3)];
+        assert_eq!(runs(&durable(&cluster, ino)), expected);
+        assert_eq!(runs(&read(&fs, handle, 0, 2 * CHUNK).await), expected);
+        let world = cluster.world.lock();
+        assert!(!world.master.nodes[&ino].attr.trim_pending);
+        assert!(world.chunks.values().all(|chunk| chunk.stable == chunk.held));
+        assert_eq!(world.violations, [""; 0]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_grows_a_file_of_whose_loss_of_power_it_knows_nothing_cuts_it_off_first() {
+    let cluster = Cluster::new(23);
+    let (one, two) = (cluster.mount(1), cluster.mount(2));
+    let (ino, handle) = create(&one, b"a").await;
+    write(&one, handle, 0, &[1; 5000]).await;
+    one.fsync(handle, false).await.unwrap();
+    let length = SetAttr { size: Some(1000), ..SetAttr::default() };
+    one.setattr(ino, None, length).await.unwrap();
+    one.flush(handle).await.unwrap();
+    one.release(handle);
+    let handle = two.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    cluster.world.lock().lose_power();
+    let at = u64::from(CHUNK) + 5;
+    write(&two, handle, at, &[5; 3]).await;
+    two.flush(handle).await.unwrap();
+    let expected = [(1, 1000), (0, at as usize - 1000), (5, 3)];
+    assert_eq!(runs(&durable(&cluster, ino)), expected);
+    assert_eq!(two.fsync(handle, false).await.unwrap_err().errno, libc::EIO, "a chunk of it is older");
+    two.fsync(handle, false).await.unwrap();
+    assert_eq!(runs(&read(&two, handle, 0, 2 * CHUNK).await), expected);
+    assert_eq!(cluster.world.lock().violations, [""; 0]);
 }

@@ -398,7 +398,15 @@ impl Run<'_> {
                 let id = ChunkId(self.world.master.last);
                 let bytes = vec![0; CHUNK as usize];
                 let empty = Contents { version: Default::default(), digest: Digest(0) };
-                let chunk = Chunk { bytes, held: empty, stable: empty, committed: empty, open_by: None };
+                let stable_bytes = bytes.clone();
+                let chunk = Chunk {
+                    bytes,
+                    held: empty,
+                    stable: empty,
+                    stable_bytes,
+                    committed: empty,
+                    open_by: None,
+                };
                 self.world.chunks.insert(id, chunk);
                 self.world.master.node(ino)?.chunks.insert(index, id);
                 id
@@ -654,8 +662,12 @@ impl Run<'_> {
             return Err(Code::NoLease.into());
         }
         self.own(request.ino, "commit")?;
+        self.world.largest_commit = self.world.largest_commit.max(request.chunks.len());
         let now = self.now;
         for state in &request.chunks {
+            if state.epoch < self.world.epoch() {
+                return Err(Code::WrongEpoch.into());
+            }
             let named = self.world.master.node(request.ino)?.chunks.get(&state.index) == Some(&state.chunk);
             let held = self.world.chunks.get(&state.chunk).map(|chunk| chunk.held);
             if !named || held.is_none_or(|held| held.version < state.held.version) {

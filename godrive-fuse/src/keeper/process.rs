@@ -18,6 +18,8 @@ use std::time::Duration;
 /// A daemon whose runtime does not turn for this long is killed and followed by another. Not counted while the machine
 /// sleeps.
 const HANGS_AFTER: Duration = Duration::from_secs(60);
+/// The keeper looks each second.
+const FROZEN_AFTER: Duration = Duration::from_secs(5);
 /// A life shorter than this is no life: after so many of them in a row something in the mount kills every daemon.
 const SHORT_LIFE: Duration = Duration::from_millis(500);
 const MAX_SHORT_LIVES: u32 = 20;
@@ -32,8 +34,30 @@ struct Keeper {
     /// No other daemon is to follow.
     stops: bool,
     begun: Duration,
-    heard: Duration,
+    silence: Silence,
     short_lives: u32,
+}
+
+/// How long nothing was heard of the daemon, as far as the keeper was there to hear.
+#[derive(Clone, Copy)]
+struct Silence {
+    heard: Duration,
+    looked: Duration,
+}
+
+impl Silence {
+    fn since(now: Duration) -> Self {
+        Self { heard: now, looked: now }
+    }
+
+    /// Who froze the keeper may have frozen the daemon with it.
+    fn at(&mut self, now: Duration) -> Duration {
+        if now.saturating_sub(self.looked) > FROZEN_AFTER {
+            self.heard = now;
+        }
+        self.looked = now;
+        now.saturating_sub(self.heard)
+    }
 }
 
 /// Runs until the mount has ended; its daemon's exit code.
@@ -51,7 +75,7 @@ pub fn run(handed: Handed, arguments: Vec<OsString>) -> io::Result<ExitCode> {
         daemon: None,
         stops: false,
         begun: now,
-        heard: now,
+        silence: Silence::since(now),
         short_lives: 0,
     };
     loop {
@@ -93,7 +117,7 @@ impl Keeper {
     }
 
     fn told(&mut self, message: Message) -> io::Result<Option<u8>> {
-        self.heard = monotonic()?;
+        self.silence = Silence::since(monotonic()?);
         match message {
             Message::Serves(pid) => {
                 self.daemon = i32::try_from(pid).ok().map(Pid::from_raw);
@@ -141,7 +165,8 @@ impl Keeper {
             return Ok(Some(1));
         }
         say(&format!("the mount's daemon was killed ({how}); another one goes on"));
-        (self.begun, self.heard, self.daemon) = (monotonic()?, monotonic()?, None);
+        (self.begun, self.daemon) = (monotonic()?, None);
+        self.silence = Silence::since(self.begun);
         let mut tries = MAX_STARTS;
         loop {
             match daemon(&self.arguments, &self.handed.ledger, self.handed.device.as_ref()) {
@@ -173,13 +198,14 @@ impl Keeper {
     }
 
     fn look_for_hang(&mut self) -> io::Result<()> {
-        let silent = monotonic()?.saturating_sub(self.heard);
+        let now = monotonic()?;
+        let silent = self.silence.at(now);
         if let Some(daemon) = self.daemon
             && silent > HANGS_AFTER
             && !self.stops
         {
             say(&format!("the mount's daemon {daemon} hangs: it is killed"));
-            self.heard = monotonic()?;
+            self.silence = Silence::since(now);
             tell(daemon, Signal::SIGKILL);
         }
         Ok(())
@@ -218,4 +244,21 @@ fn is_dead(daemon: Pid) -> bool {
 /// The keeper has no log of its own; its lines go where the daemon's go. Nobody can be told that there is no room for them.
 fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{NAME}: {line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_was_frozen_with_its_keeper_does_not_hang() {
+        let second = Duration::from_secs;
+        let mut silence = Silence::since(second(100));
+        assert_eq!(silence.at(second(101)), second(1));
+        assert_eq!(silence.at(second(101) + HANGS_AFTER * 2), Duration::ZERO);
+        let back = 101 + 2 * HANGS_AFTER.as_secs();
+        for after in 1..100 {
+            assert_eq!(silence.at(second(back + after)), second(after), "one that hangs is found");
+        }
+    }
 }

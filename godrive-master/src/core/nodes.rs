@@ -247,9 +247,10 @@ impl Nodes {
         self.bearers.retain(|_, bearer| *bearer != id);
     }
 
-    /// It is decommissioned and silent: what it may still have is not waited for.
+    /// It is decommissioned and silent, or has no disk any more: what it may still have is not waited for.
     pub fn is_given_up(&self, now: Instant, id: NodeId) -> bool {
-        self.intents.purpose(id) == Purpose::Decommission && self.health(now, id) == Health::Dead
+        let is_gone = self.health(now, id) == Health::Dead || self.has_no_disk_in_service(id);
+        self.intents.purpose(id) == Purpose::Decommission && is_gone
     }
 
     /// People let it go. False: it is not dead, and may have what nobody else has.
@@ -304,6 +305,12 @@ impl Nodes {
         }
     }
 
+    /// Others do not reach it, though the master does: for a while it is not used for anything new.
+    pub fn unreached(&mut self, now: Instant, id: NodeId) {
+        const AVOIDED_FOR: Duration = Duration::from_secs(60);
+        self.suspect(now.after(AVOIDED_FOR), id);
+    }
+
     /// An unknown node is dead.
     pub fn health(&self, now: Instant, id: NodeId) -> Health {
         let Some(node) = self.nodes.get(&id) else { return Health::Dead };
@@ -327,6 +334,18 @@ impl Nodes {
     /// The node has this disk, and has not said that it failed.
     pub fn is_in_service(&self, id: NodeId, disk: DiskId) -> bool {
         self.disk(id, disk).is_some_and(|state| state.health != DiskHealth::Failed)
+    }
+
+    /// The node has this disk, and has said that it failed.
+    pub fn has_failed(&self, id: NodeId, disk: DiskId) -> bool {
+        self.disk(id, disk).is_some_and(|state| state.health == DiskHealth::Failed)
+    }
+
+    /// What it has it cannot say, nor delete, until it is restarted.
+    pub fn has_no_disk_in_service(&self, id: NodeId) -> bool {
+        self.nodes
+            .get(&id)
+            .is_some_and(|node| node.disks.iter().all(|state| state.health == DiskHealth::Failed))
     }
 
     fn disk(&self, id: NodeId, disk: DiskId) -> Option<&DiskState> {

@@ -200,8 +200,14 @@ impl Hub {
                 return Err(error.into());
             }
         };
-        if outcome.sync_required || matches!(record.body, Body::Mutation(_)) {
-            self.changed_at.insert(origin.session, index);
+        let whose = match &record.body {
+            // Whoever gets the lease next must not have it while a restart could say that this one still writes.
+            Body::ChunksClosed { session, .. } => Some(*session),
+            Body::Mutation(_) => Some(origin.session),
+            _ => outcome.sync_required.then_some(origin.session),
+        };
+        if let Some(session) = whose {
+            self.changed_at.insert(session, index);
         }
         let durable = match outcome.sync_required {
             true => index,
@@ -220,6 +226,9 @@ impl Hub {
             // It is open no longer.
             self.reserved.release(*chunk);
             self.fence(*chunk);
+        }
+        for ino in &outcome.effects.settled {
+            self.unfence(self.clock.now(), *ino);
         }
         Ok((outcome.answer, durable))
     }

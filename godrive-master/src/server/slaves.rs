@@ -13,11 +13,15 @@ use godrive_proto::time::Instant;
 use godrive_proto::{ChunkId, Code, DiskId, Epoch, Fault, LogIndex, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 const MAX_DISKS: usize = 256;
 const MAX_DOMAIN_BYTES: usize = 255;
 /// Stable reports that wait for the other members.
 const MAX_STABLE: usize = 100_000;
+/// A member that is reported again within this, after it was spared, is out of the reach of those that need it.
+const SPARED_FOR: Duration = Duration::from_secs(30);
+const MAX_SPARED: usize = 10_000;
 
 /// What is known of slaves beside [`crate::core::nodes::Nodes`]; all of it comes again with their inventories.
 #[derive(Default)]
@@ -37,6 +41,8 @@ pub struct Slaves {
     pub stuck: BTreeSet<ChunkId>,
     /// Chunks with something to repair, as far as noticed.
     pub endangered: Worklist,
+    /// Members that stayed in an epoch although they were reported as failed, and when.
+    pub spared: BTreeMap<(ChunkId, NodeId), Instant>,
     stable: BTreeMap<ChunkId, Stable>,
 }
 
@@ -229,6 +235,30 @@ impl Slaves {
         self.leftovers.entry(chunk).or_default().entry((to.node, to.disk)).or_insert(Epoch(0));
         self.endangered.put(chunk, Worklist::UNKNOWN);
         self.reclaim = true;
+    }
+
+    /// It answered the master, so it stayed.
+    pub fn spare(&mut self, now: Instant, chunk: ChunkId, node: NodeId) {
+        if self.spared.len() >= MAX_SPARED {
+            self.spared.retain(|_, since| now.since(*since) < SPARED_FOR);
+        }
+        if self.spared.len() < MAX_SPARED {
+            self.spared.insert((chunk, node), now);
+        }
+    }
+
+    pub fn was_spared(&self, now: Instant, chunk: ChunkId, node: NodeId) -> bool {
+        self.spared.get(&(chunk, node)).is_some_and(|since| now.since(*since) < SPARED_FOR)
+    }
+
+    /// What was copied to it verifies.
+    pub fn mended(&mut self, chunk: ChunkId, node: NodeId) {
+        if let Some(corrupt) = self.corrupt.get_mut(&chunk) {
+            corrupt.remove(&node);
+            if corrupt.is_empty() {
+                self.corrupt.remove(&chunk);
+            }
+        }
     }
 
     pub fn is_lost(&self, chunk: ChunkId, node: NodeId) -> bool {

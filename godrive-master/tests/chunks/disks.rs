@@ -2,7 +2,6 @@
 
 use super::*;
 use common::slave::disk_state;
-use godrive_proto::cluster::DiskHealth;
 
 /// One slave with two disks and a chunk of the second epoch on one of them: where it is, and the other disk.
 async fn on_one_of_two_disks(cluster: &Cluster, client: &Client) -> (Slave, Layout, DiskId) {

@@ -31,6 +31,8 @@ pub struct Store {
     pub rotten: Mutex<bool>,
     /// Copies are made and not answered while this is held.
     pub copying: tokio::sync::Mutex<()>,
+    /// So long a seal takes.
+    pub seals_take: Mutex<Duration>,
     /// Before a seal is answered.
     pub on_seal: Mutex<Option<Box<dyn Fn() + Send>>>,
     all: Stores,
@@ -191,6 +193,8 @@ async fn answer(store: Arc<Store>, disk: DiskId, boot: BootId, incoming: Incomin
     let header = ReplyHeader::default();
     let sent = match incoming.header.code {
         Seal::CODE => {
+            let takes = *store.seals_take.lock().unwrap();
+            tokio::time::sleep(takes).await;
             let request = incoming.decode::<Seal>().unwrap();
             match seal(&store, request) {
                 Some(state) => incoming.reply::<Seal>(header, &state, &[]).await,
@@ -212,6 +216,11 @@ async fn answer(store: Arc<Store>, disk: DiskId, boot: BootId, incoming: Incomin
                 Ok(contents) => incoming.reply::<Copy>(header, &contents, &[]).await,
                 Err(fault) => incoming.fail(header, fault).await,
             }
+        }
+        Delete::CODE
+            if store.disks.lock().unwrap().iter().all(|state| state.health == DiskHealth::Failed) =>
+        {
+            incoming.fail(header, Fault::new(Code::Disk, "the disk is out of service")).await
         }
         Delete::CODE => {
             let request = incoming.decode::<Delete>().unwrap();

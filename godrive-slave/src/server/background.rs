@@ -3,9 +3,9 @@
 
 use super::copy::Copying;
 use super::shared::Shared;
+use crate::core::replica::Key;
 use crate::store::DiskStore;
-use godrive_proto::Code;
-use godrive_proto::time::Timestamp;
+use godrive_proto::{ChunkId, Code, Fault};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -14,8 +14,6 @@ use tokio::time::Instant;
 const SYNC_EVERY: Duration = Duration::from_secs(2);
 const CHECKPOINT_TICKS: u32 = 2;
 const EXPIRY_TICKS: u32 = 1800;
-/// How long what was put aside and what a copy left unfinished are kept: the master knows of neither.
-const KEEP_ASIDE_NS: i64 = 7 * 24 * 3600 * 1_000_000_000;
 
 pub async fn look_after(shared: Arc<Shared>, store: Arc<DiskStore>) {
     let mut ticks: u32 = 0;
@@ -52,7 +50,7 @@ pub async fn look_after(shared: Arc<Shared>, store: Arc<DiskStore>) {
     tracing::error!(disk = %store.id(), why = store.failure(), "the disk is no longer looked after");
 }
 
-fn checkpoint(shared: &Shared, store: &DiskStore) -> Result<(), godrive_proto::Fault> {
+fn checkpoint(shared: &Shared, store: &DiskStore) -> Result<(), Fault> {
     let now = shared.clock.wall();
     godrive_disk::blocking(store.is_instant(), || {
         store.checkpoint(now)?;
@@ -61,23 +59,25 @@ fn checkpoint(shared: &Shared, store: &DiskStore) -> Result<(), godrive_proto::F
     })
 }
 
-pub(super) fn expire(shared: &Shared, store: &DiskStore) -> Result<(), godrive_proto::Fault> {
-    let before = Timestamp(shared.clock.wall().0.saturating_sub(KEEP_ASIDE_NS));
-    let expired = godrive_disk::blocking(store.is_instant(), || store.expire_asides(before))?;
-    if expired > 0 {
-        tracing::info!(disk = %store.id(), expired, "removed replicas that were kept aside for a week");
-    }
-    godrive_disk::blocking(store.is_instant(), || expire_copies(shared, store, before))
+pub(super) fn expire(shared: &Shared, store: &DiskStore) -> Result<(), Fault> {
+    godrive_disk::blocking(store.is_instant(), || {
+        let unused = store.unused(shared.clock.now(), shared.clock.wall())?;
+        let (copies, asides): (Vec<_>, Vec<_>) = unused.into_iter().partition(|(key, _)| key.aside == 0);
+        let asides: Vec<Key> = asides.into_iter().map(|(key, _)| key).collect();
+        store.delete_asides(&asides)?;
+        if !asides.is_empty() {
+            tracing::info!(disk = %store.id(), expired = asides.len(), "removed replicas that were kept aside for a week");
+        }
+        copies.into_iter().try_for_each(|(key, position)| expire_copy(shared, store, key.chunk, position))
+    })
 }
 
 /// Where a copy is under way, what is here is its base.
-fn expire_copies(shared: &Shared, store: &DiskStore, before: Timestamp) -> Result<(), godrive_proto::Fault> {
-    for chunk in store.abandoned_copies(before)? {
-        let Ok(_no_other) = Copying::begin(shared, chunk) else { continue };
-        if let Some(row) = store.row(chunk)?.filter(|row| row.is_abandoned(before)) {
-            store.delete(&[(chunk, row.epoch)], shared.clock.wall())?;
-            tracing::info!(disk = %store.id(), %chunk, "removed a partial copy that was not gone on with for a week");
-        }
+fn expire_copy(shared: &Shared, store: &DiskStore, chunk: ChunkId, position: u64) -> Result<(), Fault> {
+    let Ok(_no_other) = Copying::begin(shared, chunk) else { return Ok(()) };
+    if let Some(row) = store.row(chunk)?.filter(|row| row.position == position) {
+        store.delete(&[(chunk, row.epoch)], shared.clock.wall())?;
+        tracing::info!(disk = %store.id(), %chunk, "removed a partial copy that was not gone on with for a week");
     }
     Ok(())
 }

@@ -3,18 +3,17 @@
 use super::shared::Shared;
 use crate::core::replica::no_chunk;
 use crate::store::DiskStore;
+use crate::store::table::Row;
 use godrive_proto::cluster::{DeleteRequest, InstallRequest, QuarantineRequest, ReplicaState, SealRequest};
 use godrive_proto::{ChunkId, Code, DiskId, Epoch, Fault};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// A chunk that is not here is sealed too, on each disk: a delta of the old epoch that arrives late does not make it.
+/// On every disk that has the chunk, so that no copy beside the one that counts becomes a member of an epoch that is over. A
+/// chunk that is not here is sealed too, on each disk: a delta of the old epoch that arrives late does not make it.
 pub async fn seal(shared: &Arc<Shared>, request: SealRequest) -> Result<ReplicaState, Fault> {
-    let stores = match shared.find(request.chunk)? {
-        Some((store, _)) => vec![store],
-        None => in_service(shared)?,
-    };
-    for store in stores {
+    let mut best: Option<(&Arc<DiskStore>, Row)> = None;
+    for store in holders(shared, request.chunk)? {
         let sealed = store.seal(request.chunk, request.epoch, shared.clock.wall());
         shared.ring_if_due(store);
         match sealed {
@@ -22,13 +21,16 @@ pub async fn seal(shared: &Arc<Shared>, request: SealRequest) -> Result<ReplicaS
                 if !store.is_stable(row.position) {
                     store.sync().await?;
                 }
-                return Ok(shared.replica_state(store, request.chunk, &row));
+                if best.as_ref().is_none_or(|(_, best)| row.rank() > best.rank()) {
+                    best = Some((store, row));
+                }
             }
             Err(fault) if fault.code == Code::NoChunk => store.sync().await?,
             Err(fault) => return Err(fault),
         }
     }
-    Err(no_chunk(request.chunk))
+    let (store, row) = best.ok_or_else(|| no_chunk(request.chunk))?;
+    Ok(shared.replica_state(store, request.chunk, &row))
 }
 
 /// On the disk that is named and on no other: that is where the record has it.
@@ -56,7 +58,7 @@ fn moved_away(shared: &Shared, store: &DiskStore, request: &InstallRequest) -> R
             })
         }
         Some(row) if row.epoch < request.epoch => {
-            store.quarantine(chunk, "it is a member on another disk", shared.clock.wall()).map(drop)
+            store.quarantine(chunk, &row, "it is a member on another disk", shared.clock.wall())
         }
         _ => Ok(()),
     }
@@ -66,16 +68,9 @@ pub async fn delete(shared: &Arc<Shared>, request: DeleteRequest) -> Result<(), 
     let mut by_disk: BTreeMap<DiskId, Vec<(ChunkId, Epoch)>> = BTreeMap::new();
     for (chunk, epoch) in request.chunks {
         super::copy::deleting(shared, chunk, epoch);
-        let mut holders = Vec::new();
-        for store in shared.usable() {
-            if store.row(chunk)?.is_some() {
-                holders.push(store.id());
-            }
+        for store in holders(shared, chunk)? {
+            by_disk.entry(store.id()).or_default().push((chunk, epoch));
         }
-        if holders.is_empty() {
-            holders.extend(in_service(shared)?.into_iter().map(|store| store.id()));
-        }
-        holders.into_iter().for_each(|disk| by_disk.entry(disk).or_default().push((chunk, epoch)));
     }
     for (disk, chunks) in by_disk {
         let store = shared.place(disk)?;
@@ -88,8 +83,8 @@ pub async fn delete(shared: &Arc<Shared>, request: DeleteRequest) -> Result<(), 
 
 pub async fn quarantine(shared: &Arc<Shared>, request: QuarantineRequest) -> Result<(), Fault> {
     for chunk in request.chunks {
-        if let Some((store, _)) = shared.find(chunk)? {
-            store.quarantine(chunk, "the master does not know it", shared.clock.wall())?;
+        if let Some((store, row)) = shared.find(chunk)? {
+            store.quarantine(chunk, &row, "the master does not know it", shared.clock.wall())?;
         }
     }
     for store in shared.usable().filter(|store| store.needs_sync()) {
@@ -98,8 +93,12 @@ pub async fn quarantine(shared: &Arc<Shared>, request: QuarantineRequest) -> Res
     Ok(())
 }
 
-fn in_service(shared: &Shared) -> Result<Vec<&Arc<DiskStore>>, Fault> {
-    let stores: Vec<_> = shared.usable().collect();
+/// The disks that have the chunk; if none has it, all in service.
+fn holders(shared: &Shared, chunk: ChunkId) -> Result<Vec<&Arc<DiskStore>>, Fault> {
+    let mut stores: Vec<_> = shared.rows(chunk)?.into_iter().map(|(store, _)| store).collect();
+    if stores.is_empty() {
+        stores.extend(shared.usable());
+    }
     if stores.is_empty() {
         return Err(Fault::new(Code::Disk, "no disk of this slave is in service"));
     }

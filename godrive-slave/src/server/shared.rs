@@ -15,6 +15,7 @@ use godrive_proto::{BootId, ChunkId, ClusterId, Code, DiskId, Epoch, Fault, LogI
 use parking_lot::{Mutex, RwLock};
 use rand::rngs::{SmallRng, StdRng};
 use rand::{Rng, SeedableRng};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -165,28 +166,31 @@ impl Shared {
     /// The disk that has the chunk, if one has it. A disk that was out of service comes back with a restart and with
     /// replicas that were made anew on another one meanwhile: the one of the highest epoch counts.
     pub fn find(&self, chunk: ChunkId) -> Result<Option<(&Arc<DiskStore>, Row)>, Fault> {
-        let mut best: Option<(&Arc<DiskStore>, Row)> = None;
+        Ok(self.rows(chunk)?.into_iter().next())
+    }
+
+    /// The disks that have the chunk; the one that counts comes first.
+    pub fn rows(&self, chunk: ChunkId) -> Result<Vec<(&Arc<DiskStore>, Row)>, Fault> {
+        let mut rows = Vec::new();
         for store in self.usable() {
-            let Some(row) = store.row(chunk)? else { continue };
-            let rank = |row: &Row| (row.epoch, row.version);
-            if best.as_ref().is_none_or(|(_, best)| rank(&row) > rank(best)) {
-                best = Some((store, row));
-            }
+            rows.extend(store.row(chunk)?.map(|row| (store, row)));
         }
-        Ok(best)
+        rows.sort_by_key(|(_, row)| Reverse(row.rank()));
+        Ok(rows)
     }
 
     /// As [`Self::find`], and the chunk's replicas on other disks are put aside.
     pub fn keep_one(&self, chunk: ChunkId) -> Result<Option<(&Arc<DiskStore>, Row)>, Fault> {
-        let Some((best, row)) = self.find(chunk)? else { return Ok(None) };
-        for store in self.usable().filter(|store| store.id() != best.id()) {
+        let mut rows = self.rows(chunk)?.into_iter();
+        let best = rows.next();
+        for (store, row) in rows {
             let why = "another disk has a newer one";
-            if let Err(fault) = store.quarantine(chunk, why, self.clock.wall()) {
+            if let Err(fault) = store.quarantine(chunk, &row, why, self.clock.wall()) {
                 self.count_error();
                 tracing::error!(%chunk, disk = %store.id(), %fault, "an old replica could not be put aside; the next inventory tries again");
             }
         }
-        Ok(Some((best, row)))
+        Ok(best)
     }
 
     /// The disk that has the chunk. With one working disk nothing is looked up: the store says whether it is there.

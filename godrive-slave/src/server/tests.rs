@@ -13,18 +13,52 @@ use godrive_proto::frame::RequestHeader;
 use godrive_proto::limits::LEAF_BYTES;
 use godrive_proto::net::identity::Authority;
 use godrive_proto::net::machine::{MachineClock, MachineSockets};
-use godrive_proto::time::Timestamp;
+use godrive_proto::time::{Instant, Timestamp};
 use godrive_proto::{ChunkId, ClusterId, Code, DiskId, Epoch, NodeId, OpId, Role, SessionId, Version, sums};
+use parking_lot::Mutex;
 use std::time::Duration;
 
 const NOW_S: i64 = 1_795_000_000;
+const DAY_NS: u64 = 24 * 3600 * 1_000_000_000;
+
+/// Clocks that are set by hand.
+struct Hand(Mutex<(Instant, Timestamp)>);
+
+impl Hand {
+    fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::new((Instant(0), Timestamp(NOW_S * 1_000_000_000)))))
+    }
+
+    /// Time passes.
+    fn pass(&self, days: u64) {
+        self.0.lock().0.0 += days * DAY_NS;
+        self.set_forward(days);
+    }
+
+    fn set_forward(&self, days: u64) {
+        self.0.lock().1.0 += (days * DAY_NS) as i64;
+    }
+}
+
+impl Clock for Hand {
+    fn now(&self) -> Instant {
+        self.0.lock().0
+    }
+    fn wall(&self) -> Timestamp {
+        self.0.lock().1
+    }
+}
 
 fn open(disks: &[SimulatedDisk]) -> Arc<Shared> {
+    open_with(disks, Arc::new(MachineClock))
+}
+
+fn open_with(disks: &[SimulatedDisk], clock: Arc<dyn Clock>) -> Arc<Shared> {
     let authority = Authority::create(ClusterId(7), NOW_S).unwrap();
     let world = World {
         disks: disks.iter().map(|disk| Arc::new(disk.clone()) as Arc<dyn Disk>).collect(),
         sockets: Arc::new(MachineSockets),
-        clock: Arc::new(MachineClock),
+        clock,
         seed: 3,
         identity: authority.issue(Role::Slave, NodeId(1), NOW_S).unwrap(),
         transport_seed: None,
@@ -154,25 +188,29 @@ async fn a_copy_that_ends_after_the_deletion_of_its_chunk_leaves_nothing() {
 
 #[tokio::test]
 async fn a_partial_copy_is_removed_a_week_after_the_last_that_was_done_for_it() {
-    let disk = SimulatedDisk::new(1 << 30);
-    let shared = open(std::slice::from_ref(&disk));
+    let (disk, clock) = (SimulatedDisk::new(1 << 30), Hand::new());
+    let shared = open_with(std::slice::from_ref(&disk), clock.clone());
     let store = &shared.stores()[0];
-    let (long_ago, now) = (Timestamp(1), shared.clock.wall());
     write(store, 1, 1, 0);
     for chunk in 2..6 {
-        leave_partial(store, chunk, long_ago);
+        leave_partial(store, chunk, clock.wall());
     }
     // A member that a copy was to bring level; sealed, and the seal is of long ago too.
     write(store, 6, 3, 0);
-    store.seal(ChunkId(6), Epoch(5), long_ago).unwrap();
-    leave_partial(store, 6, long_ago);
+    store.seal(ChunkId(6), Epoch(5), clock.wall()).unwrap();
+    leave_partial(store, 6, clock.wall());
+    background::expire(&shared, store).unwrap();
+    clock.pass(6);
     // Gone on with: by a copy that left something, by a seal, by one that is under way.
-    leave_partial(store, 2, now);
-    store.seal(ChunkId(3), Epoch(2), now).unwrap();
+    leave_partial(store, 2, clock.wall());
+    store.seal(ChunkId(3), Epoch(2), clock.wall()).unwrap();
     let under_way = Copying::begin(&shared, ChunkId(4)).unwrap();
     let chunks = |store: &DiskStore| -> Vec<u64> {
         store.page(None, 100).unwrap().iter().map(|(key, _)| key.chunk.0).collect()
     };
+    background::expire(&shared, store).unwrap();
+    assert_eq!(chunks(store), [1, 2, 3, 4, 5, 6]);
+    clock.pass(1);
     background::expire(&shared, store).unwrap();
     assert_eq!(chunks(store), [1, 2, 3, 4]);
     assert_eq!(store.verify(Key::live(ChunkId(4)), 0, 1).unwrap().unwrap().read, 1, "the base of a copy");
@@ -181,14 +219,47 @@ async fn a_partial_copy_is_removed_a_week_after_the_last_that_was_done_for_it() 
     assert_eq!(chunks(store), [1, 2, 3]);
     let late = store.delta(&delta(6, 4, 0), &LEAF).unwrap_err();
     assert_eq!(late.code, Code::WrongEpoch, "the seal outlives its replica");
-    // The removals are in the log, and the time of the last change is too.
+    // The removals are in the log. The week begins again.
     drop(shared);
     disk.kill();
-    let shared = open(std::slice::from_ref(&disk));
+    let shared = open_with(std::slice::from_ref(&disk), clock.clone());
     let store = &shared.stores()[0];
-    background::expire(&shared, store).unwrap();
-    assert_eq!(chunks(store), [1, 2, 3]);
+    for left in [vec![1, 2, 3], vec![1]] {
+        background::expire(&shared, store).unwrap();
+        assert_eq!(chunks(store), left);
+        clock.pass(7);
+    }
     write(store, 6, 5, 0);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_forward_removes_nothing_and_lifts_no_bar() {
+    let (disk, clock) = (SimulatedDisk::new(1 << 30), Hand::new());
+    let shared = open_with(std::slice::from_ref(&disk), clock.clone());
+    let store = &shared.stores()[0];
+    write(store, 1, 1, 0);
+    store.delete(&[(ChunkId(1), Epoch(1))], clock.wall()).unwrap();
+    write(store, 2, 1, 0);
+    let row = store.row(ChunkId(2)).unwrap().unwrap();
+    store.quarantine(ChunkId(2), &row, "a test", clock.wall()).unwrap();
+    leave_partial(store, 3, clock.wall());
+    let is_here = |store: &DiskStore| {
+        // There is something for a checkpoint.
+        leave_partial(store, 4, clock.wall());
+        background::expire(&shared, store).unwrap();
+        store.checkpoint(clock.wall()).unwrap();
+        let kept: Vec<u64> = store.page(None, 9).unwrap().iter().map(|(key, _)| key.chunk.0).collect();
+        (kept, store.floor(ChunkId(1)).unwrap())
+    };
+    assert_eq!(is_here(store), (vec![3, 4, 2], Epoch(2)));
+    clock.set_forward(8);
+    assert_eq!(is_here(store), (vec![3, 4, 2], Epoch(2)));
+    clock.pass(1);
+    assert_eq!(is_here(store), (vec![3, 4, 2], Epoch(2)), "of the mark itself");
+    clock.pass(1);
+    assert_eq!(is_here(store), (vec![3, 4, 2], Epoch(0)));
+    clock.pass(5);
+    assert_eq!(is_here(store), (vec![4], Epoch(0)));
 }
 
 /// A late first delta may name another disk than the one that would be looked at first.
@@ -235,6 +306,73 @@ async fn an_installation_and_a_copy_meet_the_disk_that_they_name_or_none() {
         into_reserve: false,
     };
     assert_eq!(copy::copy(&shared, copy, RequestHeader::default()).await.unwrap_err().code, Code::Disk);
+}
+
+/// What a copy left, whole, that has not become a member yet.
+fn leave_copy(store: &DiskStore, chunk: u64, contents: Contents, epoch: u64) {
+    let adoption = Adoption {
+        chunk: ChunkId(chunk),
+        chunk_bytes: 1 << 20,
+        version: contents.version,
+        partial: false,
+        keep_aside: false,
+        into_reserve: false,
+        based_on: 0,
+        leaves: vec![LeafSum { leaf: 0, sum: sums::piece(ChunkId(chunk), 0, &LEAF) }],
+        data: vec![LEAF.to_vec().into()],
+        digest: contents.digest,
+        epoch: Epoch(epoch),
+        now: Timestamp(1),
+    };
+    store.adopt(&adoption).unwrap();
+}
+
+/// A replica was to move to another disk, and the installation of it there comes when its epoch is over.
+#[tokio::test]
+async fn a_seal_is_one_on_every_disk_that_has_the_chunk() {
+    let shared = open(&[SimulatedDisk::new(1 << 30), SimulatedDisk::new(1 << 30)]);
+    let [a, b] = shared.stores() else { panic!("two disks") };
+    let contents = write(a, 1, 1, 0);
+    let seal = async |epoch| {
+        commands::seal(&shared, SealRequest { chunk: ChunkId(1), epoch: Epoch(epoch) }).await.unwrap()
+    };
+    seal(2).await;
+    leave_copy(b, 1, contents, 2);
+    let sealed = seal(3).await;
+    assert_eq!((sealed.disk, sealed.epoch, sealed.sealed), (a.id(), Epoch(1), Epoch(3)));
+    assert!(!a.needs_sync() && !b.needs_sync(), "a loss of power would forget it");
+    let install = |disk, epoch| InstallRequest {
+        chunk: ChunkId(1),
+        chunk_bytes: 1 << 20,
+        disk,
+        epoch: Epoch(epoch),
+        contents,
+    };
+    let late = commands::install(&shared, install(b.id(), 2)).await.unwrap_err();
+    assert_eq!(late.code, Code::WrongEpoch);
+    assert_eq!(a.row(ChunkId(1)).unwrap().unwrap().sealed, Epoch(3));
+    // That of the next epoch moves it.
+    commands::install(&shared, install(b.id(), 3)).await.unwrap();
+    assert_eq!(a.row(ChunkId(1)).unwrap(), None);
+    assert_eq!(b.row(ChunkId(1)).unwrap().unwrap().epoch, Epoch(3));
+}
+
+/// The replica that was found to be the older one becomes the member before it is put aside.
+#[tokio::test]
+async fn what_has_changed_since_it_was_looked_at_is_not_put_aside() {
+    let shared = open(&[SimulatedDisk::new(1 << 30), SimulatedDisk::new(1 << 30)]);
+    let [a, b] = shared.stores() else { panic!("two disks") };
+    let contents = write(a, 1, 1, 0);
+    leave_copy(b, 1, contents, 2);
+    let seen = b.row(ChunkId(1)).unwrap().unwrap();
+    let install =
+        InstallRequest { chunk: ChunkId(1), chunk_bytes: 1 << 20, disk: b.id(), epoch: Epoch(2), contents };
+    commands::install(&shared, install).await.unwrap();
+    b.quarantine(ChunkId(1), &seen, "a test", Timestamp(1)).unwrap();
+    let row = b.row(ChunkId(1)).unwrap().unwrap();
+    assert_eq!(row.epoch, Epoch(2));
+    b.quarantine(ChunkId(1), &row, "a test", Timestamp(1)).unwrap();
+    assert_eq!(b.row(ChunkId(1)).unwrap(), None);
 }
 
 /// The others stay in service: reads, writes, commands and what is told to the master.

@@ -130,7 +130,7 @@ impl DiskStore {
                 None => data.extend(merged.next().map(Vec::as_slice)),
             }
         }
-        let _gate = self.gate.read();
+        let _gate = self.changing();
         self.change_or_create(key, request.chunk_bytes, |replica| {
             if replica.life == Life::Vacant {
                 self.check_creation(request)?;
@@ -193,7 +193,7 @@ impl DiskStore {
             self.bar(chunk, epoch, now)?;
         }
         let Some(shared) = self.find(Key::live(chunk))? else { return Err(no_chunk(chunk)) };
-        let _gate = self.gate.read();
+        let _gate = self.changing();
         let mut replica = shared.write();
         replica.check_live()?;
         if replica.sealed < epoch && replica.epoch < epoch {
@@ -217,7 +217,7 @@ impl DiskStore {
         delta::check_chunk_bytes(chunk_bytes)?;
         let empty = Contents { version: Version(0), digest: sums::empty_digest(chunk, chunk_bytes) };
         self.check_usable()?;
-        let _gate = self.gate.read();
+        let _gate = self.changing();
         self.change_or_create(Key::live(chunk), chunk_bytes, |replica| {
             if replica.life == Life::Vacant {
                 if contents != empty {
@@ -244,7 +244,7 @@ impl DiskStore {
     pub fn adopt(&self, adoption: &Adoption) -> Result<Done, Fault> {
         let chunk = adoption.chunk;
         self.check_usable()?;
-        let _gate = self.gate.read();
+        let _gate = self.changing();
         self.change_or_create(Key::live(chunk), adoption.chunk_bytes, |replica| {
             if replica.position != adoption.based_on {
                 return Err(Fault::new(Code::Busy, format!("chunk {chunk} changed while it was copied")));

@@ -23,6 +23,8 @@ const BAR_SWEEP_NS: i64 = 3600 * 1_000_000_000;
 #[derive(Default)]
 pub(super) struct State {
     last_bar_sweep: Timestamp,
+    /// This wall time was a day ago as the process has seen it: a clock that is set forward lifts no bar.
+    pub(super) old_bars: Option<Timestamp>,
     kept: (Term, LogIndex),
 }
 
@@ -45,9 +47,11 @@ impl DiskStore {
         }
         self.reopen_table()?;
         let mut changes = Changes::default();
-        if now.0 - state.last_bar_sweep.0 >= BAR_SWEEP_NS {
+        if let Some(old) = state.old_bars
+            && now.0.saturating_sub(state.last_bar_sweep.0) >= BAR_SWEEP_NS
+        {
             state.last_bar_sweep = now;
-            changes.forget_bars_before = Some(Timestamp(now.0.saturating_sub(BAR_NS)));
+            changes.forget_bars_before = Some(old.min(Timestamp(now.0.saturating_sub(BAR_NS))));
         }
         {
             let _gate = self.gate.write();
@@ -97,6 +101,10 @@ impl DiskStore {
             match self.log.punch(first, run.blocks) {
                 Ok(()) => freed += u64::from(run.blocks) * BLOCK as u64,
                 Err(error) if godrive_disk::is_full(&error) => left.push(*run),
+                // With the file its blocks are gone; what else it held is found missing by reads and the scrub.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    tracing::error!(disk = %self.id, segment = run.segment, "a segment is missing");
+                }
                 // A file system without holes: the space comes back when the whole segment is free.
                 Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                     tracing::debug!(disk = %self.id, "the file system cannot punch holes");

@@ -7,7 +7,7 @@ use crate::core::record::{BLOCK, Record, Secret, Stamp};
 use godrive_disk::{Disk, DiskFile, GroupSync, Reserved, SyncFailed};
 use godrive_proto::DiskId;
 use lru::LruCache;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -152,11 +152,11 @@ impl Log {
 
     /// Writes one record and its leaves; fills in sequence and place. After an error nothing was appended.
     pub fn append(&self, record: &mut Record, data: &[&[u8]]) -> io::Result<Place> {
-        let mut guard = self.shared.tail.lock();
+        let mut guard = self.shared.tail();
         let tail = &mut *guard;
         let blocks = record.header_blocks() + record.data_blocks();
         if tail.block > 1 && tail.block + blocks > self.shared.segment_blocks {
-            self.shared.rotate(tail)?;
+            godrive_disk::blocking(self.shared.disk.is_instant(), || self.shared.rotate(tail))?;
         }
         record.sequence = tail.next_sequence;
         record.synced = self.synced();
@@ -207,7 +207,7 @@ impl Log {
 
     /// Where the next record goes, and its sequence.
     pub fn end(&self) -> (Location, u64) {
-        let tail = self.shared.tail.lock();
+        let tail = self.shared.tail();
         (Location { segment: tail.segment, block: tail.block }, tail.next_sequence)
     }
 
@@ -232,6 +232,12 @@ impl Log {
 }
 
 impl Shared {
+    /// A rotation holds it over its syncs: whoever waits for that is in no other task's way.
+    fn tail(&self) -> MutexGuard<'_, Tail> {
+        let wait = || godrive_disk::blocking(self.disk.is_instant(), || self.tail.lock());
+        self.tail.try_lock().unwrap_or_else(wait)
+    }
+
     fn sync(&self) -> io::Result<()> {
         let (file, last) = {
             let mut tail = self.tail.lock();

@@ -25,14 +25,15 @@ pub use crate::core::record::Secret;
 pub use change::{Adoption, Done};
 pub use recovery::disk_id;
 
+use crate::core::aging::Aging;
 use crate::core::replica::{Key, Life};
 use godrive_disk::{Disk, Reserved, SyncFailed};
 use godrive_proto::cluster::{DiskHealth, DiskState};
 use godrive_proto::data::Contents;
-use godrive_proto::time::Timestamp;
+use godrive_proto::time::{Instant, Timestamp};
 use godrive_proto::{ChunkId, ClusterId, Code, DiskId, Epoch, Fault, LogIndex, Term};
 use index::{Index, Shared};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -94,6 +95,7 @@ pub struct DiskStore {
     /// More than this must be free before the disk counts as having room again; 0: it has.
     full_up_to: AtomicU64,
     bad_leaves: AtomicU64,
+    aging: Mutex<Aging>,
     /// What must not be forgotten of the master.
     term: AtomicU64,
     seen: AtomicU64,
@@ -243,6 +245,12 @@ impl DiskStore {
         Ok(())
     }
 
+    /// To be held by a change. Behind a checkpoint that gathers, it waits for the changes before: in no other task's way.
+    fn changing(&self) -> RwLockReadGuard<'_, ()> {
+        let wait = || godrive_disk::blocking(self.is_instant(), || self.gate.read());
+        self.gate.try_read().unwrap_or_else(wait)
+    }
+
     fn find(&self, key: Key) -> Result<Option<Shared>, Fault> {
         self.check_usable()?;
         self.with_table(|table| self.index.lock().find(table, key))
@@ -336,33 +344,20 @@ impl DiskStore {
         }
     }
 
-    /// Chunks of which there is only a partial copy here that nothing changed since `before`.
-    pub fn abandoned_copies(&self, before: Timestamp) -> Result<Vec<ChunkId>, Fault> {
-        let (mut after, mut abandoned) = (None, Vec::new());
+    /// What has been of no use for a week, unchanged: contents kept aside, and partial copies that were not gone on with. To be
+    /// called now and then: only what this process sees counts.
+    pub fn unused(&self, now: Instant, wall: Timestamp) -> Result<Vec<(Key, u64)>, Fault> {
+        let (mut after, mut all) = (None, Vec::new());
         loop {
             let page = self.page(after, 256)?;
-            let live = page.iter().filter(|(key, _)| key.aside == 0);
-            abandoned.extend(live.filter(|(_, row)| row.is_abandoned(before)).map(|(key, _)| key.chunk));
-            match page.last() {
-                Some((last, _)) if last.aside == 0 => after = Some(*last),
-                _ => return Ok(abandoned),
-            }
-        }
-    }
-
-    /// Deletes what was kept aside before `before`.
-    pub fn expire_asides(&self, before: Timestamp) -> Result<u64, Fault> {
-        let mut after = Some(Key { chunk: ChunkId(u64::MAX), aside: 0 });
-        let mut expired = 0;
-        loop {
-            let page = self.page(after, 256)?;
-            let Some((last, _)) = page.last() else { return Ok(expired) };
+            let Some((last, _)) = page.last() else { break };
             after = Some(*last);
-            let old: Vec<Key> =
-                page.iter().filter(|(_, row)| row.since < before).map(|(key, _)| *key).collect();
-            expired += old.len() as u64;
-            self.delete_asides(&old)?;
+            let unused = page.iter().filter(|(key, row)| key.aside != 0 || row.partial);
+            all.extend(unused.map(|(key, row)| (*key, row.position)));
         }
+        let mut aging = self.aging.lock();
+        self.checkpointing.lock().old_bars = aging.a_day_ago(now, wall);
+        Ok(aging.unused(now, all))
     }
 }
 

@@ -2,9 +2,9 @@
 //! medium: what the page cache has may never have reached it, if a sync failed in the process before.
 //!
 //! Where the log ends in a record that does not verify, it was cut by a crash and nobody was told that the record is
-//! stable; it is cut off. If a later record says that it was stable, something else happened (rot, a lost
-//! write): the disk is refused, because what it holds can no longer be told from what it should hold. A leaf that
-//! rotted under a good header is kept as it is: reads and the scrub find it.
+//! stable; it is cut off. If a later record or the next segment says that it was stable, something else happened
+//! (rot, a lost write): the disk is refused, because what it holds can no longer be told from what it should hold. A leaf
+//! that rotted under a good header is kept as it is: reads and the scrub find it.
 
 use super::index::Index;
 use super::log::{self, Log, Place};
@@ -39,7 +39,6 @@ fn of_index(error: io::Error) -> io::Error {
 struct Tail {
     /// Of the next record.
     sequence: u64,
-    last_segment: u32,
     /// A segment whose making was interrupted: it is made again.
     unmade: Option<u32>,
     /// What lies behind the last good record.
@@ -98,6 +97,7 @@ impl DiskStore {
             failed: OnceLock::new(),
             full_up_to: AtomicU64::new(0),
             bad_leaves: AtomicU64::new(0),
+            aging: Mutex::default(),
             term: AtomicU64::new(checkpoint.term.0),
             seen: AtomicU64::new(checkpoint.seen.0),
         };
@@ -237,30 +237,23 @@ impl Replay<'_> {
     fn read(&self) -> io::Result<(Vec<(Record, Place)>, Tail)> {
         let Checkpoint { segment: start, block, next_sequence, .. } = *self.checkpoint;
         let mut records = Vec::new();
-        let mut tail = Tail { sequence: next_sequence, last_segment: start, unmade: None, cut: None };
-        for segment in self.segments.iter().copied().filter(|segment| *segment >= start) {
-            let file = self.disk.open(&log::path(segment), false)?;
-            // What is found is stable before anything is built on it: the next segment's header says where it goes on.
-            file.drop_cache()?;
-            let blocks = (file.len()? / BLOCK as u64) as u32;
-            let first = if segment == start { block } else { 1 };
-            let stamp = self.stamps.map_or(Stamp::OLD, |stamps| stamps.of(segment));
-            let mut header = vec![0; BLOCK];
-            let whole = blocks > 0 && file.read_at(&mut header, 0).is_ok();
-            if log::has_another_stamp(&header, stamp, self.id, segment) {
-                let path = log::path(segment);
-                return Err(anew(format!("{path} was not written with what {} says", identity::FILE)));
-            }
-            if segment != start {
-                match log::check_segment_header(&header, stamp, self.id, segment).filter(|_| whole) {
+        let mut tail = Tail { sequence: next_sequence, unmade: None, cut: None };
+        let mut numbers = self.segments.iter().copied().filter(|segment| *segment >= start);
+        let mut open_next = || numbers.next().map(|number| self.open(number)).transpose();
+        let mut next = open_next()?;
+        while let Some(segment) = next {
+            next = open_next()?;
+            if segment.number != start {
+                let path = log::path(segment.number);
+                match segment.first {
                     // The header is stable before anything follows it.
-                    None if Some(&segment) == self.segments.last() && blocks <= 1 => {
-                        tail.unmade = Some(segment);
+                    None if next.is_none() && segment.blocks <= 1 => {
+                        tail.unmade = Some(segment.number);
                         break;
                     }
-                    None => return Err(anew(format!("the header of {} is damaged", log::path(segment)))),
+                    None => return Err(anew(format!("the header of {path} is damaged"))),
                     Some(sequence) if sequence != tail.sequence => {
-                        let (path, end) = (log::path(segment), tail.sequence);
+                        let end = tail.sequence;
                         return Err(anew(format!(
                             "{path} begins with record {sequence}, but the log before it ends below {end}: records are damaged or lost"
                         )));
@@ -268,27 +261,47 @@ impl Replay<'_> {
                     Some(_) => {}
                 }
             }
-            tail.last_segment = segment;
-            let segment = Segment { file: &*file, number: segment, blocks, stamp };
-            tail.cut = segment.read(first, &mut tail.sequence, &mut records)?;
+            let first = if segment.number == start { block } else { 1 };
+            // What is below was stable before the next segment was made.
+            let stable_below = next.as_ref().and_then(|next| next.first).unwrap_or(0);
+            tail.cut = segment.read(first, stable_below, &mut tail.sequence, &mut records)?;
         }
         Ok((records, tail))
+    }
+
+    fn open(&self, number: u32) -> io::Result<Segment> {
+        let file = self.disk.open(&log::path(number), false)?;
+        // What is found is stable before anything is built on it: the next segment's header says where it goes on.
+        file.drop_cache()?;
+        let blocks = (file.len()? / BLOCK as u64) as u32;
+        let stamp = self.stamps.map_or(Stamp::OLD, |stamps| stamps.of(number));
+        let mut header = vec![0; BLOCK];
+        let whole = blocks > 0 && file.read_at(&mut header, 0).is_ok();
+        if log::has_another_stamp(&header, stamp, self.id, number) {
+            let path = log::path(number);
+            return Err(anew(format!("{path} was not written with what {} says", identity::FILE)));
+        }
+        let first = log::check_segment_header(&header, stamp, self.id, number).filter(|_| whole);
+        Ok(Segment { file, number, blocks, stamp, first })
     }
 }
 
 /// A segment that is replayed.
-struct Segment<'a> {
-    file: &'a dyn DiskFile,
+struct Segment {
+    file: Arc<dyn DiskFile>,
     number: u32,
     blocks: u32,
     stamp: Stamp,
+    /// The sequence of its first record, if its header is whole.
+    first: Option<u64>,
 }
 
-impl Segment<'_> {
+impl Segment {
     /// Reads records until one does not verify; returns what remains of the file behind them.
     fn read(
         &self,
         mut block: u32,
+        stable_below: u64,
         next: &mut u64,
         records: &mut Vec<(Record, Place)>,
     ) -> io::Result<Option<Run>> {
@@ -300,8 +313,8 @@ impl Segment<'_> {
             };
             let data = Location { segment, block: block + record.header_blocks() };
             let end = data.block.checked_add(record.data_blocks()).filter(|end| *end <= blocks);
-            let good = end.is_some() && data_is_good(self.file, &record, data)?;
-            if !good && !self.later_says_stable(block + 1, *next)? {
+            let good = end.is_some() && data_is_good(&*self.file, &record, data)?;
+            if !good && *next >= stable_below && !self.later_says_stable(block + 1, *next)? {
                 return Ok(Some(Run { segment, block, blocks: blocks - block }));
             }
             let Some(end) = end else { return Err(damaged(segment, block)) };

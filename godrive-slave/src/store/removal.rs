@@ -2,7 +2,7 @@
 
 use super::DiskStore;
 use super::log::Place;
-use super::table::Bar;
+use super::table::{Bar, Row};
 use crate::core::record::{Deletion, Kind, Record};
 use crate::core::replica::{Key, Life, Replica};
 use godrive_proto::time::Timestamp;
@@ -27,7 +27,7 @@ impl DiskStore {
         self.delete_keys(vec![(Key::live(chunk), floor)], false, now)
     }
 
-    pub(super) fn delete_asides(&self, keys: &[Key]) -> Result<(), Fault> {
+    pub fn delete_asides(&self, keys: &[Key]) -> Result<(), Fault> {
         self.delete_keys(keys.iter().map(|key| (*key, Epoch(0))).collect(), true, Timestamp(0))
     }
 
@@ -37,7 +37,7 @@ impl DiskStore {
         keys.sort_unstable();
         keys.dedup_by_key(|(key, _)| *key);
         for batch in keys.chunks(DELETIONS) {
-            let _gate = self.gate.read();
+            let _gate = self.changing();
             let shared = self.with_table(|table| {
                 let mut index = self.index.lock();
                 batch
@@ -101,12 +101,13 @@ impl DiskStore {
         }
     }
 
-    /// Keeps a replica that is of no use as it seems: it is not served, and removed later.
-    pub fn quarantine(&self, chunk: ChunkId, why: &str, now: Timestamp) -> Result<(), Fault> {
+    /// Keeps a replica that is of no use as it seems: it is not served, and removed later. Only if it is still as it was
+    /// `seen`: what has changed it may have made it a member.
+    pub fn quarantine(&self, chunk: ChunkId, seen: &Row, why: &str, now: Timestamp) -> Result<(), Fault> {
         let Some(shared) = self.find(Key::live(chunk))? else { return Ok(()) };
-        let _gate = self.gate.read();
+        let _gate = self.changing();
         let mut replica = shared.write();
-        if replica.life != Life::Live {
+        if replica.life != Life::Live || replica.position != seen.position {
             return Ok(());
         }
         let mut record = self.record(Kind::Aside, &replica);

@@ -100,9 +100,9 @@ impl Row {
         Contents { version: self.version, digest: self.digest }
     }
 
-    /// A partial copy that nothing changed since `before`.
-    pub fn is_abandoned(&self, before: Timestamp) -> bool {
-        self.partial && self.since < before
+    /// Of replicas of a chunk on several disks the one that ranks highest counts.
+    pub fn rank(&self) -> (Epoch, Version) {
+        (self.epoch, self.version)
     }
 }
 

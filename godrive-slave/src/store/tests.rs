@@ -814,10 +814,11 @@ fn copies_are_adopted_wholly_and_the_old_contents_kept_aside() {
     disk.kill();
     let store = open(&disk);
     assert_eq!(store.page(None, 10).unwrap().len(), 2);
-    assert_eq!(store.expire_asides(NOW).unwrap(), 0);
-    assert_eq!(store.expire_asides(Timestamp(NOW.0 + 1)).unwrap(), 1);
+    let aside = store.page(None, 10).unwrap()[1].0;
+    store.delete_asides(&[aside]).unwrap();
     assert_eq!(store.page(None, 10).unwrap().len(), 1);
-    store.quarantine(ChunkId(1), "a test", NOW).unwrap();
+    let row = store.row(ChunkId(1)).unwrap().unwrap();
+    store.quarantine(ChunkId(1), &row, "a test", NOW).unwrap();
     assert_eq!(store.row(ChunkId(1)).unwrap(), None);
     drop(store);
     disk.kill();

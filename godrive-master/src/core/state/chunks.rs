@@ -174,6 +174,7 @@ impl Transaction<'_> {
         if chunk.unsettled {
             self.delete(keys::unsettled(chunk.ino, id));
             self.effects.unsettled.remove(&id);
+            self.effects.settled.insert(chunk.ino);
         }
         let counts = &mut self.meta.counts;
         counts.chunks -= 1;

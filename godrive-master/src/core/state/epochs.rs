@@ -70,13 +70,20 @@ impl Transaction<'_> {
         chunk.members = members.to_vec();
         chunk.unsettled = false;
         chunk.quarantined = false;
+        let mut inode = self.inode(chunk.ino)?;
+        let before = inode.clone();
+        if contents.version < chunk.held.version {
+            // A hole that cut the file's end off may be among what is lost.
+            let start = u64::from(chunk.index) * u64::from(chunk.chunk_bytes);
+            inode.trim_pending |= inode.size < start + u64::from(chunk.chunk_bytes);
+        }
         chunk.held = contents;
         chunk.held_at = self.index;
         if stable || chunk.stable.version > contents.version {
             chunk.stable = contents;
         }
-        let mut inode = self.inode(chunk.ino)?;
-        if self.use_bytes(&mut chunk, &mut inode, used_bytes) {
+        self.use_bytes(&mut chunk, &mut inode, used_bytes);
+        if inode != before {
             self.change(chunk.ino, &mut inode)?;
         }
         self.put(keys::chunk(id), &chunk)

@@ -67,6 +67,8 @@ pub struct Effects {
     pub freed: BTreeSet<ChunkId>,
     /// Chunks whose writer was revoked: run an epoch change before anybody else may have the inode.
     pub unsettled: BTreeSet<ChunkId>,
+    /// Inodes that lost an unsettled chunk: no epoch change will put it in order.
+    pub settled: BTreeSet<Ino>,
 }
 
 pub struct Transaction<'a> {

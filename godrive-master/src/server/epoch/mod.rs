@@ -177,12 +177,12 @@ async fn run(shared: &Arc<Shared>, chunk: ChunkId, cause: &Cause) -> Result<(), 
             continue;
         };
         if missing.is_empty() {
+            shared.with(|hub, now| spare_or_avoid(hub, now, chunk, cause));
             return Ok(());
         }
         tracing::warn!(%chunk, round, ?missing, "members did not take up the new epoch");
-        let is_silent = |code| matches!(code, Code::Timeout | Code::Unreachable);
         let (silent, refusing): (Vec<_>, Vec<_>) =
-            missing.into_iter().partition(|(_, code)| is_silent(*code));
+            missing.into_iter().partition(|(_, code)| is_silence(*code));
         shared.with(|hub, now| silent.iter().for_each(|(node, _)| hub.nodes.suspect(now, *node)));
         unfit.extend(refusing.into_iter().map(|(node, _)| node));
     }
@@ -190,6 +190,22 @@ async fn run(shared: &Arc<Shared>, chunk: ChunkId, cause: &Cause) -> Result<(), 
         Code::Unavailable,
         format!("chunk {chunk}: its members fail faster than its epochs change"),
     ))
+}
+
+/// The master reaches a member that was reported as failed, so it stays at first. Where that does not help, others do not reach it.
+fn spare_or_avoid(hub: &mut Hub, now: Instant, chunk: ChunkId, cause: &Cause) {
+    let Cause::Reported(Problem::Failed(node)) = cause else { return };
+    let Ok(Some(known)) = hub.state.chunk(chunk) else { return };
+    if known.members.iter().any(|member| member.node == *node) {
+        hub.slaves.spare(now, chunk, *node);
+    } else if hub.slaves.was_spared(now, chunk, *node) {
+        tracing::warn!(%chunk, %node, "it answers the master, but not others: it leaves the chunk, and nothing new goes there for a minute");
+        hub.nodes.unreached(now, *node);
+    }
+}
+
+fn is_silence(code: Code) -> bool {
+    matches!(code, Code::Timeout | Code::Unreachable)
 }
 
 fn awaits_members(hub: &Hub, now: Instant, chunk: ChunkId) -> Result<bool, Fault> {

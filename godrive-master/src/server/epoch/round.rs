@@ -1,9 +1,9 @@
 //! One round of an epoch change: seal, elect, level, install. A round ends with the members that did not take up
 //! the new epoch; the next one leaves those out that refused it. Or a commit overtook it; the next one elects with what that said.
 
-use super::{Cause, DAMAGED_FOR, Ended, command, damage_fault, quarantine_fault};
+use super::{Cause, DAMAGED_FOR, Ended, command, damage_fault, is_silence, quarantine_fault};
 use crate::core::nodes::Health;
-use crate::core::placement::{Candidate, place};
+use crate::core::placement::place;
 use crate::core::record::Body;
 use crate::core::state::values::Chunk;
 use crate::core::vote::{Known, Verdict, Voice, elect};
@@ -19,11 +19,15 @@ use godrive_proto::{ChunkId, Code, Epoch, Fault, LogIndex, NodeId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// A member copies what it lacks within this; during a write everyone waits for it.
 const COPY_DEADLINE: Duration = Duration::from_secs(1);
-/// A joiner that is needed to have enough members copies the whole chunk.
+/// A joiner that is needed to have enough members copies the whole chunk; one without which the chunk can be used has most of it.
 const JOIN_DEADLINE: Duration = Duration::from_secs(30);
+const SPARE_DEADLINE: Duration = Duration::from_secs(5);
+/// So many times the deadline of a seal a member is waited for if nobody has answered yet.
+const PATIENCE: u32 = 5;
 
 /// What a round begins with.
 struct Round {
@@ -37,6 +41,8 @@ struct Round {
     /// A member that has no voice, because it was found corrupt. It counts as silent: where the others have less than
     /// was held, it may be the only one that has the rest.
     corrupt: Option<NodeId>,
+    /// A member that answers the master, but not those that write to the chunk. It was asked like the others, and leaves if enough stay.
+    unreached: Option<NodeId>,
     /// They have a voice, but did not take up the last epoch that was made, so they are in none now.
     unfit: BTreeSet<NodeId>,
     links: Vec<(Member, Option<Connection>)>,
@@ -65,10 +71,15 @@ pub async fn one_round(
 ) -> Result<Ended, Fault> {
     let (round, durable) = shared.with(|hub, now| begin(hub, now, chunk, cause, unfit))?;
     shared.durable(durable).await?;
-    let (answers, silent) = seal(shared, &round).await;
+    let (answers, mut silent) = seal(shared, &round).await;
     shared.with(|hub, now| silent.iter().for_each(|node| hub.nodes.suspect(now, *node)));
-    let voices: Vec<Voice> =
-        shared.with(|hub, _| answers.iter().map(|answer| voice(hub, &round, answer)).collect());
+    let (answers, voices) = shared.with(|hub, _| {
+        let (unknown, answers): (Vec<_>, Vec<_>) =
+            answers.into_iter().partition(|answer| is_unknown(hub, &round, answer));
+        silent.extend(unknown.iter().map(|answer| answer.member.node));
+        let voices: Vec<Voice> = answers.iter().map(|answer| voice(hub, &round, answer)).collect();
+        (answers, voices)
+    });
     let record = Known {
         epoch: round.known.epoch,
         held: round.known.held,
@@ -142,6 +153,12 @@ fn begin(
         }
         _ => None,
     };
+    let unreached = match cause {
+        Cause::Reported(Problem::Failed(node)) => {
+            Some(*node).filter(|n| hub.slaves.was_spared(now, chunk, *n))
+        }
+        _ => None,
+    };
     let link = |member: &Member| hub.slaves.links.get(&member.node).map(|link| link.connection.clone());
     let links: Vec<_> = known.members.iter().map(|member| (*member, link(member))).collect();
     let parameters = hub.parameters()?;
@@ -155,6 +172,7 @@ fn begin(
         .map(|c| c.node)
         .filter(|node| !reachable.contains(node) && !unfit.contains(node))
         .collect();
+    // With the corrupt one, which is mended if nobody else can take its place.
     others.dedup();
     // A seal ends the reads of the old epoch, too: not before a new one is possible.
     if reachable.is_empty() || reachable.len() + others.len() < min_replicas {
@@ -171,44 +189,90 @@ fn begin(
     let seal_deadline = Duration::from_millis(hub.config.nodes.seal_deadline_ms.into());
     let replicas = usize::from(parameters.replicas);
     let unfit = unfit.clone();
-    Ok((Round { chunk, epoch, known, min_replicas, replicas, seal_deadline, corrupt, unfit, links }, durable))
+    let round = Round {
+        chunk,
+        epoch,
+        known,
+        min_replicas,
+        replicas,
+        seal_deadline,
+        corrupt,
+        unreached,
+        unfit,
+        links,
+    };
+    Ok((round, durable))
 }
 
 /// Asks all members at once; those that do not answer are named.
 async fn seal(shared: &Arc<Shared>, round: &Round) -> (Vec<Answered>, Vec<NodeId>) {
     let request = SealRequest { chunk: round.chunk, epoch: round.epoch };
-    let mut calls = Vec::new();
+    let (mut asked, mut calls) = (Vec::new(), Vec::new());
+    let (mut answers, mut silent) = (Vec::new(), Vec::new());
     for (member, connection) in &round.links {
         if round.corrupt == Some(member.node) {
             continue;
         }
-        let call = connection.clone().map(|connection| {
-            let deadline = round.seal_deadline;
-            command::<Seal>(shared, connection, request, Class::Foreground, deadline)
-        });
-        calls.push((*member, connection.clone(), call));
-    }
-    let (mut answers, mut silent) = (Vec::new(), Vec::new());
-    for (member, connection, call) in calls {
-        let answer = match call {
-            Some(call) => call.await,
-            None => Err(Fault::new(Code::Unreachable, "it is not connected")),
-        };
-        match (answer, connection) {
-            (Ok(state), Some(connection)) => {
-                answers.push(Answered { member, connection, state: Some(state) })
+        match connection.clone() {
+            Some(connection) => {
+                let deadline = round.seal_deadline * PATIENCE;
+                let call = command::<Seal>(shared, connection.clone(), request, Class::Foreground, deadline);
+                asked.push((*member, connection));
+                calls.push(call);
             }
-            (Err(fault), Some(connection)) if fault.code == Code::NoChunk => {
+            None => {
+                tracing::info!(chunk = %round.chunk, node = %member.node, "not asked for a seal: it is not connected");
+                silent.push(member.node);
+            }
+        }
+    }
+    for ((member, connection), answer) in asked.into_iter().zip(in_time(calls, round.seal_deadline).await) {
+        match answer {
+            Ok(state) => answers.push(Answered { member, connection, state: Some(state) }),
+            Err(fault) if fault.code == Code::NoChunk => {
                 answers.push(Answered { member, connection, state: None });
             }
-            (Err(fault), _) => {
+            Err(fault) => {
                 tracing::info!(chunk = %round.chunk, node = %member.node, "no answer to the seal: {fault}");
                 silent.push(member.node);
             }
-            (Ok(_), None) => silent.push(member.node),
         }
     }
     (answers, silent)
+}
+
+/// The answers in the order of the calls. Who has not answered so long after the first that did is waited for no longer; where all are
+/// slow, that is better than to begin again and again.
+async fn in_time<T: Send + 'static>(
+    calls: Vec<impl Future<Output = Result<T, Fault>> + Send + 'static>,
+    deadline: Duration,
+) -> Vec<Result<T, Fault>> {
+    let mut until = tokio::time::Instant::now() + deadline * PATIENCE;
+    let late = || Err(Fault::new(Code::Timeout, "it did not answer in time"));
+    let mut answers: Vec<_> = calls.iter().map(|_| late()).collect();
+    let mut tasks = JoinSet::new();
+    for (at, call) in calls.into_iter().enumerate() {
+        tasks.spawn(async move { (at, call.await) });
+    }
+    let mut somebody = false;
+    while let Ok(Some(ended)) = tokio::time::timeout_at(until, tasks.join_next()).await {
+        let Ok((at, answer)) = ended else { continue };
+        let silent = answer.as_ref().is_err_and(|fault: &Fault| is_silence(fault.code));
+        if !silent && !somebody {
+            somebody = true;
+            until = until.min(tokio::time::Instant::now() + deadline);
+        }
+        if let Some(place) = answers.get_mut(at) {
+            *place = answer;
+        }
+    }
+    answers
+}
+
+/// Its replica lies on a disk that failed, and may be had again: that is no word about what was acknowledged.
+fn is_unknown(hub: &Hub, round: &Round, answer: &Answered) -> bool {
+    let Member { node, disk, .. } = answer.member;
+    answer.state.is_none() && round.known.held.version.0 > 0 && hub.nodes.has_failed(node, disk)
 }
 
 /// A chunk that was never written needs no replica: its absence is its contents. What was a member on another disk than the
@@ -250,7 +314,10 @@ fn gather(hub: &Hub, now: Instant, round: &Round, answers: &[Answered], winners:
         let disk_is_there = hub.nodes.replica_health(now, node, disk) != Health::Dead;
         !round.unfit.contains(&node) && (answer.state.is_some() || disk_is_there)
     };
-    for answer in winners.iter().filter_map(|at| answers.get(*at)).filter(has_a_place) {
+    let mut chosen: Vec<_> = winners.iter().filter_map(|at| answers.get(*at)).filter(has_a_place).collect();
+    // Others copy from the first.
+    chosen.sort_by_key(|answer| Some(answer.member.node) == round.unreached);
+    for answer in chosen {
         made.members.push(answer.place());
         made.connections.push(answer.connection.clone());
         made.stable &= answer.state.is_none_or(|state| state.stable);
@@ -316,7 +383,8 @@ async fn enlarge(shared: &Arc<Shared>, round: &Round, cause: &Cause, made: &mut 
     if let Cause::Join(candidate) = cause {
         joiners.push(candidate.clone());
     }
-    let missing = round.min_replicas.saturating_sub(made.members.len() + joiners.len());
+    let staying = made.members.iter().filter(|member| Some(member.node) != round.unreached).count();
+    let missing = round.min_replicas.saturating_sub(staying + joiners.len());
     if missing > 0 {
         let bytes = u64::from(round.known.chunk_bytes);
         joiners.extend(shared.with(|hub, now| {
@@ -325,9 +393,15 @@ async fn enlarge(shared: &Arc<Shared>, round: &Round, cause: &Cause, made: &mut 
             };
             let present: Vec<_> = made.members.iter().map(|member| (member.node, domain(member))).collect();
             let free: Vec<_> = hub.nodes.candidates(now, &hub.reserved);
-            let fits = |c: &Candidate| Some(c.node) != round.corrupt && !round.unfit.contains(&c.node);
-            let free: Vec<_> = free.into_iter().filter(fits).collect();
-            place(&mut *hub.selector, &free, &present, missing, bytes)
+            let (mut ill, mut fit) = (Vec::new(), Vec::new());
+            for candidate in free.into_iter().filter(|c| !round.unfit.contains(&c.node)) {
+                if Some(candidate.node) == round.corrupt { ill.push(candidate) } else { fit.push(candidate) }
+            }
+            let mut placed = place(&mut *hub.selector, &fit, &present, missing, bytes);
+            // A corrupt replica is mended where it lies: what does not verify there is copied, and nothing else.
+            ill.retain(|c| round.known.members.iter().any(|m| (m.node, m.disk) == (c.node, c.disk)));
+            placed.extend(ill.into_iter().take(missing.saturating_sub(placed.len())));
+            placed
         }));
     }
     for candidate in joiners {
@@ -348,7 +422,9 @@ async fn enlarge(shared: &Arc<Shared>, round: &Round, cause: &Cause, made: &mut 
         if made.contents.version.0 > 0 {
             let Some(source) = source else { continue };
             let request = copy(round, member, source, made.contents, false);
-            let call = command::<Copy>(shared, connection.clone(), request, Class::Foreground, JOIN_DEADLINE);
+            let spare = made.members.len() >= round.min_replicas;
+            let deadline = if spare { SPARE_DEADLINE } else { JOIN_DEADLINE };
+            let call = command::<Copy>(shared, connection.clone(), request, Class::Foreground, deadline);
             let copied = call.await;
             let noted = shared.with(|hub, now| match &copied {
                 // This round may come to nothing.
@@ -364,7 +440,9 @@ async fn enlarge(shared: &Arc<Shared>, round: &Round, cause: &Cause, made: &mut 
                 tracing::error!(chunk = %round.chunk, "what a copy left is not noted: {fault}");
             }
             match copied {
-                Ok(contents) if contents == made.contents => {}
+                Ok(contents) if contents == made.contents => {
+                    shared.with(|hub, _| hub.slaves.mended(round.chunk, member.node));
+                }
                 Ok(_) => continue,
                 Err(fault) => {
                     tracing::warn!(chunk = %round.chunk, node = %member.node, "it cannot join: {fault}");
@@ -384,9 +462,13 @@ async fn enlarge(shared: &Arc<Shared>, round: &Round, cause: &Cause, made: &mut 
 
 /// Lets the member go that is to leave. It was asked like the others, so that what only it has is not lost.
 fn release(round: &Round, cause: &Cause, made: &mut Made) {
-    let Cause::Leave(node) = cause else { return };
-    if made.members.len() > round.replicas
-        && let Some(at) = made.members.iter().position(|member| member.node == *node)
+    let (node, enough) = match (cause, round.unreached) {
+        (Cause::Leave(node), _) => (*node, round.replicas),
+        (_, Some(node)) => (node, round.min_replicas),
+        _ => return,
+    };
+    if made.members.len() > enough
+        && let Some(at) = made.members.iter().position(|member| member.node == node)
     {
         made.members.remove(at);
         made.connections.remove(at);
@@ -449,21 +531,20 @@ async fn install(shared: &Arc<Shared>, round: &Round, made: &Made) -> Result<End
                 epoch,
                 contents: made.contents,
             };
-            let call = command::<Install>(
+            command::<Install>(
                 shared,
                 connection.clone(),
                 request,
                 Class::Foreground,
-                round.seal_deadline,
-            );
-            (member.node, call)
+                round.seal_deadline * PATIENCE,
+            )
         })
         .collect();
     let mut missing = Vec::new();
-    for (node, call) in calls {
-        if let Err(fault) = call.await {
-            tracing::info!(%chunk, %node, "not installed: {fault}");
-            missing.push((node, fault.code));
+    for (member, answer) in made.members.iter().zip(in_time(calls, round.seal_deadline).await) {
+        if let Err(fault) = answer {
+            tracing::info!(%chunk, node = %member.node, "not installed: {fault}");
+            missing.push((member.node, fault.code));
         }
     }
     let members: Vec<_> = made.members.iter().map(|member| member.node).collect();

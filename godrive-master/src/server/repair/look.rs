@@ -50,6 +50,7 @@ pub fn turn(hub: &mut Hub, now: Instant, progress: &mut Progress) -> Result<Vec<
             hub.slaves.endangered.remove(chunk);
             continue;
         };
+        take_up(hub, now, chunk, &known);
         let chunk_view = look(hub, now, progress, chunk, &known);
         let need = chunk_view.need(&limits, &view.candidates);
         if is_complete(&chunk_view, need, &limits) {
@@ -156,14 +157,17 @@ fn scan(
         } else if !view.levels.is_even() {
             view.settled.push(found);
         }
-        if (known.pending.is_some() || known.unsettled)
-            && !known.quarantined
-            && !hub.epochs.contains_key(&chunk)
-        {
-            hub.unfinished.entry(chunk).or_insert(now);
-        }
+        take_up(hub, now, chunk, &known);
     }
     Ok(())
+}
+
+/// An epoch change that a restart of the master cut off goes on.
+fn take_up(hub: &mut Hub, now: Instant, chunk: ChunkId, known: &Chunk) {
+    if (known.pending.is_some() || known.unsettled) && !known.quarantined && !hub.epochs.contains_key(&chunk)
+    {
+        hub.unfinished.entry(chunk).or_insert(now);
+    }
 }
 
 /// Notices at once what lies on dead nodes, failed disks and drained ones, a page at a time.
@@ -212,7 +216,9 @@ fn reclaimable(hub: &mut Hub, now: Instant, progress: &mut Progress, view: &mut 
         if waiting.is_empty() && all_told {
             forgotten.push(chunk);
         }
-        if waiting.iter().any(|node| hub.slaves.links.contains_key(node)) {
+        let may_answer =
+            |node: &NodeId| hub.slaves.links.contains_key(node) && !hub.nodes.has_no_disk_in_service(*node);
+        if waiting.iter().any(may_answer) {
             hub.slaves.stuck.remove(&chunk);
         } else {
             hub.slaves.stuck.insert(chunk);
@@ -242,6 +248,7 @@ fn retire(hub: &mut Hub, now: Instant, progress: &Progress) -> Result<(), Fault>
         }
         let left = || hub.slaves.leftovers.values().any(|places| places.keys().any(|(at, _)| *at == node));
         let ready = match hub.nodes.health(now, node) {
+            Health::Alive if hub.nodes.has_no_disk_in_service(node) => true,
             Health::Alive => hub.nodes.get(node).is_some_and(|known| known.inventoried) && !left(),
             Health::Awaited | Health::Suspect => false,
             Health::Dead => true,

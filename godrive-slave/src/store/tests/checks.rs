@@ -166,6 +166,74 @@ fn a_damaged_end_of_a_segment_is_refused_where_the_next_one_is_empty() {
     assert_eq!(open(&disk).row(ChunkId(1)).unwrap().unwrap().version, Version(base - 1));
 }
 
+/// The same, but only of what it wrote: the record is whole, and the next header shows that it was stable.
+#[test]
+fn a_damaged_leaf_at_the_end_of_a_segment_costs_no_more_than_its_chunk() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    let first = store.log.end().0.segment;
+    let (request, payload) = one_leaf(2, 0, 7);
+    apply(&store, &request, &payload).unwrap();
+    let mut base = 0;
+    while store.log.end().0.segment == first {
+        let (request, payload) = one_leaf(1, base, base as u8);
+        apply(&store, &request, &payload).unwrap();
+        base += 1;
+    }
+    drop(store);
+    disk.kill();
+    let [path, next] = [first, first + 1].map(log::path);
+    disk.open(&next, false).unwrap().set_len(LEAF as u64).unwrap();
+    let last_leaf = disk.open(&path, false).unwrap().len().unwrap() - LEAF as u64;
+    assert!(disk.flip(&path, last_leaf + 50));
+    let opened = DiskStore::open(Arc::new(disk.clone()), options(), NEW, NOW);
+    let store = opened.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(store.row(ChunkId(1)).unwrap().unwrap().version, Version(base - 1));
+    let read = |chunk, version| {
+        let (chunk, epoch, version) = (ChunkId(chunk), Epoch(1), Version(version));
+        let request = ReadRequest { chunk, epoch, version, first_leaf: 0, leaves: 1 };
+        store.read(&request).map(drop).map_err(|fault| fault.code)
+    };
+    assert_eq!((read(1, base - 1), read(2, 1)), (Err(Code::Corrupt), Ok(())));
+}
+
+/// Somebody has removed it. What it held is missing, not the disk.
+#[test]
+fn a_missing_segment_costs_no_more_than_it_held() {
+    let disk = SimulatedDisk::new(1 << 30);
+    let store = open(&disk);
+    for chunk in 1..4 {
+        let (request, payload) = one_leaf(chunk, 0, chunk as u8);
+        apply(&store, &request, &payload).unwrap();
+    }
+    syncs::fill_a_segment(&store, 9).unwrap();
+    store.checkpoint(NOW).unwrap();
+    drop(store);
+    disk.kill();
+    disk.remove(&first_segment(&disk)).unwrap();
+    let store = open(&disk);
+    let (request, payload) = one_leaf(1, 1, 10);
+    apply(&store, &request, &payload).unwrap();
+    store.checkpoint(NOW).unwrap();
+    assert_eq!(store.failure(), None);
+    drop(store);
+    disk.kill();
+    let report = fsck::check(Arc::new(disk.clone()), options(), NOW).unwrap();
+    let lost = [2, 3].map(|chunk| (Key::live(ChunkId(chunk)), 0));
+    assert_eq!((report.replicas, report.bad), (3, lost.to_vec()));
+    let store = open(&disk);
+    let read = |chunk, version| {
+        let (chunk, epoch, version) = (ChunkId(chunk), Epoch(1), Version(version));
+        let request = ReadRequest { chunk, epoch, version, first_leaf: 0, leaves: 1 };
+        store.read(&request).map(drop).map_err(|fault| fault.code)
+    };
+    assert_eq!((read(1, 2), read(2, 1)), (Ok(()), Err(Code::Corrupt)));
+    // What is left of it in the index goes like what is there.
+    store.delete(&[(ChunkId(2), Epoch(1)), (ChunkId(3), Epoch(1))], NOW).unwrap();
+    store.checkpoint(NOW).unwrap();
+    assert_eq!(store.failure(), None);
+}
+
 /// Its pages are as they were written; what was written was wrong.
 #[test]
 fn a_leaf_map_that_does_not_match_its_digest_is_not_served() {

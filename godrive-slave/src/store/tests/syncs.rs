@@ -3,6 +3,7 @@
 use super::*;
 use crate::core::record::BLOCK;
 use godrive_disk::{DiskFile, Space};
+use std::sync::mpsc;
 
 type Ask = Box<dyn Fn(&str) -> io::Result<()> + Send + Sync>;
 
@@ -11,6 +12,7 @@ type Ask = Box<dyn Fn(&str) -> io::Result<()> + Send + Sync>;
 struct AskingDisk {
     disk: SimulatedDisk,
     asks: Asks,
+    instant: bool,
 }
 
 #[derive(Clone, Default)]
@@ -34,7 +36,7 @@ impl AskingFile {
 
 impl AskingDisk {
     fn new() -> Self {
-        Self { disk: SimulatedDisk::new(1 << 30), asks: Asks::default() }
+        Self { disk: SimulatedDisk::new(1 << 30), asks: Asks::default(), instant: true }
     }
 
     fn before_syncs(&self, ask: impl Fn(&str) -> io::Result<()> + Send + Sync + 'static) {
@@ -77,7 +79,7 @@ impl Disk for AskingDisk {
         self.disk.space()
     }
     fn is_instant(&self) -> bool {
-        true
+        self.instant
     }
 }
 
@@ -115,7 +117,7 @@ impl DiskFile for AskingFile {
 }
 
 /// Fills the rest of the log's last segment with a chunk that is deleted afterwards.
-fn fill_a_segment(store: &DiskStore, chunk: u64) -> Result<(), Fault> {
+pub(super) fn fill_a_segment(store: &DiskStore, chunk: u64) -> Result<(), Fault> {
     let first = store.log.end().0.segment;
     let payload = vec![3; 8 * LEAF];
     let extent = Extent { offset: 0, len: payload.len() as u32, fill: Fill::Bytes };
@@ -187,6 +189,57 @@ fn a_failed_sync_is_final_also_between_two_segments() {
     let before = store.log.synced();
     assert!(store.log.sync_now().is_err());
     assert_eq!(store.log.synced(), before);
+}
+
+/// A segment ends, and its sync takes its time; then a checkpoint gathers what has changed. Whoever waits for one of them is
+/// in no other task's way.
+#[test]
+fn who_waits_for_the_log_lets_other_tasks_go_on() {
+    let disk = AskingDisk { instant: false, ..AskingDisk::new() };
+    let store = disk.open_store();
+    let (first, blocks) = (store.log.end().0.segment, (options().segment_bytes / BLOCK as u64) as u32);
+    for base in (0..).take_while(|_| store.log.end().0.block + 2 <= blocks) {
+        let (request, payload) = one_leaf(1, base, 7);
+        apply(&store, &request, &payload).unwrap();
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let ((syncing, begun), (go_on, held)) = (mpsc::channel(), mpsc::channel::<()>());
+    let (path, held) = (log::path(first), Mutex::new(held));
+    disk.before_syncs(move |at| {
+        if at == path {
+            let _ = syncing.send(());
+            let _ = held.lock().recv();
+        }
+        Ok(())
+    });
+    let write = |chunk| {
+        let store = store.clone();
+        runtime.spawn(async move {
+            let (request, payload) = one_leaf(chunk, 0, 7);
+            apply(&store, &request, &payload).map(drop)
+        })
+    };
+    let limit = Duration::from_secs(20);
+    let another = || {
+        let (told, heard) = mpsc::channel();
+        runtime.spawn(async move { told.send(()) });
+        heard.recv_timeout(limit)
+    };
+    let rotating = write(2);
+    begun.recv_timeout(limit).expect("the segment is synced");
+    another().expect("beside the one that syncs");
+    let waiting = write(3);
+    another().expect("beside one that waits for it");
+    drop(go_on);
+    for done in [rotating, waiting] {
+        runtime.block_on(done).unwrap().unwrap();
+    }
+    assert_eq!(store.log.end().0.segment, first + 1);
+    let gathering = store.gate.write();
+    let waiting = write(4);
+    another().expect("beside one that waits for a checkpoint");
+    drop(gathering);
+    runtime.block_on(waiting).unwrap().unwrap();
 }
 
 /// Each sync in turn fails, once; the system then calls the next one a success. The slave is started again without its machine,

@@ -286,6 +286,41 @@ fn a_revoked_writers_chunks_need_an_epoch_and_its_tail_a_trim() {
     bench.check();
 }
 
+/// The hole may be among what the members lost.
+#[test]
+fn what_was_cut_off_is_cut_off_again_after_a_regression() {
+    let mut bench = Bench::new();
+    let (ino, layouts) = bench.written("a", 2, CHUNK * 2);
+    let [first, second] = [layouts[0].chunk.id, layouts[1].chunk.id];
+    bench.truncate(ino, CHUNK + 100).unwrap();
+    let opened = bench.open_chunks(ino, &[0, 1]).unwrap();
+    let chunks = opened.iter().map(|layout| state_of(layout, 2)).collect();
+    bench.commit(CommitRequest { chunks, trimmed: true, ..nothing(ino) }).unwrap();
+    let mut regress = |id| {
+        bench.own(Body::EpochPending { chunk: id, epoch: Epoch(2) }).unwrap();
+        bench.install(id, 2, &[1, 2, 3], 1).unwrap();
+        bench.check();
+        bench.attr(ino).trim_pending
+    };
+    assert!(!regress(first), "the end is elsewhere");
+    assert!(regress(second));
+}
+
+/// No epoch change will put it in order.
+#[test]
+fn an_unsettled_chunk_that_is_cut_off_leaves_its_inode_settled() {
+    let mut bench = Bench::new();
+    let (ino, layouts) = bench.written("a", 1, 10);
+    bench.open_chunks(ino, &[0]).unwrap();
+    let session = bench.session;
+    let given_up = bench.apply(Origin::MASTER, Body::ChunksGivenUp { session, ino });
+    assert_eq!(given_up.effects.unsettled, [layouts[0].chunk.id].into());
+    let cut = TruncateRequest { ino, size: 0, kill_privileges: false };
+    let cut = bench.outcome(Body::Mutation(Mutation::Truncate(cut)));
+    assert_eq!(cut.effects.settled, [ino].into());
+    bench.check();
+}
+
 #[test]
 fn truncation_drops_chunks_and_asks_for_a_trim() {
     let mut bench = Bench::new();
