@@ -595,6 +595,22 @@ async fn dead_nodes_are_repaired_and_returning_ones_reconciled() {
     .await;
 }
 
+/// A writer made it that did not know yet that the master had lost the record of it with its power.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_knows_is_quarantined_also_when_it_comes_after_the_inventory() {
+    let cluster = Cluster::start(quick(1)).await;
+    let slaves = slaves(&cluster, 1).await;
+    let client = cluster.client("a").await;
+    let (_, layout) = written(&client, &slaves, "f").await;
+    let (known, gone) = (layout.chunk.id, ChunkId(999));
+    let news = [known, gone].map(|chunk| (chunk, Epoch(1), contents(1, 0xa)));
+    slaves[0].call::<Heartbeat>(&heartbeat(slaves[0].disk, news.to_vec())).await.unwrap();
+    eventually("the unknown one is quarantined", async || {
+        (*slaves[0].store.quarantined.lock().unwrap() == [gone]).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_vanished_is_made_again() {
     let cluster = Cluster::start(quick(3)).await;
@@ -842,6 +858,40 @@ async fn usable_after_power_loss(cluster: &Cluster, client: &Client, layout: &La
     let status = cluster.status().await;
     assert!(status.warnings.iter().any(|warning| warning.contains("power loss")), "{:?}", status.warnings);
     now
+}
+
+/// A chunk of which nothing was ever stable is, where no member has anything of it, what it was before it was written.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_power_loss_a_chunk_that_was_never_stable_may_be_empty_again() {
+    for left in [0, 1] {
+        let mut cluster = Cluster::start(quick(2)).await;
+        let mut slaves = slaves(&cluster, 2).await;
+        let client = cluster.client("a").await;
+        let (ino, layout) = written(&client, &slaves, "f").await;
+        commit(&client, ino, &layout, contents(1, 0xa), Mode::Shared).await.unwrap();
+        drop(client);
+        for slave in &mut slaves {
+            slave.kill().await;
+        }
+        cluster.restart().await;
+        for (at, slave) in slaves.iter_mut().enumerate() {
+            slave.boot = BootId(2);
+            if at >= left {
+                slave.store.replicas.lock().unwrap().clear();
+            }
+            slave.connect(&cluster).await.unwrap();
+        }
+        let client = cluster.client("b").await;
+        let now = eventually("the chunk is usable", async || {
+            let now = report(&client, &layout, Problem::StaleLayout).await.ok()?;
+            (now.epoch > layout.epoch).then_some(now)
+        })
+        .await;
+        let held = if left == 0 { layout.held } else { contents(1, 0xa) };
+        assert_eq!((now.held, now.epoch.restarts()), (held, 1));
+        assert_eq!(members(&now).len(), 2);
+        assert_eq!(cluster.status().await.chunks.quarantined, 0);
+    }
 }
 
 /// What only a lost disk had is waited for until people give it up.

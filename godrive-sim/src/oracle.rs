@@ -46,9 +46,14 @@ struct Write {
 }
 
 impl Write {
-    /// Its stamp if nobody has been told that it is flushed.
-    fn unflushed(&self) -> Option<Stamp> {
-        (self.safety == Safety::Written && self.fate == Fate::Kept).then_some(self.stamp)
+    /// What settles whether it may be missed, if that is open: until then its writer may be told that it is lost.
+    fn settled_by(&self) -> Option<(Stamp, Safety)> {
+        let by = match (self.unpowered, self.safety) {
+            (true, _) => Safety::Stable,
+            (false, Safety::Written) => Safety::Held,
+            (false, _) => return None,
+        };
+        (self.fate == Fate::Kept).then_some((self.stamp, by))
     }
 }
 
@@ -84,18 +89,20 @@ struct Shown {
 struct Suspicion {
     file: u32,
     missed: Stamp,
+    /// What makes it certain, if it returns 0 to the writer.
+    settled_by: Safety,
     reason: String,
 }
 
-/// Why a read cannot be right; not yet certain if the write that was missed was not flushed.
+/// Why a read cannot be right; not yet certain if the writer of what was missed may still be told that it is lost.
 struct Missed {
     reason: String,
-    unflushed: Option<Stamp>,
+    settled_by: Option<(Stamp, Safety)>,
 }
 
 impl Missed {
     fn surely(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), unflushed: None }
+        Self { reason: reason.into(), settled_by: None }
     }
 }
 
@@ -170,8 +177,10 @@ impl Oracle {
             Safety::Stable => self.tally.syncs += 1,
             _ => self.tally.closes += 1,
         }
-        let theirs =
-            |s: &mut Suspicion| s.file == file && s.missed.client == client && s.missed.sequence < below;
+        let theirs = |s: &mut Suspicion| {
+            let of_theirs = s.file == file && s.missed.client == client && s.missed.sequence < below;
+            of_theirs && s.settled_by <= safety
+        };
         let certain = self.suspicions.extract_if(.., theirs);
         self.violations.extend(certain.map(|suspicion| suspicion.reason));
         for write in self.of_client(client, file) {
@@ -199,13 +208,15 @@ impl Oracle {
             }
         }
         self.tally.lost_writes += lost;
-        // What it has shown itself of them was in its own buffer.
+        // What it has shown itself of them was in its own buffer; what others have seen before a loss of power was
+        // known may have been in their caches.
         for (_, register) in self.registers.iter_mut().filter(|((of, _), _)| *of == file) {
             let Register { writes, shown } = register;
-            let given_up = |begun| {
-                writes.iter().any(|w| w.begun == begun && w.stamp.client == client && w.fate == Fate::GivenUp)
+            let unseen = |shown: &Shown, write: &Write| {
+                let given_up = write.stamp.client == client && write.fate == Fate::GivenUp;
+                write.begun == shown.begun && given_up && (shown.reader == client || write.unpowered)
             };
-            shown.retain(|shown| shown.reader != client || !given_up(shown.begun));
+            shown.retain(|shown| !writes.iter().any(|write| unseen(shown, write)));
         }
     }
 
@@ -277,11 +288,13 @@ impl Oracle {
                 self.registers.entry(reading.place).or_default().shown.push(shown);
             }
             Ok(_) => {}
-            Err(Missed { reason, unflushed }) => {
+            Err(Missed { reason, settled_by }) => {
                 let (file, place) = reading.place;
                 let reason = format!("client {client} read block {place} of file {file}: {reason}");
-                match unflushed {
-                    Some(missed) => self.suspicions.push(Suspicion { file, missed, reason }),
+                match settled_by {
+                    Some((missed, settled_by)) => {
+                        self.suspicions.push(Suspicion { file, missed, settled_by, reason });
+                    }
                     None => self.violations.push(reason),
                 }
             }
@@ -309,20 +322,20 @@ impl Oracle {
             });
             let newer = newer.map(|write| Missed {
                 reason: format!("{found:?}, although {write:?} had ended before the read began"),
-                unflushed: write.unflushed(),
+                settled_by: write.settled_by(),
             });
             let shown = register.shown.iter().filter(|s| s.begun > was_ended && s.at < reading.begun);
             let shown = shown.map(|shown| {
                 let write = register.writes.iter().find(|write| write.begun == shown.begun);
-                let own = write.filter(|write| write.stamp.client == shown.reader);
+                let open = write.filter(|write| write.unpowered || write.stamp.client == shown.reader);
                 let reason = format!(
                     "{found:?}, although an earlier read returned the write begun at {}",
                     shown.begun
                 );
-                Missed { reason, unflushed: own.and_then(Write::unflushed) }
+                Missed { reason, settled_by: open.and_then(Write::settled_by) }
             });
             // What is certain comes first.
-            if let Some(missed) = newer.chain(shown).min_by_key(|missed| missed.unflushed.is_some()) {
+            if let Some(missed) = newer.chain(shown).min_by_key(|missed| missed.settled_by.is_some()) {
                 return Err(missed);
             }
         }
@@ -393,6 +406,35 @@ mod tests {
         write(&mut oracle, stamp(1, 1));
         assert_eq!(read(&mut oracle, Found::Nothing), 1);
         assert_eq!(oracle.verdict().len(), 1, "nobody has been told anything");
+    }
+
+    #[test]
+    fn what_a_power_loss_took_is_forgiven_when_its_writer_is_told_though_it_has_closed_since() {
+        for shown_to in [None, Some(1), Some(3)] {
+            for (told, wrong) in [(Some(true), 0), (Some(false), 1), (None, 1)] {
+                let mut oracle = Oracle::default();
+                write(&mut oracle, stamp(1, 1));
+                oracle.safe(1, 1, 2, Safety::Held);
+                oracle.power_fails();
+                oracle.safe(1, 1, 2, Safety::Held);
+                if let Some(reader) = shown_to {
+                    let cached = oracle.read_begins(PLACE);
+                    oracle.read_ends(reader, cached, Found::Written(stamp(1, 1)));
+                }
+                assert_eq!(read(&mut oracle, Found::Nothing), 1);
+                // Nobody who closes knows of it yet.
+                oracle.safe(1, 1, 2, Safety::Held);
+                match told {
+                    Some(true) => oracle.failed(1, 1),
+                    Some(false) => oracle.safe(1, 1, 2, Safety::Stable),
+                    None => {}
+                }
+                if told == Some(true) {
+                    assert_eq!(read(&mut oracle, Found::Nothing), 0);
+                }
+                assert_eq!(oracle.verdict().len(), wrong, "{told:?} {shown_to:?}");
+            }
+        }
     }
 
     #[test]

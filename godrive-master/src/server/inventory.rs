@@ -145,21 +145,28 @@ fn outdated(known: &Chunk, replica: &ReplicaState) -> bool {
     replica.contents != known.held && !ahead
 }
 
+fn repair(shared: &Shared) -> RequestHeader {
+    RequestHeader { term: shared.term, class: Class::Repair, ..Default::default() }
+}
+
+/// Chunks of which there is no record are put aside.
+pub async fn quarantine(shared: &Shared, node: NodeId, link: &Link, chunks: Vec<ChunkId>) {
+    tracing::warn!(%node, chunks = chunks.len(), "it has chunks that nobody knows: quarantined for a week");
+    let request = QuarantineRequest { chunks };
+    let call = link.connection.call::<Quarantine>(repair(shared), &request, &[], QUARANTINE_DEADLINE);
+    if let Err(fault) = call.await {
+        tracing::warn!(%node, "unknown chunks could not be quarantined, its next inventory shows them again: {fault}");
+    }
+}
+
 async fn follow(shared: &Arc<Shared>, node: NodeId, link: &Link, findings: Findings) {
-    let header = || RequestHeader { term: shared.term, class: Class::Repair, ..Default::default() };
     if !findings.unknown.is_empty() {
-        tracing::warn!(%node, chunks = findings.unknown.len(), "it has chunks that nobody knows: quarantined for a week");
-        let request = QuarantineRequest { chunks: findings.unknown };
-        if let Err(fault) =
-            link.connection.call::<Quarantine>(header(), &request, &[], QUARANTINE_DEADLINE).await
-        {
-            tracing::warn!(%node, "unknown chunks could not be quarantined, its next inventory shows them again: {fault}");
-        }
+        quarantine(shared, node, link, findings.unknown).await;
     }
     for request in findings.install {
         let chunk = request.chunk;
         if let Err(fault) =
-            link.connection.call::<Install>(header(), &request, &[], QUARANTINE_DEADLINE).await
+            link.connection.call::<Install>(repair(shared), &request, &[], QUARANTINE_DEADLINE).await
         {
             tracing::info!(%node, %chunk, "its replica cannot be installed as it is: {fault}");
             shared.with(|hub, now| hub.unfinished.insert(chunk, now));

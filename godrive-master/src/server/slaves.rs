@@ -1,6 +1,7 @@
 //! What slaves tell the master: who they are, what they have, that they live.
 
 use super::hub::{Hub, Link};
+use super::inventory;
 use super::requests::Context;
 use super::shared::Shared;
 use crate::core::nodes::Health;
@@ -131,9 +132,26 @@ pub async fn heartbeat(context: &Context, request: HeartbeatRequest) -> Result<(
             hub.slaves.became_stable(node, *chunk, *epoch, *contents);
         }
         log_stable(hub, &request.stable)?;
-        Ok(((), LogIndex(0)))
+        Ok((unknown(hub, &request.stable)?, LogIndex(0)))
     };
-    context.step(step).await
+    let unknown = context.step(step).await?;
+    if !unknown.is_empty() {
+        let (shared, link) = (context.shared.clone(), context.link.clone());
+        tokio::spawn(async move { inventory::quarantine(&shared, node, &link, unknown).await });
+    }
+    Ok(())
+}
+
+/// Those of which there is no record: a loss of the master's power has undone it, and a writer that did not know of that yet
+/// made them after their slave's inventory.
+fn unknown(hub: &Hub, reported: &[(ChunkId, Epoch, Contents)]) -> Result<Vec<ChunkId>, Fault> {
+    let mut unknown = Vec::new();
+    for (chunk, _, _) in reported {
+        if hub.state.chunk(*chunk)?.is_none() && hub.state.deleted_chunk(*chunk)?.is_none() {
+            unknown.push(*chunk);
+        }
+    }
+    Ok(unknown)
 }
 
 /// Logs those of the reported chunks that all members now have on stable storage.

@@ -277,7 +277,8 @@ fn is_unknown(hub: &Hub, round: &Round, answer: &Answered) -> bool {
 
 /// A chunk that was never written needs no replica: its absence is its contents. What was a member on another disk than the
 /// record's speaks as long as that one is in service: the move from one to the other was cut off, and the slave, which looks
-/// everywhere, found nothing newer. On a disk that is gone more may have been acknowledged than anybody knows.
+/// everywhere, found nothing newer. On a disk that is gone more may have been acknowledged than anybody knows. Of a chunk of which
+/// nothing was ever stable a loss of power may leave no replica, which is the state before its first write.
 fn voice(hub: &Hub, round: &Round, answer: &Answered) -> Voice {
     let known = &round.known;
     let Member { node, disk, .. } = answer.member;
@@ -290,6 +291,9 @@ fn voice(hub: &Hub, round: &Round, answer: &Answered) -> Voice {
         }
         _ if known.held.version.0 == 0 => {
             Voice { epoch: Epoch(0), contents: known.held, rebooted: rebooted || !looked_at }
+        }
+        None if looked_at && rebooted && known.stable.version.0 == 0 => {
+            Voice { epoch: known.epoch, contents: known.stable, rebooted }
         }
         _ => Voice { epoch: Epoch(0), contents: Contents::default(), rebooted: true },
     }
