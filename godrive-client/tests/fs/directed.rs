@@ -952,9 +952,10 @@ async fn a_flush_that_waited_for_a_dropped_chunk_takes_nothing_of_the_next_one_f
             write(&fs, handle, u64::from(CHUNK) - 10, &[2; 10]).await;
             let empty = SetAttr { size: Some(0), ..SetAttr::default() };
             let reading = fs.clone();
-            let read =
-                async { tokio::spawn(async move { reading.read(handle, 8192, 4096).await.map(drop) }) };
-            let (cut, _) = tokio::join!(fs.setattr(ino, None, empty), read);
+            let read = async {
+                tokio::spawn(async move { reading.read(handle, 8192, 4096).await.map(drop) });
+            };
+            let (cut, ()) = tokio::join!(fs.setattr(ino, None, empty), read);
             cut.map(drop).unwrap();
             write(&fs, handle, 0, &[3; 100]).await;
             fs.fsync(handle, false).await.unwrap();
