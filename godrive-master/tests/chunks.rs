@@ -962,6 +962,54 @@ async fn a_full_trash_is_emptied_early_also_while_the_disk_of_a_slave_is_out_of_
     drop(spare);
 }
 
+/// The disk that has the replica was out of service when its slave confirmed the deletion.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_back_after_its_deletion_was_confirmed_is_deleted_again() {
+    let cluster = Cluster::start(quick(2)).await;
+    let mut slaves = slaves(&cluster, 2).await;
+    let client = cluster.client("a").await;
+    let (ino, layout) = written(&client, &slaves, "f").await;
+    commit(&client, ino, &layout, contents(1, 0xa), Mode::Shared).await.unwrap();
+    let chunk = layout.chunk.id;
+    let replica = slaves[0].has(chunk).unwrap();
+    slaves[1].kill().await;
+    client.unlink("f").await.unwrap();
+    client.call::<Releases>(&ReleaseRequest { leases: vec![], closed_orphans: vec![ino] }).await.unwrap();
+    cluster.admin().await.call::<EmptyTrash>(&vec![ino]).await.unwrap();
+    eventually("it has confirmed", async || slaves[0].has(chunk).is_none().then_some(())).await;
+    slaves[0].kill().await;
+    slaves[0].store.replicas.lock().unwrap().insert(chunk, replica);
+    slaves[0].connect(&cluster).await.unwrap();
+    eventually("it is deleted again", async || slaves[0].has(chunk).is_none().then_some(())).await;
+    slaves[1].connect(&cluster).await.unwrap();
+    eventually("nothing is left", async || {
+        let queued = cluster.status().await.reclaim_queued;
+        (slaves[1].has(chunk).is_none() && queued == 0).then_some(())
+    })
+    .await;
+}
+
+/// A seal that the disk of the replica cannot answer, though the master has not heard of that yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn that_a_disk_cannot_be_asked_is_no_word_about_what_it_has() {
+    for written_to in [false, true] {
+        let cluster = Cluster::start(quick(1)).await;
+        let slaves = slaves(&cluster, 1).await;
+        let client = cluster.client("a").await;
+        let layout = if written_to {
+            written(&client, &slaves, "f").await.1
+        } else {
+            client.create("f").await.unwrap().layout.unwrap()
+        };
+        *slaves[0].store.lacks_disk.lock().unwrap() = true;
+        let outcome = report(&client, &layout, Problem::Diverged).await;
+        assert_eq!(outcome.err().map(|fault| fault.code), written_to.then_some(Code::Unavailable));
+        assert_eq!(cluster.status().await.chunks.quarantined, 0);
+        *slaves[0].store.lacks_disk.lock().unwrap() = false;
+        report(&client, &layout, Problem::Diverged).await.unwrap();
+    }
+}
+
 /// What only a dead slave has to delete gives no room now.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_trash_is_emptied_early_also_while_a_slave_is_dead() {

@@ -155,8 +155,12 @@ impl Worker {
 
     /// After an error the handle may be poisoned: what was not flushed is in doubt, and a new handle must work.
     async fn give_up(&mut self) {
-        self.shared.with(|notes| notes.oracle.failed(self.id, SHARED));
         self.wrote = None;
+        // Who could not open it is told nothing of what was written before.
+        self.shared.with(|notes| match self.handle {
+            Some(_) => notes.oracle.failed(self.id, SHARED),
+            None => notes.oracle.tally.errors += 1,
+        });
         if let Some(handle) = self.handle.take() {
             self.shared.doing(self.id, "flush after an error");
             // Its outcome says nothing new: the writes are in doubt already.

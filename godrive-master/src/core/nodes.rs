@@ -67,6 +67,8 @@ pub struct Node {
     lost: bool,
     /// Did not answer a command; forgiven after a while of heartbeats.
     suspected: Option<Instant>,
+    /// Until then nothing new goes there.
+    avoided: Option<Instant>,
     pub errors: u64,
     pub bad_leaves: u64,
     pub scrubbed_leaves: u64,
@@ -151,6 +153,7 @@ impl Nodes {
             telling: None,
             lost: false,
             suspected: None,
+            avoided: None,
             errors: 0,
             bad_leaves: 0,
             scrubbed_leaves: 0,
@@ -204,6 +207,7 @@ impl Nodes {
                 .or(Some(now)),
             lost: false,
             suspected: before.and_then(|node| node.suspected),
+            avoided: before.and_then(|node| node.avoided),
             errors: before.map_or(0, |node| node.errors),
             bad_leaves: 0,
             scrubbed_leaves: 0,
@@ -305,10 +309,12 @@ impl Nodes {
         }
     }
 
-    /// Others do not reach it, though the master does: for a while it is not used for anything new.
+    /// Others do not reach it, though the master does: for a while it is not used for anything new. What it has counts as before.
     pub fn unreached(&mut self, now: Instant, id: NodeId) {
         const AVOIDED_FOR: Duration = Duration::from_secs(60);
-        self.suspect(now.after(AVOIDED_FOR), id);
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.avoided = Some(now.after(AVOIDED_FOR));
+        }
     }
 
     /// An unknown node is dead.
@@ -389,7 +395,9 @@ impl Nodes {
     }
 
     fn usable(&self, now: Instant, reserved: &Reservations) -> Vec<Candidate> {
-        let alive = self.nodes.iter().filter(|(id, _)| self.health(now, **id) == Health::Alive);
+        let alive = self.nodes.iter().filter(|(id, node)| {
+            self.health(now, **id) == Health::Alive && node.avoided.is_none_or(|until| now >= until)
+        });
         let disks = alive.flat_map(|(id, node)| node.disks.iter().map(move |state| (*id, node, state)));
         disks
             .filter(|(id, _, state)| {

@@ -193,6 +193,28 @@ fn after_a_restart_known_nodes_have_the_grace_of_silence() {
 }
 
 #[test]
+fn what_others_do_not_reach_gets_nothing_new_for_a_minute_and_keeps_what_it_has() {
+    let mut nodes = nodes();
+    let free = |nodes: &Nodes, at| -> Vec<NodeId> {
+        nodes.candidates(at, &Reservations::default()).iter().map(|candidate| candidate.node).collect()
+    };
+    nodes.register(s(0), A, &announce(&[1])).unwrap();
+    nodes.register(s(0), B, &announce(&[2])).unwrap();
+    assert_eq!(free(&nodes, s(1)), [A, B]);
+    nodes.unreached(s(1), A);
+    nodes.suspect(s(1), A);
+    nodes.register(s(2), A, &announce(&[1])).unwrap();
+    for at in [2, 9, 20, 40, 60, 61, 62] {
+        for (node, disk) in [(A, 1), (B, 2)] {
+            nodes.heartbeat(s(at), node, &pulse(disk, DiskHealth::Healthy)).unwrap();
+        }
+        let avoided = at < 61;
+        assert_eq!(free(&nodes, s(at)), if avoided { vec![B] } else { vec![A, B] }, "{at} s");
+        assert_eq!(nodes.replica_health(s(at), A, DiskId(1)) == Health::Alive, at > 2, "{at} s");
+    }
+}
+
+#[test]
 fn who_was_there_before_the_master_stood_still_is_awaited() {
     let mut nodes = nodes();
     let mut watch = Watch::default();

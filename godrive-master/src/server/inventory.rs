@@ -101,10 +101,15 @@ fn reconcile(
         let page = hub.state.replicas_of(node, after, SLICE)?;
         let Some(furthest) = page.last().copied() else { break };
         for chunk in page.into_iter().filter(|chunk| *chunk <= end && !present.contains(chunk)) {
-            if hub.state.chunk(chunk)?.is_some_and(|known| known.held.version.0 > 0) {
-                tracing::error!(%chunk, %node, "the node does not have its replica any more: repaired from the others");
-                hub.slaves.lost.entry(chunk).or_default().insert(node);
-                hub.slaves.endangered.put(chunk, Worklist::UNKNOWN);
+            let Some(known) = hub.state.chunk(chunk)?.filter(|known| known.held.version.0 > 0) else {
+                continue;
+            };
+            tracing::error!(%chunk, %node, "the node does not have its replica any more: repaired from the others");
+            hub.slaves.lost.entry(chunk).or_default().insert(node);
+            hub.slaves.endangered.put(chunk, Worklist::UNKNOWN);
+            if known.stable.version.0 == 0 {
+                // A loss of power may have taken it from all of them: there is nothing to repair it from.
+                findings.settle.push(chunk);
             }
         }
         after = furthest;
@@ -134,7 +139,7 @@ fn compare(hub: &mut Hub, node: NodeId, known: &Chunk, replica: &ReplicaState, f
             epoch: known.epoch,
             contents: known.held,
         });
-    } else if replica.epoch < known.epoch || outdated(known, replica) {
+    } else if replica.epoch < known.epoch || outdated(known, replica) || known.quarantined {
         findings.settle.push(chunk);
     }
 }

@@ -31,6 +31,8 @@ pub struct Store {
     pub rotten: Mutex<bool>,
     /// Copies are made and not answered while this is held.
     pub copying: tokio::sync::Mutex<()>,
+    /// A disk on which a replica may lie cannot be asked.
+    pub lacks_disk: Mutex<bool>,
     /// So long a seal takes.
     pub seals_take: Mutex<Duration>,
     /// Before a seal is answered.
@@ -196,8 +198,10 @@ async fn answer(store: Arc<Store>, disk: DiskId, boot: BootId, incoming: Incomin
             let takes = *store.seals_take.lock().unwrap();
             tokio::time::sleep(takes).await;
             let request = incoming.decode::<Seal>().unwrap();
-            match seal(&store, request) {
+            let lacks_disk = *store.lacks_disk.lock().unwrap();
+            match seal(&store, request).filter(|_| !lacks_disk) {
                 Some(state) => incoming.reply::<Seal>(header, &state, &[]).await,
+                None if lacks_disk => incoming.fail(header, Code::Disk.into()).await,
                 None => incoming.fail(header, Code::NoChunk.into()).await,
             }
         }

@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// On every disk that has the chunk, so that no copy beside the one that counts becomes a member of an epoch that is over. A
-/// chunk that is not here is sealed too, on each disk: a delta of the old epoch that arrives late does not make it.
+/// chunk that is not here is sealed too, on each disk: a delta of the old epoch that arrives late does not make it. Where it may lie
+/// on a disk that is out of service, nobody can say that it is not here.
 pub async fn seal(shared: &Arc<Shared>, request: SealRequest) -> Result<ReplicaState, Fault> {
     let mut best: Option<(&Arc<DiskStore>, Row)> = None;
     for store in holders(shared, request.chunk)? {
@@ -29,8 +30,10 @@ pub async fn seal(shared: &Arc<Shared>, request: SealRequest) -> Result<ReplicaS
             Err(fault) => return Err(fault),
         }
     }
-    let (store, row) = best.ok_or_else(|| no_chunk(request.chunk))?;
-    Ok(shared.replica_state(store, request.chunk, &row))
+    match best {
+        Some((store, row)) => Ok(shared.replica_state(store, request.chunk, &row)),
+        None => Err(shared.out_of_service().unwrap_or_else(|| no_chunk(request.chunk))),
+    }
 }
 
 /// On the disk that is named and on no other: that is where the record has it.

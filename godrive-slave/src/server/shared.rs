@@ -53,8 +53,9 @@ pub struct Shared {
     pub scrub: Mutex<BTreeMap<DiskId, ScrubState>>,
     rng: Mutex<SmallRng>,
     stores: Vec<Arc<DiskStore>>,
-    /// Disks that could not be opened.
+    /// Disks that could not be opened, as far as it is known which they are, and why each could not.
     dead: Vec<DiskState>,
+    unopened: Vec<String>,
     master: Mutex<Option<Connection>>,
     term: AtomicU64,
     seen: AtomicU64,
@@ -128,6 +129,7 @@ impl Shared {
             rng: Mutex::new(rng),
             stores,
             dead,
+            unopened: reasons,
             master: Mutex::new(None),
             term: AtomicU64::new(term.0),
             seen: AtomicU64::new(seen.0),
@@ -202,10 +204,13 @@ impl Shared {
         if let Some((store, _)) = self.find(chunk)? {
             return Ok(store);
         }
-        match self.stores.iter().find(|store| store.failure().is_some()) {
-            Some(failed) => failed.check_usable().map(|()| failed),
-            None => Err(crate::core::replica::no_chunk(chunk)),
-        }
+        Err(self.out_of_service().unwrap_or_else(|| crate::core::replica::no_chunk(chunk)))
+    }
+
+    /// Why some disk of this slave cannot be asked, if there is one.
+    pub fn out_of_service(&self) -> Option<Fault> {
+        let unopened = self.unopened.first().map(|why| Fault::new(Code::Disk, why.clone()));
+        self.stores.iter().find_map(|store| store.check_usable().err()).or(unopened)
     }
 
     /// Where a new replica goes: the disk that was asked for; if it names none, the one with the most room.

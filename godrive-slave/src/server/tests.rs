@@ -403,7 +403,7 @@ async fn one_failed_disk_of_several_leaves_the_others_in_service() {
     assert_eq!((sealed.disk, sealed.contents), (good.id(), contents));
     let fault =
         commands::seal(&shared, SealRequest { chunk: ChunkId(1), epoch: Epoch(2) }).await.unwrap_err();
-    assert_eq!(fault.code, Code::NoChunk, "the election goes on without it");
+    assert_eq!(fault.code, Code::Disk, "nobody can say that it is not here");
     let install = InstallRequest {
         chunk: ChunkId(2),
         chunk_bytes: 1 << 20,

@@ -75,7 +75,8 @@ impl Transaction<'_> {
         if contents.version < chunk.held.version {
             // A hole that cut the file's end off may be among what is lost.
             let start = u64::from(chunk.index) * u64::from(chunk.chunk_bytes);
-            inode.trim_pending |= inode.size < start + u64::from(chunk.chunk_bytes);
+            let has_the_end = start < inode.size && inode.size < start + u64::from(chunk.chunk_bytes);
+            inode.trim_pending |= has_the_end;
         }
         chunk.held = contents;
         chunk.held_at = self.index;

@@ -53,6 +53,8 @@ struct Answered {
     member: Member,
     connection: Connection,
     state: Option<ReplicaState>,
+    /// It has a disk that cannot be asked.
+    lacks_disk: bool,
 }
 
 impl Answered {
@@ -228,9 +230,12 @@ async fn seal(shared: &Arc<Shared>, round: &Round) -> (Vec<Answered>, Vec<NodeId
     }
     for ((member, connection), answer) in asked.into_iter().zip(in_time(calls, round.seal_deadline).await) {
         match answer {
-            Ok(state) => answers.push(Answered { member, connection, state: Some(state) }),
-            Err(fault) if fault.code == Code::NoChunk => {
-                answers.push(Answered { member, connection, state: None });
+            Ok(state) => {
+                answers.push(Answered { member, connection, state: Some(state), lacks_disk: false });
+            }
+            Err(fault) if matches!(fault.code, Code::NoChunk | Code::Disk) => {
+                let lacks_disk = fault.code == Code::Disk;
+                answers.push(Answered { member, connection, state: None, lacks_disk });
             }
             Err(fault) => {
                 tracing::info!(chunk = %round.chunk, node = %member.node, "no answer to the seal: {fault}");
@@ -272,7 +277,8 @@ async fn in_time<T: Send + 'static>(
 /// Its replica lies on a disk that failed, and may be had again: that is no word about what was acknowledged.
 fn is_unknown(hub: &Hub, round: &Round, answer: &Answered) -> bool {
     let Member { node, disk, .. } = answer.member;
-    answer.state.is_none() && round.known.held.version.0 > 0 && hub.nodes.has_failed(node, disk)
+    let failed = answer.lacks_disk || hub.nodes.has_failed(node, disk);
+    answer.state.is_none() && round.known.held.version.0 > 0 && failed
 }
 
 /// A chunk that was never written needs no replica: its absence is its contents. What was a member on another disk than the
@@ -282,7 +288,7 @@ fn is_unknown(hub: &Hub, round: &Round, answer: &Answered) -> bool {
 fn voice(hub: &Hub, round: &Round, answer: &Answered) -> Voice {
     let known = &round.known;
     let Member { node, disk, .. } = answer.member;
-    let looked_at = hub.nodes.is_in_service(node, disk);
+    let looked_at = !answer.lacks_disk && hub.nodes.is_in_service(node, disk);
     let logged = hub.state.node(node);
     let rebooted = logged.is_ok_and(|node| node.is_some_and(|node| node.booted_at > known.held_at));
     match &answer.state {

@@ -205,13 +205,20 @@ fn reclaimable(hub: &mut Hub, now: Instant, progress: &mut Progress, view: &mut 
             continue;
         }
         let confirmed = progress.confirmed.entry(chunk).or_default();
-        let left =
-            hub.slaves.leftovers.get(&chunk).into_iter().flat_map(BTreeMap::keys).map(|(node, _)| *node);
+        let left: BTreeSet<NodeId> = hub
+            .slaves
+            .leftovers
+            .get(&chunk)
+            .into_iter()
+            .flat_map(BTreeMap::keys)
+            .map(|(node, _)| *node)
+            .collect();
         let holders: BTreeSet<NodeId> =
-            deleted.members.iter().map(|member| member.node).chain(left).collect();
+            deleted.members.iter().map(|member| member.node).chain(left.iter().copied()).collect();
         let waiting: Vec<_> = holders
             .into_iter()
-            .filter(|node| !confirmed.contains(node) && !hub.nodes.is_given_up(now, *node))
+            .filter(|node| left.contains(node) || !confirmed.contains(node))
+            .filter(|node| !hub.nodes.is_given_up(now, *node))
             .collect();
         if waiting.is_empty() && all_told {
             forgotten.push(chunk);
