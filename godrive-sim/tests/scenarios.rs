@@ -124,17 +124,14 @@ fn where_every_replica_is_bad_reads_fail() {
 /// Nor does one in which nobody who stood still for too long had anything that came too late.
 #[test]
 fn where_clients_stand_still_for_longer_than_their_lease_they_lose_writes_and_are_told() {
-    let plan = scenarios::named("pauses-client").unwrap().plan(1);
-    let outcome = cluster::run(&plan, 1);
-    let told = |kind: &str| {
-        outcome.errors.iter().filter(|(text, _)| text.starts_with(kind)).map(|(_, times)| times).sum::<u64>()
-    };
-    assert!(outcome.tally.lost_writes > 0, "{:#?}", outcome.tally);
-    assert!(
-        told("write: errno 5") + told("fsync: errno 5") + told("close: errno 5") > 0,
-        "{:#?}",
-        outcome.errors
-    );
+    const TOLD: [&str; 3] = ["write: errno 5", "fsync: errno 5", "close: errno 5"];
+    let scenario = scenarios::named("pauses-client").unwrap();
+    let somebody = (1..=4).any(|seed| {
+        let outcome = cluster::run(&scenario.plan(seed), seed);
+        assert!(outcome.tally.lost_writes > 0, "seed {seed}: {:#?}", outcome.tally);
+        outcome.errors.keys().any(|text| TOLD.iter().any(|kind| text.starts_with(kind)))
+    });
+    assert!(somebody, "nobody was told anything");
 }
 
 /// The audit sees what the oracle cannot: a run in which nobody looks after a damaged disk, and nothing scrubs it in time.
