@@ -102,6 +102,7 @@ impl Worker {
         self.close().await;
         self.verify().await;
         self.shared.doing(self.id, "stopping");
+        self.give_up_folder();
         let unflushed = self.fs.stop().await.err().map_or_else(Vec::new, |unflushed| unflushed.0);
         let unflushed: Vec<_> =
             unflushed.into_iter().filter(|(ino, _)| !self.given_up.contains(ino)).collect();

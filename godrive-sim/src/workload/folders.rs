@@ -19,6 +19,8 @@ const BURST: usize = 6;
 /// The folder that a client works in, and what is left to do of its present round.
 pub(super) struct OwnFolder {
     known: Folder,
+    /// Its own, and those of the files that were made there.
+    inodes: Vec<Ino>,
     base: u64,
     round: VecDeque<(u64, Change)>,
     /// That the mount had met when it was made.
@@ -30,16 +32,10 @@ impl Worker {
     pub(super) async fn change_folder(&mut self) {
         for _ in 0..self.rng.random_range(1..=BURST) {
             self.awake().await;
-            let disturbances = self.shared.with(|notes| notes.oracle.disturbances);
-            let own = self.folder.take();
-            // What was removed there ahead of the master may be undone, or the mount could not carry it out: what is
-            // changed behind that would leave a gap. Nobody asks again, so it is told at the end.
-            let errors = self.fs.stats().errors_after_close;
-            let is_sound = |own: &OwnFolder| own.known.disturbances == disturbances && own.errors == errors;
-            self.given_up.extend(own.as_ref().filter(|own| !is_sound(own)).map(|own| own.known.ino));
-            let mut own = match own {
-                Some(own) if is_sound(&own) => own,
-                _ => match self.make_folder(disturbances).await {
+            self.give_up_folder();
+            let mut own = match self.folder.take() {
+                Some(own) => own,
+                None => match self.make_folder().await {
                     Ok(own) => own,
                     Err(error) => return self.shared.error("make a folder", &error),
                 },
@@ -55,10 +51,13 @@ impl Worker {
             let began = now();
             self.shared.with(|notes| notes.oracle.write_begins((file, 0), stamp));
             let removes = matches!(change, Change::Remove { .. });
-            if let Err(error) = self.change(own.known.ino, change).await {
-                self.given_up.insert(own.known.ino);
-                self.shared.with(|notes| notes.oracle.failed(self.id, file));
-                return self.shared.error("change a folder", &error);
+            match self.change(own.known.ino, change).await {
+                Ok(made) => own.inodes.extend(made),
+                Err(error) => {
+                    self.given_up.extend(own.inodes);
+                    self.shared.with(|notes| notes.oracle.failed(self.id, file));
+                    return self.shared.error("change a folder", &error);
+                }
             }
             self.shared.with(|notes| {
                 notes.oracle.write_ends((file, 0), stamp);
@@ -77,7 +76,7 @@ impl Worker {
                         .shared
                         .with(|notes| notes.oracle.safe(self.id, file, sequence + 1, Safety::Stable)),
                     Err(error) => {
-                        self.given_up.insert(own.known.ino);
+                        self.given_up.extend(own.inodes);
                         self.shared.with(|notes| notes.oracle.failed(self.id, file));
                         return self.shared.error("fsync of a folder", &error);
                     }
@@ -87,7 +86,17 @@ impl Worker {
         }
     }
 
-    async fn make_folder(&mut self, disturbances: u64) -> Outcome<OwnFolder> {
+    /// What was changed there ahead of the master may be undone, or the mount could not carry it out: what is changed behind
+    /// that would leave a gap. Nobody asks again, so it is told at the end.
+    pub(super) fn give_up_folder(&mut self) {
+        let disturbances = self.shared.with(|notes| notes.oracle.disturbances);
+        let errors = self.fs.stats().errors_after_close;
+        let is_unsound = |own: &mut OwnFolder| own.known.disturbances != disturbances || own.errors != errors;
+        self.given_up.extend(self.folder.take_if(is_unsound).into_iter().flat_map(|own| own.inodes));
+    }
+
+    async fn make_folder(&mut self) -> Outcome<OwnFolder> {
+        let disturbances = self.shared.with(|notes| notes.oracle.disturbances);
         self.sequence += 1;
         let name = format!("folder-{}-{}", self.id, self.sequence);
         self.shared.doing(self.id, "make a folder");
@@ -100,23 +109,25 @@ impl Worker {
             known
         });
         let errors = self.fs.stats().errors_after_close;
-        Ok(OwnFolder { known, base: 0, round: VecDeque::new(), errors })
+        Ok(OwnFolder { known, inodes: vec![ino], base: 0, round: VecDeque::new(), errors })
     }
 
-    async fn change(&self, folder: Ino, change: Change) -> Outcome<()> {
+    /// Returns the inode that it made.
+    async fn change(&self, folder: Ino, change: Change) -> Outcome<Option<Ino>> {
         match change {
             Change::Make { name } => {
                 let name = name.to_string();
                 let made =
                     self.fs.make(folder, name.as_bytes(), NewNode::File, 0o644, Caller::default()).await;
-                made.map(drop)
+                made.map(|made| Some(made.value.attr.ino))
             }
             Change::Remove { name } => {
                 let name = name.to_string();
-                match self.fs.try_unlink(folder, name.as_bytes()) {
+                let removed = match self.fs.try_unlink(folder, name.as_bytes()) {
                     Some(removed) => removed,
                     None => self.fs.unlink(folder, name.as_bytes()).await,
-                }
+                };
+                removed.map(|()| None)
             }
         }
     }
