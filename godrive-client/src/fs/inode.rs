@@ -440,9 +440,10 @@ impl State {
                 if slot.layout.chunk.id != layout.chunk.id || slot.layout.held != layout.held {
                     slot.tag = tag();
                 }
+                let is_older = is_regression(&slot.layout, &layout);
                 slot.opened = opened;
                 (slot.is_new, slot.told) = (layout.held.version == Version(0), None);
-                self.renew_layout(layout);
+                self.take_over(layout, is_older);
             }
             None => {
                 let io = Arc::new(RwLock::new(()));
@@ -457,9 +458,16 @@ impl State {
     /// was held is never passed over: also not where a master that has lost its last records with its power says less at first. With it
     /// may come back what was cut off.
     pub fn renew_layout(&mut self, layout: Layout) {
-        let (end, _) = self.told_end();
-        let Some(slot) = self.slots.get_mut(&layout.index) else { return };
-        let (index, is_older) = (layout.index, is_regression(&slot.layout, &layout));
+        let Some(slot) = self.slots.get(&layout.index) else { return };
+        // While a chunk is open only this mount's deltas raise its version, and none goes onto less than was known.
+        let is_ahead = slot.opened && layout.held.version > slot.layout.held.version;
+        let is_older = !is_ahead && is_regression(&slot.layout, &layout);
+        self.take_over(layout, is_older);
+    }
+
+    fn take_over(&mut self, layout: Layout, is_older: bool) {
+        let (index, (end, _)) = (layout.index, self.told_end());
+        let Some(slot) = self.slots.get_mut(&index) else { return };
         if slot.layout.chunk.id == layout.chunk.id {
             adopt(&mut slot.layout, layout);
         } else {
@@ -529,6 +537,22 @@ mod tests {
         assert_eq!(state.regressed, None, "nobody has said so");
         state.place(layout(1 << 32, 183, 183), false, tag);
         assert_eq!(state.regressed, Some(3));
+    }
+
+    /// The election may have kept it, and a delta that had no answer; before the slot is open others may have written.
+    #[test]
+    fn deltas_on_top_of_what_was_held_hide_no_loss_but_are_none() {
+        for (opened, held, expected) in
+            [(true, 185, None), (true, 184, None), (true, 183, Some(3)), (false, 185, Some(3))]
+        {
+            let mut state = State::default();
+            state.place(layout(6, 184, 183), opened, || Tag(0));
+            match opened {
+                true => state.renew_layout(layout(1 << 32, held, 183)),
+                false => state.place(layout(1 << 32, held, 183), true, || Tag(0)),
+            }
+            assert_eq!(state.regressed, expected, "{opened} {held}");
+        }
     }
 
     #[test]

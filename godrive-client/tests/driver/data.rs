@@ -299,6 +299,33 @@ async fn acknowledged_data_that_is_gone_is_never_passed_over() {
     assert!(fault.detail.contains("lost"), "{fault}");
 }
 
+/// Also where the election comes before the delta, of which nobody can tell any more what it goes onto once it has landed.
+#[tokio::test]
+async fn no_delta_lands_on_less_than_was_acknowledged() {
+    for other in [false, true] {
+        let cluster = Cluster::start(3);
+        let (driver, _) = driver(&cluster).await;
+        let (mut layout, _) = written(&cluster, &driver).await;
+        driver.write(&mut layout, delta(0, b"lost", false)).await.expect("a delta");
+        cluster.state.lock().slave_faults.insert(NodeId(1), vec![Code::NoSpace.into()]);
+        driver.write(&mut layout, delta(0, b"full", false)).await.expect_err("no space");
+        {
+            let mut state = cluster.state.lock();
+            state.restarted = true;
+            for replica in state.replicas.all.values_mut() {
+                match other {
+                    true => drop(replica.leaves.insert(0, vec![9; 4096])),
+                    false => replica.version = Version(1),
+                }
+            }
+        }
+        let before = cluster.state.lock().deltas;
+        let fault = driver.write(&mut layout, delta(0, b"next", false)).await.unwrap_err();
+        assert_eq!((fault.code, cluster.state.lock().deltas), (Code::WrongVersion, before));
+        driver.write(&mut layout, delta(0, b"next", false)).await.expect("it is told once");
+    }
+}
+
 #[tokio::test]
 async fn a_lying_member_is_found_out_and_reported_while_the_read_succeeds() {
     let cluster = Cluster::start(3);

@@ -45,6 +45,8 @@ pub struct State {
     /// Chunks whose elections do not end, and how many were asked for.
     pub unelected: BTreeSet<ChunkId>,
     pub waiting: u32,
+    /// All slaves have restarted since the last election.
+    pub restarted: bool,
     /// Answers that are lost together with their connection, after the work was done.
     pub lose_master_answers: u32,
     /// Faults with which the master answers everything but sessions' requests.
@@ -320,7 +322,8 @@ fn report(state: &mut State, request: &ReportRequest) -> Result<Layout, Fault> {
     if layout.members.is_empty() {
         return Err(Code::Unavailable.into());
     }
-    layout.epoch = layout.epoch.next();
+    let restarted = std::mem::take(&mut state.restarted);
+    layout.epoch = if restarted { layout.epoch.after_restarts() } else { layout.epoch.next() };
     let replica = |node: NodeId| state.replicas.all.get(&(node, request.chunk));
     let winner =
         layout.members.iter().filter_map(|member| replica(member.node)).max_by_key(|replica| replica.version);

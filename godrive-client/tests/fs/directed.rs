@@ -1108,3 +1108,44 @@ async fn who_grows_a_file_of_whose_loss_of_power_it_knows_nothing_cuts_it_off_fi
     assert_eq!(runs(&read(&two, handle, 0, 2 * CHUNK).await), expected);
     assert_eq!(cluster.world.lock().violations, [""; 0]);
 }
+
+/// The election keeps all of it.
+#[tokio::test(start_paused = true)]
+async fn what_was_written_behind_the_end_that_the_master_knows_outlives_a_restart_of_all_slaves() {
+    for copied in [false, true] {
+        let cluster = Cluster::new(24);
+        let fs = cluster.mount_with(1, Config { min_slave_copy_bytes: 0, ..config() });
+        let (_, from) = create(&fs, b"from").await;
+        write(&fs, from, 0, &[7; 5000]).await;
+        fs.fsync(from, false).await.unwrap();
+        let (ino, handle) = create(&fs, b"a").await;
+        write(&fs, handle, 0, &[1; 100]).await;
+        fs.fsync(handle, false).await.unwrap();
+        write(&fs, handle, 100, &[2; 30_000]).await;
+        let deltas = fs.stats().deltas;
+        let at = u64::from(CHUNK) - 5000;
+        if copied {
+            for at in [at - 5000, at] {
+                assert_eq!(fs.copy_file_range(from, 0, handle, at, 5000).await.unwrap(), 5000);
+                cluster.world.lock().restart();
+            }
+        } else {
+            cluster.world.lock().waits.insert(Commit::CODE);
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            assert_eq!(fs.stats().deltas, deltas + 1);
+            cluster.world.lock().restart();
+            // The stream has left the chunk: its delta waits for no commit.
+            write(&fs, handle, at, &[7; 5000]).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(fs.stats().deltas, deltas + 2);
+        }
+        assert_eq!(cluster.world.lock().master.nodes[&ino].attr.size, 100);
+        cluster.world.lock().waits.clear();
+        fs.fsync(handle, false).await.expect("nothing was lost");
+        let sevens = if copied { 10_000 } else { 5000 };
+        let expected = [(1, 100), (2, 30_000), (0, CHUNK as usize - 30_100 - sevens), (7, sevens)];
+        assert_eq!(runs(&durable(&cluster, ino)), expected);
+        assert_eq!(runs(&read(&fs, handle, 0, CHUNK).await), expected);
+        assert_eq!(cluster.world.lock().violations, [""; 0]);
+    }
+}
