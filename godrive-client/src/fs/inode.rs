@@ -70,6 +70,8 @@ pub struct State {
     pub trimming: bool,
     /// Holes that trims have made. A commit speaks of those that were flushed before it.
     pub trims: u64,
+    /// The master is being asked to trim the file at its present length: it does not grow meanwhile.
+    pub size_fixed: bool,
     /// The length that the master said last.
     pub told_size: u64,
     /// Changes of this inode that the master answered before they were on stable storage, and how many of them a
@@ -234,7 +236,8 @@ impl State {
 
     /// The bytes behind the end may not be zeros, so that the file must be trimmed before it gets longer.
     pub fn must_trim(&self) -> bool {
-        !self.trimming && self.attr.as_ref().is_some_and(|attr| attr.trim_pending)
+        let pending = self.attr.as_ref().is_some_and(|attr| attr.trim_pending);
+        self.size_fixed || (pending && !self.trimming)
     }
 
     pub fn chunk_bytes(&self) -> u32 {

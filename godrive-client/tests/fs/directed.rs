@@ -1149,3 +1149,40 @@ async fn what_was_written_behind_the_end_that_the_master_knows_outlives_a_restar
         assert_eq!(cluster.world.lock().violations, [""; 0]);
     }
 }
+
+/// The flush before a trim may end its reason.
+#[tokio::test(start_paused = true)]
+async fn nobody_makes_a_file_longer_while_it_is_trimmed() {
+    let cluster = Cluster::new(25);
+    let (one, two) = (cluster.mount(1), cluster.mount(2));
+    let (ino, handle) = create(&one, b"a").await;
+    write(&one, handle, 0, &[1; 1000]).await;
+    one.flush(handle).await.unwrap();
+    one.release(handle);
+    let trim_pending = |pending| {
+        let world = &mut *cluster.world.lock();
+        world.master.nodes.get_mut(&ino).unwrap().attr.trim_pending = pending;
+    };
+    trim_pending(true);
+    let handle = two.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    write(&two, handle, 0, &[2; 10]).await;
+    trim_pending(false);
+    cluster.world.lock().waits.insert(Truncate::CODE);
+    let grow = |at: u64| {
+        let fs = two.clone();
+        tokio::spawn(async move { write(&fs, handle, at, &[3; 1000]).await })
+    };
+    let first = grow(2000);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(requests(&cluster, Commit::CODE), 2, "what was dirty is flushed");
+    let second = grow(3000);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    cluster.world.lock().waits.clear();
+    first.await.unwrap();
+    second.await.unwrap();
+    let expected = [(2, 10), (1, 990), (0, 1000), (3, 2000)];
+    assert_eq!(runs(&read(&two, handle, 0, CHUNK).await), expected);
+    two.fsync(handle, false).await.unwrap();
+    assert_eq!(runs(&durable(&cluster, ino)), expected);
+    assert_eq!(cluster.world.lock().violations, [""; 0]);
+}
