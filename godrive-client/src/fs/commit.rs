@@ -78,14 +78,14 @@ impl<B: Backend> Fs<B> {
     /// The master does not let the file grow, as what was cut off may be there again: a loss of power of which this mount has not heard.
     /// What it has written behind the master's end without an fsync may be lost with that, and is cut off with it.
     async fn cut_untold(&self, inode: &Arc<Inode>) -> Result<()> {
-        let (index, is_open, generation, cuts) = {
+        let (index, is_ready, generation, cuts) = {
             let state = inode.state.lock();
-            let index = state.told_end().0;
-            let is_open = state.slots.get(&index).is_some_and(|slot| slot.opened);
-            (index, is_open, state.generation, state.cuts)
+            let (index, from) = state.told_end();
+            let is_ready = from == 0 || state.slots.get(&index).is_some_and(|slot| slot.opened);
+            (index, is_ready, state.generation, state.cuts)
         };
         let mut layouts = Vec::new();
-        if !is_open {
+        if !is_ready {
             let request = OpenChunksRequest { ino: inode.ino, indexes: vec![index] };
             layouts = self.backend.query::<OpenChunks>(&request).await?;
             self.backend.meet(&layouts);
@@ -98,7 +98,7 @@ impl<B: Backend> Fs<B> {
                 state.place(layout, true, || self.new_tag());
             }
             state.regressed = Some(index);
-            state.cut_again()
+            state.cut_again() || state.cut_between_chunks()
         });
         let lost =
             || FsError::new(libc::EIO, format!("inode {} cannot be trimmed before it grows", inode.ino));

@@ -270,6 +270,15 @@ impl State {
         self.trimming
     }
 
+    /// Behind an end between two chunks there is nothing to cut: whole chunks were dropped, and what is there now this mount wrote.
+    pub fn cut_between_chunks(&mut self) -> bool {
+        let is_between = self.told_end().1 == 0;
+        if is_between {
+            (self.trimming, self.trims) = (true, self.trims + 1);
+        }
+        is_between
+    }
+
     /// Fields in which this mount is ahead of the master.
     pub fn local(&self) -> Pending {
         let mut local = self.pending;

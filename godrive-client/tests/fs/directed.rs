@@ -1186,3 +1186,38 @@ async fn nobody_makes_a_file_longer_while_it_is_trimmed() {
     assert_eq!(runs(&durable(&cluster, ino)), expected);
     assert_eq!(cluster.world.lock().violations, [""; 0]);
 }
+
+/// Of the chunk behind it the master knew before it knew the length.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_ends_with_a_chunk_grows_after_a_loss_of_power_behind_its_end() {
+    for chunks in [0, 1] {
+        let cluster = Cluster::new(26);
+        let fs = cluster.mount(1);
+        let (ino, handle) = create(&fs, b"a").await;
+        let size = chunks * CHUNK as usize;
+        write(&fs, handle, 0, &[1; CHUNK as usize][..size.max(1)]).await;
+        fs.fsync(handle, false).await.unwrap();
+        let length = SetAttr { size: Some(size as u64), ..SetAttr::default() };
+        fs.setattr(ino, None, length).await.unwrap();
+        cluster.world.lock().waits.insert(Commit::CODE);
+        write(&fs, handle, size as u64, &[2; 100]).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        {
+            let world = &mut *cluster.world.lock();
+            assert_eq!(world.master.nodes[&ino].attr.size, size as u64);
+            world.lose_power();
+            assert!(world.master.nodes[&ino].attr.trim_pending);
+            world.waits.clear();
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        write(&fs, handle, size as u64 + 5000, b"end").await;
+        assert_eq!(fs.fsync(handle, false).await.unwrap_err().errno, libc::EIO, "the loss is told");
+        fs.fsync(handle, false).await.expect("once");
+        let read = read(&fs, handle, 0, 2 * CHUNK).await;
+        assert_eq!(read.len(), size + 5003);
+        assert_eq!((runs(&read[..size]), &read[size + 5000..]), (runs(&vec![1; size]), &b"end"[..]));
+        assert_eq!(runs(&durable(&cluster, ino)), runs(&read));
+        assert!(!cluster.world.lock().master.nodes[&ino].attr.trim_pending);
+        assert_eq!(cluster.world.lock().violations, [""; 0]);
+    }
+}
