@@ -1221,3 +1221,43 @@ async fn a_file_that_ends_with_a_chunk_grows_after_a_loss_of_power_behind_its_en
         assert_eq!(cluster.world.lock().violations, [""; 0]);
     }
 }
+
+/// Also where a reader hears of the loss of power, and the master does not.
+#[tokio::test(start_paused = true)]
+async fn what_is_cut_off_again_during_a_flush_is_held_before_the_master_knows_a_new_length() {
+    let cluster = Cluster::new(27);
+    let (other, fs) = (cluster.mount(1), cluster.mount(2));
+    let (ino, handle) = create(&other, b"a").await;
+    write(&other, handle, 0, &[1; 5000]).await;
+    other.fsync(handle, false).await.unwrap();
+    let length = SetAttr { size: Some(1000), ..SetAttr::default() };
+    other.setattr(ino, None, length).await.unwrap();
+    other.flush(handle).await.unwrap();
+    other.release(handle);
+    // In this mount's cache is no more than it writes.
+    let handle = fs.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    write(&fs, handle, 3000, b"end").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    {
+        let world = &mut *cluster.world.lock();
+        world.lose_power();
+        world.master.nodes.get_mut(&ino).unwrap().attr.trim_pending = false;
+        world.deltas_wait = true;
+    }
+    let at = u64::from(CHUNK) + 5;
+    write(&fs, handle, at, &[5; 3]).await;
+    let flush = tokio::spawn({
+        let fs = fs.clone();
+        async move { fs.flush(handle).await }
+    });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    read(&fs, handle, 8192, 4096).await;
+    cluster.world.lock().deltas_wait = false;
+    flush.await.unwrap().unwrap();
+    let expected = [(1, 3003), (0, at as usize - 3003), (5, 3)];
+    assert_eq!(runs(&durable(&cluster, ino)), expected);
+    assert_eq!(fs.fsync(handle, false).await.unwrap_err().errno, libc::EIO, "a chunk of it is older");
+    fs.fsync(handle, false).await.unwrap();
+    assert_eq!(runs(&read(&fs, handle, 0, 2 * CHUNK).await), expected);
+    assert_eq!(cluster.world.lock().violations, [""; 0]);
+}
