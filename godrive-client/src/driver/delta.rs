@@ -127,7 +127,6 @@ impl Writer {
         if self.unsettled.lock().contains(&chunk.id) {
             tries.report(Problem::Diverged, "the last delta to this chunk had no answer").await?;
         }
-        self.unsettled.lock().insert(chunk.id);
         let mut request = DeltaRequest {
             chunk: chunk.id,
             chunk_bytes: chunk.chunk_bytes,
@@ -251,6 +250,8 @@ impl<'a> Tries<'a> {
     ) -> Result<Applied, (NodeId, Fault)> {
         let (first, chain) = self.chain()?;
         let _flight = self.flight(first.node).await?;
+        // Not before: whoever goes away while it waits leaves nothing under way.
+        self.writer.unsettled.lock().insert(request.chunk);
         request.disk = first.disk;
         request.epoch = self.layout.epoch;
         request.chain = chain;

@@ -518,3 +518,25 @@ async fn chunks_that_wait_for_an_election_keep_no_others_from_theirs() {
     driver.write(&mut layout, delta(0, b"a", true)).await.expect("a delta");
     stuck.iter().for_each(|write| write.abort());
 }
+
+#[tokio::test]
+async fn a_delta_that_was_given_up_before_it_was_sent_needs_no_election() {
+    const FLIGHTS: u32 = 32;
+    let cluster = Cluster::start(1);
+    let driver = patient(&cluster).await;
+    let (mut layout, _) = written(&cluster, &driver).await;
+    let stuck: Vec<_> = (0..FLIGHTS)
+        .map(|n| {
+            let mut layout = cluster.place(1000 + u64::from(n));
+            cluster.state.lock().deaf.insert(layout.chunk.id);
+            let driver = driver.clone();
+            tokio::spawn(async move { driver.write(&mut layout, punch(0, 4096)).await })
+        })
+        .collect();
+    eventually("all of them are on their way", || cluster.state.lock().unanswered == FLIGHTS).await;
+    let queued = driver.write(&mut layout, delta(0, b"queued", false));
+    tokio::time::timeout(Duration::from_millis(100), queued).await.expect_err("it waits");
+    stuck.iter().for_each(|write| write.abort());
+    driver.write(&mut layout, delta(0, b"sent", false)).await.expect("a delta");
+    assert_eq!((cluster.state.lock().reports.len(), layout.epoch), (0, Epoch(1)));
+}

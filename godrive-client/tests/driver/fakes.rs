@@ -64,6 +64,9 @@ pub struct State {
     /// What a slave answers in place of what it did, the last first.
     pub slave_answers: BTreeMap<NodeId, Vec<Lie>>,
     pub deltas: u64,
+    /// Deltas to these chunks are not answered.
+    pub deaf: BTreeSet<ChunkId>,
+    pub unanswered: u32,
     pub reads: BTreeMap<NodeId, u64>,
 }
 
@@ -345,6 +348,10 @@ async fn serve_slave(node: NodeId, state: &Mutex<State>, connection: &Connection
     match incoming.header.code {
         Delta::CODE => {
             let request = incoming.decode::<Delta>().expect("delta");
+            if state.lock().deaf.contains(&request.chunk) {
+                state.lock().unanswered += 1;
+                std::future::pending::<()>().await;
+            }
             let payload = incoming.payload.collect(limits::MAX_DELTA_BYTES).await.expect("payload").concat();
             let (applied, lose) = {
                 let mut state = state.lock();
