@@ -4,13 +4,15 @@
 //! something fails, only the master may drop a member: the driver reports, gets a layout of a new epoch whose
 //! `held` was elected, and goes on from there. If `held` is the version that this delta makes, it was applied before
 //! the failure, because only the holder of the exclusive lease writes; a sync then confirms it. For that to hold,
-//! a chunk whose last delta ended without an answer is settled by an election before the next one.
+//! a chunk whose last delta ended without an answer is settled by an election before the next one. No delta is sent onto
+//! an election that kept less than the layout said was held, or something else.
 
 use super::master::{Master, Session};
 use super::reports::Reports;
 use super::retry::{Backoff, ChainFault, Patience, chain_fault};
 use super::slaves::Slaves;
 use super::stats::Stats;
+use crate::core::layout::is_regression;
 use bytes::Bytes;
 use godrive_proto::data::{
     Applied, CopyRange, CopyRangeRequest, Delta as DeltaOperation, DeltaRequest, Extent, Fill, Layout,
@@ -125,13 +127,12 @@ impl Writer {
         if self.unsettled.lock().contains(&chunk.id) {
             tries.report(Problem::Diverged, "the last delta to this chunk had no answer").await?;
         }
-        self.unsettled.lock().insert(chunk.id);
         let mut request = DeltaRequest {
             chunk: chunk.id,
             chunk_bytes: chunk.chunk_bytes,
             disk: Default::default(),
             epoch: tries.layout.epoch,
-            base: tries.layout.held.version,
+            base: tries.known.held.version,
             op: OpId { session: tries.session.id, sequence: self.next_op() },
             extents: delta.extents,
             sums: delta.sums,
@@ -170,6 +171,8 @@ impl Writer {
 struct Tries<'a> {
     writer: &'a Writer,
     layout: &'a mut Layout,
+    /// As it was before the first one.
+    known: Layout,
     session: Arc<Session>,
     patience: Patience,
     backoff: Backoff,
@@ -189,9 +192,11 @@ impl<'a> Tries<'a> {
         let (session, patience) = (master.session(), master.patience());
         let backoff = Backoff::default();
         let route = Vec::new();
+        let known = layout.clone();
         Self {
             writer,
             layout,
+            known,
             session,
             patience,
             backoff,
@@ -221,7 +226,9 @@ impl<'a> Tries<'a> {
             let outcome = match answered {
                 true if held < request.base.next() => return Err(self.regressed(request.base.next())),
                 true => self.send_sync().await,
-                false if held < request.base => return Err(self.regressed(request.base)),
+                false if held < request.base || self.is_replaced() => {
+                    return Err(self.regressed(request.base));
+                }
                 false => self.send_delta(request, load, bytes).await,
             };
             match outcome {
@@ -243,6 +250,8 @@ impl<'a> Tries<'a> {
     ) -> Result<Applied, (NodeId, Fault)> {
         let (first, chain) = self.chain()?;
         let _flight = self.flight(first.node).await?;
+        // Not before: whoever goes away while it waits leaves nothing under way.
+        self.writer.unsettled.lock().insert(request.chunk);
         request.disk = first.disk;
         request.epoch = self.layout.epoch;
         request.chain = chain;
@@ -394,6 +403,11 @@ impl<'a> Tries<'a> {
         }
         let detail = format!("the session ended while chunk {} was written", self.layout.chunk.id);
         Err(Fault::new(Code::SessionLost, detail))
+    }
+
+    /// The version that was known is there, but not its contents.
+    fn is_replaced(&self) -> bool {
+        self.layout.held.version == self.known.held.version && is_regression(&self.known, self.layout)
     }
 
     fn regressed(&self, expected: Version) -> Fault {

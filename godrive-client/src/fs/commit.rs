@@ -32,6 +32,7 @@ impl<B: Backend> Fs<B> {
     ) -> Result<()> {
         let mut attempts = 0;
         loop {
+            flushed.trims = self.flush_cut(inode, sync, flushed.trims).await?;
             // Lowering the lease is in order with requests for it. It never waits for one: that may wait for a recall.
             let lowering = if keeps == Mode::Shared { inode.acquiring.try_lock().ok() } else { None };
             let keeps = if lowering.is_some() { Mode::Shared } else { Mode::Exclusive };
@@ -69,7 +70,6 @@ impl<B: Backend> Fs<B> {
                         Code::Busy => self.cut_untold(inode).await?,
                         _ => return Err(fault.into()),
                     }
-                    flushed.trims = self.flush_cut(inode, sync, flushed.trims).await?;
                 }
             }
         }
@@ -78,14 +78,14 @@ impl<B: Backend> Fs<B> {
     /// The master does not let the file grow, as what was cut off may be there again: a loss of power of which this mount has not heard.
     /// What it has written behind the master's end without an fsync may be lost with that, and is cut off with it.
     async fn cut_untold(&self, inode: &Arc<Inode>) -> Result<()> {
-        let (index, is_open, generation, cuts) = {
+        let (index, is_ready, generation, cuts) = {
             let state = inode.state.lock();
-            let index = state.told_end().0;
-            let is_open = state.slots.get(&index).is_some_and(|slot| slot.opened);
-            (index, is_open, state.generation, state.cuts)
+            let (index, from) = state.told_end();
+            let is_ready = from == 0 || state.slots.get(&index).is_some_and(|slot| slot.opened);
+            (index, is_ready, state.generation, state.cuts)
         };
         let mut layouts = Vec::new();
-        if !is_open {
+        if !is_ready {
             let request = OpenChunksRequest { ino: inode.ino, indexes: vec![index] };
             layouts = self.backend.query::<OpenChunks>(&request).await?;
             self.backend.meet(&layouts);
@@ -98,7 +98,7 @@ impl<B: Backend> Fs<B> {
                 state.place(layout, true, || self.new_tag());
             }
             state.regressed = Some(index);
-            state.cut_again()
+            state.cut_again() || state.cut_between_chunks()
         });
         let lost =
             || FsError::new(libc::EIO, format!("inode {} cannot be trimmed before it grows", inode.ino));
@@ -107,13 +107,15 @@ impl<B: Backend> Fs<B> {
 
     /// Flushes what was cut off again since there were so many trims; how many there are now.
     async fn flush_cut(self: &Arc<Self>, inode: &Arc<Inode>, sync: bool, trims: u64) -> Result<u64> {
-        let (index, now) = {
+        let (indexes, now) = {
             let state = inode.state.lock();
-            (state.told_end().0, state.trims)
+            if state.trims == trims {
+                return Ok(trims);
+            }
+            // The master may have been told of a longer file since: the hole may lie in any of them.
+            (state.buffer.indexes().collect(), state.trims)
         };
-        if now > trims {
-            self.flush_chunk(inode, index, sync, true).await?;
-        }
+        self.flush_chunks(inode, indexes, sync).await?;
         Ok(now)
     }
 
@@ -228,7 +230,9 @@ impl<B: Backend> Fs<B> {
             Some(next) => state.chunks.split_off(&next),
             None => BTreeMap::new(),
         };
-        let is_last = later.is_empty();
+        // What was cut off again just now comes before the length: behind it, it would be inside the file.
+        let is_cut = !state.trimming || state.trims == flushed.trims;
+        let is_last = later.is_empty() && is_cut;
         let chunks = std::mem::replace(&mut state.chunks, later);
         // The new length waits for the last chunk.
         let pending = if is_last { std::mem::take(&mut state.pending) } else { Pending::default() };
@@ -237,7 +241,7 @@ impl<B: Backend> Fs<B> {
         // Written since the flush began: that length is not backed by replicas yet.
         state.pending.size |= pending.size && attr.size > committed;
         state.committing = pending;
-        let trimmed = state.trimming && is_last && state.trims == flushed.trims;
+        let trimmed = state.trimming && is_last;
         // Removals of its names that the master has not followed need the exclusive lease too, and so does a trim.
         let done = trimmed == state.trimming
             && state.buffer.is_empty()
@@ -310,7 +314,7 @@ struct TakenCommit {
     trims: u64,
     pending: Pending,
     chunks: BTreeMap<u32, ChunkState>,
-    /// Nothing was left for another one.
+    /// Nothing was left for another one, but what came meanwhile.
     is_last: bool,
     /// First versions are among them.
     has_new: bool,

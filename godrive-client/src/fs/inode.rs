@@ -70,6 +70,8 @@ pub struct State {
     pub trimming: bool,
     /// Holes that trims have made. A commit speaks of those that were flushed before it.
     pub trims: u64,
+    /// The master is being asked to trim the file at its present length: it does not grow meanwhile.
+    pub size_fixed: bool,
     /// The length that the master said last.
     pub told_size: u64,
     /// Changes of this inode that the master answered before they were on stable storage, and how many of them a
@@ -234,7 +236,8 @@ impl State {
 
     /// The bytes behind the end may not be zeros, so that the file must be trimmed before it gets longer.
     pub fn must_trim(&self) -> bool {
-        !self.trimming && self.attr.as_ref().is_some_and(|attr| attr.trim_pending)
+        let pending = self.attr.as_ref().is_some_and(|attr| attr.trim_pending);
+        self.size_fixed || (pending && !self.trimming)
     }
 
     pub fn chunk_bytes(&self) -> u32 {
@@ -265,6 +268,15 @@ impl State {
         self.trims += 1;
         self.trimming = self.buffer.punch_beneath(index, chunk, from, chunk_bytes - from).is_ok();
         self.trimming
+    }
+
+    /// Behind an end between two chunks there is nothing to cut: whole chunks were dropped, and what is there now this mount wrote.
+    pub fn cut_between_chunks(&mut self) -> bool {
+        let is_between = self.told_end().1 == 0;
+        if is_between {
+            (self.trimming, self.trims) = (true, self.trims + 1);
+        }
+        is_between
     }
 
     /// Fields in which this mount is ahead of the master.
@@ -440,9 +452,10 @@ impl State {
                 if slot.layout.chunk.id != layout.chunk.id || slot.layout.held != layout.held {
                     slot.tag = tag();
                 }
+                let is_older = is_regression(&slot.layout, &layout);
                 slot.opened = opened;
                 (slot.is_new, slot.told) = (layout.held.version == Version(0), None);
-                self.renew_layout(layout);
+                self.take_over(layout, is_older);
             }
             None => {
                 let io = Arc::new(RwLock::new(()));
@@ -457,9 +470,16 @@ impl State {
     /// was held is never passed over: also not where a master that has lost its last records with its power says less at first. With it
     /// may come back what was cut off.
     pub fn renew_layout(&mut self, layout: Layout) {
-        let (end, _) = self.told_end();
-        let Some(slot) = self.slots.get_mut(&layout.index) else { return };
-        let (index, is_older) = (layout.index, is_regression(&slot.layout, &layout));
+        let Some(slot) = self.slots.get(&layout.index) else { return };
+        // While a chunk is open only this mount's deltas raise its version, and none goes onto less than was known.
+        let is_ahead = slot.opened && layout.held.version > slot.layout.held.version;
+        let is_older = !is_ahead && is_regression(&slot.layout, &layout);
+        self.take_over(layout, is_older);
+    }
+
+    fn take_over(&mut self, layout: Layout, is_older: bool) {
+        let (index, (end, _)) = (layout.index, self.told_end());
+        let Some(slot) = self.slots.get_mut(&index) else { return };
         if slot.layout.chunk.id == layout.chunk.id {
             adopt(&mut slot.layout, layout);
         } else {
@@ -529,6 +549,22 @@ mod tests {
         assert_eq!(state.regressed, None, "nobody has said so");
         state.place(layout(1 << 32, 183, 183), false, tag);
         assert_eq!(state.regressed, Some(3));
+    }
+
+    /// The election may have kept it, and a delta that had no answer; before the slot is open others may have written.
+    #[test]
+    fn deltas_on_top_of_what_was_held_hide_no_loss_but_are_none() {
+        for (opened, held, expected) in
+            [(true, 185, None), (true, 184, None), (true, 183, Some(3)), (false, 185, Some(3))]
+        {
+            let mut state = State::default();
+            state.place(layout(6, 184, 183), opened, || Tag(0));
+            match opened {
+                true => state.renew_layout(layout(1 << 32, held, 183)),
+                false => state.place(layout(1 << 32, held, 183), true, || Tag(0)),
+            }
+            assert_eq!(state.regressed, expected, "{opened} {held}");
+        }
     }
 
     #[test]

@@ -151,7 +151,7 @@ impl<B: Backend> Fs<B> {
                     claim.get_or_insert_with(|| Claim::new(inode));
                 }
                 Need::Window(window) => self.load_window(inode, window).await?,
-                Need::Trim => Box::pin(self.trim(inode)).await?,
+                Need::Trim => self.trim(inode).await?,
                 Need::Wait => self.wait_for(inode, LOOK_AGAIN, |state| !state.telling_closed).await,
                 Need::Open(indexes, needed) => self.open_chunks(inode, indexes, needed).await?,
             }

@@ -12,6 +12,7 @@ use super::write::rotten;
 use super::{Backend, Fs};
 use crate::core::attrs::{touch_contents, without_privileges};
 use crate::core::gate::NO_PAGES;
+use crate::driver::BoxFuture;
 use crate::error::{FsError, Result};
 use godrive_proto::Code;
 use godrive_proto::lease::Mode;
@@ -29,17 +30,39 @@ enum Plan {
     Trim(u64),
 }
 
+/// As long as it lives, a file does not grow.
+struct SizeFixed<'a>(&'a Inode);
+
+impl Drop for SizeFixed<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().size_fixed = false;
+    }
+}
+
 impl<B: Backend> Fs<B> {
-    /// Bytes behind the end become zeros, as an unfinished trim or a dead writer may have left some.
-    pub(super) async fn trim(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
+    /// Bytes behind the end become zeros, as an unfinished trim or a dead writer may have left some. Goes on to its end even if the
+    /// caller goes away.
+    pub(super) fn trim(self: &Arc<Self>, inode: &Arc<Inode>) -> BoxFuture<'static, Result<()>> {
+        let (fs, inode) = (self.clone(), inode.clone());
+        Box::pin(async move {
+            let task = tokio::spawn(async move { fs.trim_in_order(&inode).await });
+            task.await
+                .unwrap_or_else(|error| Err(FsError::new(libc::EIO, format!("a trim broke off: {error}"))))
+        })
+    }
+
+    async fn trim_in_order(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
         let _order = self.within("waiting for a flush", inode.order.lock()).await?;
         let size = {
-            let state = inode.state.lock();
+            let mut state = inode.state.lock();
             if !state.must_trim() || !state.is_exclusive() {
                 return Ok(());
             }
+            // Others write at the same time, and what goes on below may make them believe that nothing is to be trimmed any longer.
+            state.size_fixed = true;
             state.size()
         };
+        let _fixed = SizeFixed(inode);
         self.shrink(inode, size, false).await?;
         Ok(())
     }
@@ -166,8 +189,10 @@ impl<B: Backend> Fs<B> {
             }
             state.buffer.cut(last, offset).map_err(rotten)?;
             state.pending.size = false;
-            (state.pending.mtime, state.pending.mtime_set) = (false, false);
-            state.pending.ctime = false;
+            if !state.size_fixed {
+                (state.pending.mtime, state.pending.mtime_set) = (false, false);
+                state.pending.ctime = false;
+            }
             state.pending.mode &= !kill;
             if let Some(first) = last.checked_add(u32::from(offset > 0)) {
                 state.slots.split_off(&first);

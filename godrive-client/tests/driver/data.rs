@@ -299,6 +299,33 @@ async fn acknowledged_data_that_is_gone_is_never_passed_over() {
     assert!(fault.detail.contains("lost"), "{fault}");
 }
 
+/// Also where the election comes before the delta, of which nobody can tell any more what it goes onto once it has landed.
+#[tokio::test]
+async fn no_delta_lands_on_less_than_was_acknowledged() {
+    for other in [false, true] {
+        let cluster = Cluster::start(3);
+        let (driver, _) = driver(&cluster).await;
+        let (mut layout, _) = written(&cluster, &driver).await;
+        driver.write(&mut layout, delta(0, b"lost", false)).await.expect("a delta");
+        cluster.state.lock().slave_faults.insert(NodeId(1), vec![Code::NoSpace.into()]);
+        driver.write(&mut layout, delta(0, b"full", false)).await.expect_err("no space");
+        {
+            let mut state = cluster.state.lock();
+            state.restarted = true;
+            for replica in state.replicas.all.values_mut() {
+                match other {
+                    true => drop(replica.leaves.insert(0, vec![9; 4096])),
+                    false => replica.version = Version(1),
+                }
+            }
+        }
+        let before = cluster.state.lock().deltas;
+        let fault = driver.write(&mut layout, delta(0, b"next", false)).await.unwrap_err();
+        assert_eq!((fault.code, cluster.state.lock().deltas), (Code::WrongVersion, before));
+        driver.write(&mut layout, delta(0, b"next", false)).await.expect("it is told once");
+    }
+}
+
 #[tokio::test]
 async fn a_lying_member_is_found_out_and_reported_while_the_read_succeeds() {
     let cluster = Cluster::start(3);
@@ -490,4 +517,26 @@ async fn chunks_that_wait_for_an_election_keep_no_others_from_theirs() {
     eventually("all of them wait", || cluster.state.lock().waiting == STUCK).await;
     driver.write(&mut layout, delta(0, b"a", true)).await.expect("a delta");
     stuck.iter().for_each(|write| write.abort());
+}
+
+#[tokio::test]
+async fn a_delta_that_was_given_up_before_it_was_sent_needs_no_election() {
+    const FLIGHTS: u32 = 32;
+    let cluster = Cluster::start(1);
+    let driver = patient(&cluster).await;
+    let (mut layout, _) = written(&cluster, &driver).await;
+    let stuck: Vec<_> = (0..FLIGHTS)
+        .map(|n| {
+            let mut layout = cluster.place(1000 + u64::from(n));
+            cluster.state.lock().deaf.insert(layout.chunk.id);
+            let driver = driver.clone();
+            tokio::spawn(async move { driver.write(&mut layout, punch(0, 4096)).await })
+        })
+        .collect();
+    eventually("all of them are on their way", || cluster.state.lock().unanswered == FLIGHTS).await;
+    let queued = driver.write(&mut layout, delta(0, b"queued", false));
+    tokio::time::timeout(Duration::from_millis(100), queued).await.expect_err("it waits");
+    stuck.iter().for_each(|write| write.abort());
+    driver.write(&mut layout, delta(0, b"sent", false)).await.expect("a delta");
+    assert_eq!((cluster.state.lock().reports.len(), layout.epoch), (0, Epoch(1)));
 }

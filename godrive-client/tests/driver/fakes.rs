@@ -45,6 +45,8 @@ pub struct State {
     /// Chunks whose elections do not end, and how many were asked for.
     pub unelected: BTreeSet<ChunkId>,
     pub waiting: u32,
+    /// All slaves have restarted since the last election.
+    pub restarted: bool,
     /// Answers that are lost together with their connection, after the work was done.
     pub lose_master_answers: u32,
     /// Faults with which the master answers everything but sessions' requests.
@@ -62,6 +64,9 @@ pub struct State {
     /// What a slave answers in place of what it did, the last first.
     pub slave_answers: BTreeMap<NodeId, Vec<Lie>>,
     pub deltas: u64,
+    /// Deltas to these chunks are not answered.
+    pub deaf: BTreeSet<ChunkId>,
+    pub unanswered: u32,
     pub reads: BTreeMap<NodeId, u64>,
 }
 
@@ -320,7 +325,8 @@ fn report(state: &mut State, request: &ReportRequest) -> Result<Layout, Fault> {
     if layout.members.is_empty() {
         return Err(Code::Unavailable.into());
     }
-    layout.epoch = layout.epoch.next();
+    let restarted = std::mem::take(&mut state.restarted);
+    layout.epoch = if restarted { layout.epoch.after_restarts() } else { layout.epoch.next() };
     let replica = |node: NodeId| state.replicas.all.get(&(node, request.chunk));
     let winner =
         layout.members.iter().filter_map(|member| replica(member.node)).max_by_key(|replica| replica.version);
@@ -342,6 +348,10 @@ async fn serve_slave(node: NodeId, state: &Mutex<State>, connection: &Connection
     match incoming.header.code {
         Delta::CODE => {
             let request = incoming.decode::<Delta>().expect("delta");
+            if state.lock().deaf.contains(&request.chunk) {
+                state.lock().unanswered += 1;
+                std::future::pending::<()>().await;
+            }
             let payload = incoming.payload.collect(limits::MAX_DELTA_BYTES).await.expect("payload").concat();
             let (applied, lose) = {
                 let mut state = state.lock();

@@ -55,8 +55,8 @@ pub struct World {
     /// While true, deltas are on their way, and so are requests of these operations.
     pub deltas_wait: bool,
     pub waits: BTreeSet<u16>,
-    /// Losses of power of all slaves.
-    pub losses: u64,
+    /// How often all slaves were restarted at once.
+    pub restarts: u64,
     /// Messages take no time.
     pub at_once: bool,
     /// How often a client said that it gave writes up.
@@ -195,12 +195,17 @@ impl World {
     }
 
     pub fn epoch(&self) -> Epoch {
-        Epoch(self.losses << 32 | 1)
+        Epoch(self.restarts << 32 | 1)
+    }
+
+    /// All slaves are killed, and are back with what they held.
+    pub fn restart(&mut self) {
+        self.restarts += 1;
     }
 
     /// All slaves lose what is not stable, and are back.
     pub fn lose_power(&mut self) {
-        self.losses += 1;
+        self.restart();
         for node in self.master.nodes.values_mut() {
             for (index, id) in &node.chunks {
                 let chunk = self.chunks.get_mut(id).unwrap();

@@ -1108,3 +1108,156 @@ async fn who_grows_a_file_of_whose_loss_of_power_it_knows_nothing_cuts_it_off_fi
     assert_eq!(runs(&read(&two, handle, 0, 2 * CHUNK).await), expected);
     assert_eq!(cluster.world.lock().violations, [""; 0]);
 }
+
+/// The election keeps all of it.
+#[tokio::test(start_paused = true)]
+async fn what_was_written_behind_the_end_that_the_master_knows_outlives_a_restart_of_all_slaves() {
+    for copied in [false, true] {
+        let cluster = Cluster::new(24);
+        let fs = cluster.mount_with(1, Config { min_slave_copy_bytes: 0, ..config() });
+        let (_, from) = create(&fs, b"from").await;
+        write(&fs, from, 0, &[7; 5000]).await;
+        fs.fsync(from, false).await.unwrap();
+        let (ino, handle) = create(&fs, b"a").await;
+        write(&fs, handle, 0, &[1; 100]).await;
+        fs.fsync(handle, false).await.unwrap();
+        write(&fs, handle, 100, &[2; 30_000]).await;
+        let deltas = fs.stats().deltas;
+        let at = u64::from(CHUNK) - 5000;
+        if copied {
+            for at in [at - 5000, at] {
+                assert_eq!(fs.copy_file_range(from, 0, handle, at, 5000).await.unwrap(), 5000);
+                cluster.world.lock().restart();
+            }
+        } else {
+            cluster.world.lock().waits.insert(Commit::CODE);
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            assert_eq!(fs.stats().deltas, deltas + 1);
+            cluster.world.lock().restart();
+            // The stream has left the chunk: its delta waits for no commit.
+            write(&fs, handle, at, &[7; 5000]).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(fs.stats().deltas, deltas + 2);
+        }
+        assert_eq!(cluster.world.lock().master.nodes[&ino].attr.size, 100);
+        cluster.world.lock().waits.clear();
+        fs.fsync(handle, false).await.expect("nothing was lost");
+        let sevens = if copied { 10_000 } else { 5000 };
+        let expected = [(1, 100), (2, 30_000), (0, CHUNK as usize - 30_100 - sevens), (7, sevens)];
+        assert_eq!(runs(&durable(&cluster, ino)), expected);
+        assert_eq!(runs(&read(&fs, handle, 0, CHUNK).await), expected);
+        assert_eq!(cluster.world.lock().violations, [""; 0]);
+    }
+}
+
+/// The flush before a trim may end its reason.
+#[tokio::test(start_paused = true)]
+async fn nobody_makes_a_file_longer_while_it_is_trimmed() {
+    let cluster = Cluster::new(25);
+    let (one, two) = (cluster.mount(1), cluster.mount(2));
+    let (ino, handle) = create(&one, b"a").await;
+    write(&one, handle, 0, &[1; 1000]).await;
+    one.flush(handle).await.unwrap();
+    one.release(handle);
+    let trim_pending = |pending| {
+        let world = &mut *cluster.world.lock();
+        world.master.nodes.get_mut(&ino).unwrap().attr.trim_pending = pending;
+    };
+    trim_pending(true);
+    let handle = two.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    write(&two, handle, 0, &[2; 10]).await;
+    trim_pending(false);
+    cluster.world.lock().waits.insert(Truncate::CODE);
+    let grow = |at: u64| {
+        let fs = two.clone();
+        tokio::spawn(async move { write(&fs, handle, at, &[3; 1000]).await })
+    };
+    let first = grow(2000);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(requests(&cluster, Commit::CODE), 2, "what was dirty is flushed");
+    let second = grow(3000);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    cluster.world.lock().waits.clear();
+    first.await.unwrap();
+    second.await.unwrap();
+    let expected = [(2, 10), (1, 990), (0, 1000), (3, 2000)];
+    assert_eq!(runs(&read(&two, handle, 0, CHUNK).await), expected);
+    two.fsync(handle, false).await.unwrap();
+    assert_eq!(runs(&durable(&cluster, ino)), expected);
+    assert_eq!(cluster.world.lock().violations, [""; 0]);
+}
+
+/// Of the chunk behind it the master knew before it knew the length.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_ends_with_a_chunk_grows_after_a_loss_of_power_behind_its_end() {
+    for chunks in [0, 1] {
+        let cluster = Cluster::new(26);
+        let fs = cluster.mount(1);
+        let (ino, handle) = create(&fs, b"a").await;
+        let size = chunks * CHUNK as usize;
+        write(&fs, handle, 0, &[1; CHUNK as usize][..size.max(1)]).await;
+        fs.fsync(handle, false).await.unwrap();
+        let length = SetAttr { size: Some(size as u64), ..SetAttr::default() };
+        fs.setattr(ino, None, length).await.unwrap();
+        cluster.world.lock().waits.insert(Commit::CODE);
+        write(&fs, handle, size as u64, &[2; 100]).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        {
+            let world = &mut *cluster.world.lock();
+            assert_eq!(world.master.nodes[&ino].attr.size, size as u64);
+            world.lose_power();
+            assert!(world.master.nodes[&ino].attr.trim_pending);
+            world.waits.clear();
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        write(&fs, handle, size as u64 + 5000, b"end").await;
+        assert_eq!(fs.fsync(handle, false).await.unwrap_err().errno, libc::EIO, "the loss is told");
+        fs.fsync(handle, false).await.expect("once");
+        let read = read(&fs, handle, 0, 2 * CHUNK).await;
+        assert_eq!(read.len(), size + 5003);
+        assert_eq!((runs(&read[..size]), &read[size + 5000..]), (runs(&vec![1; size]), &b"end"[..]));
+        assert_eq!(runs(&durable(&cluster, ino)), runs(&read));
+        assert!(!cluster.world.lock().master.nodes[&ino].attr.trim_pending);
+        assert_eq!(cluster.world.lock().violations, [""; 0]);
+    }
+}
+
+/// Also where a reader hears of the loss of power, and the master does not.
+#[tokio::test(start_paused = true)]
+async fn what_is_cut_off_again_during_a_flush_is_held_before_the_master_knows_a_new_length() {
+    let cluster = Cluster::new(27);
+    let (other, fs) = (cluster.mount(1), cluster.mount(2));
+    let (ino, handle) = create(&other, b"a").await;
+    write(&other, handle, 0, &[1; 5000]).await;
+    other.fsync(handle, false).await.unwrap();
+    let length = SetAttr { size: Some(1000), ..SetAttr::default() };
+    other.setattr(ino, None, length).await.unwrap();
+    other.flush(handle).await.unwrap();
+    other.release(handle);
+    // In this mount's cache is no more than it writes.
+    let handle = fs.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    write(&fs, handle, 3000, b"end").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    {
+        let world = &mut *cluster.world.lock();
+        world.lose_power();
+        world.master.nodes.get_mut(&ino).unwrap().attr.trim_pending = false;
+        world.deltas_wait = true;
+    }
+    let at = u64::from(CHUNK) + 5;
+    write(&fs, handle, at, &[5; 3]).await;
+    let flush = tokio::spawn({
+        let fs = fs.clone();
+        async move { fs.flush(handle).await }
+    });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    read(&fs, handle, 8192, 4096).await;
+    cluster.world.lock().deltas_wait = false;
+    flush.await.unwrap().unwrap();
+    let expected = [(1, 3003), (0, at as usize - 3003), (5, 3)];
+    assert_eq!(runs(&durable(&cluster, ino)), expected);
+    assert_eq!(fs.fsync(handle, false).await.unwrap_err().errno, libc::EIO, "a chunk of it is older");
+    fs.fsync(handle, false).await.unwrap();
+    assert_eq!(runs(&read(&fs, handle, 0, 2 * CHUNK).await), expected);
+    assert_eq!(cluster.world.lock().violations, [""; 0]);
+}
