@@ -19,7 +19,7 @@ use godrive_proto::lease::{Problem, ReportRequest};
 use godrive_proto::net::Connection;
 use godrive_proto::time::Instant;
 use godrive_proto::{ChunkId, Code, Fault, NodeId, Operation, Role, SessionId};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -250,6 +250,22 @@ fn quarantine_fault(chunk: ChunkId) -> Fault {
     Fault::new(Code::Quarantined, detail)
 }
 
+/// Those that have waited longest: where many cannot be changed for a long time, the others have their turn all the same.
+fn first_due(
+    unfinished: &BTreeMap<ChunkId, Instant>,
+    now: Instant,
+    room: usize,
+    is_under_way: impl Fn(ChunkId) -> bool,
+) -> Vec<ChunkId> {
+    let due = unfinished.iter().filter(|(chunk, when)| **when <= now && !is_under_way(**chunk));
+    let mut due: Vec<(Instant, ChunkId)> = due.map(|(chunk, when)| (*when, *chunk)).collect();
+    if due.len() > room {
+        due.select_nth_unstable(room);
+        due.truncate(room);
+    }
+    due.into_iter().map(|(_, chunk)| chunk).collect()
+}
+
 /// Epoch changes that were cut off or found too few members: tried again when it may help, some at a time.
 pub async fn retry_unfinished(shared: Arc<Shared>) {
     loop {
@@ -257,15 +273,9 @@ pub async fn retry_unfinished(shared: Arc<Shared>) {
         let due: Vec<ChunkId> = shared.with(|hub, now| {
             hub.close_unclosed();
             let room = AT_ONCE.saturating_sub(hub.epochs.len());
-            let due = hub
-                .unfinished
-                .iter_mut()
-                .filter(|(chunk, when)| **when <= now && !hub.epochs.contains_key(chunk));
-            let due = due.take(room).map(|(chunk, when)| {
-                *when = now.after(TRY_AGAIN_AFTER);
-                *chunk
-            });
-            due.collect()
+            let due = first_due(&hub.unfinished, now, room, |chunk| hub.epochs.contains_key(&chunk));
+            hub.unfinished.extend(due.iter().map(|chunk| (*chunk, now.after(TRY_AGAIN_AFTER))));
+            due
         });
         for chunk in due {
             let shared = shared.clone();
@@ -275,5 +285,28 @@ pub async fn retry_unfinished(shared: Arc<Shared>) {
                 }
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_fail_again_and_again_leave_the_others_their_turn() {
+        let second = |s| Instant::default().after(Duration::from_secs(s));
+        let mut unfinished: BTreeMap<_, _> = (0..10).map(|chunk| (ChunkId(chunk), second(0))).collect();
+        let mut tried = BTreeSet::new();
+        for round in 0..5 {
+            let now = second(round);
+            let due = first_due(&unfinished, now, 2, |chunk| chunk == ChunkId(0));
+            assert_eq!(due.len(), 2);
+            unfinished.extend(due.iter().map(|chunk| (*chunk, now)));
+            tried.extend(due);
+        }
+        assert_eq!(tried, (1..10).map(ChunkId).collect());
+        assert_eq!(first_due(&unfinished, second(9), 0, |_| false), []);
+        unfinished.values_mut().for_each(|when| *when = second(20));
+        assert_eq!(first_due(&unfinished, second(19), 9, |_| false), []);
     }
 }
