@@ -234,9 +234,15 @@ impl Parts {
     }
 
     pub(crate) fn kill(&self, sim: &mut Sim<'_>, node: Node) {
-        sim.crash(node.to_string());
-        self.disks_of(node).for_each(SimulatedDisk::kill);
+        self.end(sim, node);
         self.tell_dead(node);
+    }
+
+    /// Its disks first: its tasks are dropped in an order that depends on what ran before in this process, and what they do then
+    /// (give up a place in a queue, so that the next one is served) a process that is dead does not do.
+    fn end(&self, sim: &mut Sim<'_>, node: Node) {
+        self.disks_of(node).for_each(SimulatedDisk::kill);
+        sim.crash(node.to_string());
     }
 
     pub(crate) fn start(&self, sim: &mut Sim<'_>, node: Node) {
@@ -248,7 +254,7 @@ impl Parts {
     fn lose_power(&mut self, sim: &mut Sim<'_>, nodes: &[Node]) {
         let written = nodes.contains(&Node::Master).then(|| self.disks[&MASTERS].copy());
         for node in nodes {
-            sim.crash(node.to_string());
+            self.end(sim, *node);
             for bay in self.bays(*node) {
                 self.disks[&bay].crash(&mut self.dice);
             }
