@@ -101,12 +101,15 @@ fn a_copy_goes_on_while_slaves_fail() {
     source.sync_all().unwrap();
     let target = File::options().read(true).write(true).create_new(true).open(path.join("target")).unwrap();
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            std::thread::sleep(std::time::Duration::from_millis(30));
-            cluster.kill_node("slave-2");
-        });
-        for at in (0..64).map(|at| at * MIB) {
-            assert_eq!(copy(&source, at as i64, &target, at as i64, MIB), MIB);
+        let mut killing = None;
+        for piece in 0..64 {
+            match piece {
+                8 => killing = Some(scope.spawn(|| cluster.kill_node("slave-2"))),
+                // The rest certainly meets it.
+                40 => killing.take().unwrap().join().unwrap(),
+                _ => {}
+            }
+            assert_eq!(copy(&source, (piece * MIB) as i64, &target, (piece * MIB) as i64, MIB), MIB);
         }
     });
     target.sync_all().unwrap();
