@@ -78,6 +78,9 @@ impl<B: Backend> Fs<B> {
     /// The master does not let the file grow, as what was cut off may be there again: a loss of power of which this mount has not heard.
     /// What it has written behind the master's end without an fsync may be lost with that, and is cut off with it.
     async fn cut_untold(&self, inode: &Arc<Inode>) -> Result<()> {
+        // With its power it may have lost lengths that it had answered.
+        let view = self.backend.query::<GetAttr>(&inode.ino).await?;
+        self.change(inode, |state| state.see(&view));
         let (index, is_ready, generation, cuts) = {
             let state = inode.state.lock();
             let (index, from) = state.told_end();

@@ -168,6 +168,8 @@ pub struct Slot {
     pub is_new: bool,
     /// What the master was last told of it, while it is open.
     pub told: Option<ChunkState>,
+    /// A trim has made a hole in it since it was opened.
+    pub is_cut: bool,
     /// Readers share it; a delta has it alone, so that a read meets the version it asks for.
     pub io: Arc<RwLock<()>>,
 }
@@ -261,9 +263,10 @@ impl State {
         let (chunk_bytes, is_exclusive) = (self.chunk_bytes(), self.is_exclusive());
         let Some(attr) = self.attr.as_mut().filter(|_| from > 0) else { return false };
         (attr.trim_pending, self.trimming) = (true, false);
-        let Some(slot) = self.slots.get(&index).filter(|slot| slot.opened && is_exclusive) else {
+        let Some(slot) = self.slots.get_mut(&index).filter(|slot| slot.opened && is_exclusive) else {
             return false;
         };
+        slot.is_cut = true;
         let chunk = slot.layout.chunk.id;
         self.trims += 1;
         self.trimming = self.buffer.punch_beneath(index, chunk, from, chunk_bytes - from).is_ok();
@@ -454,13 +457,13 @@ impl State {
                 }
                 let is_older = is_regression(&slot.layout, &layout);
                 slot.opened = opened;
-                (slot.is_new, slot.told) = (layout.held.version == Version(0), None);
+                (slot.is_new, slot.told, slot.is_cut) = (layout.held.version == Version(0), None, false);
                 self.take_over(layout, is_older);
             }
             None => {
                 let io = Arc::new(RwLock::new(()));
                 let is_new = layout.held.version == Version(0);
-                let slot = Slot { tag: tag(), opened, is_new, told: None, io, layout };
+                let slot = Slot { tag: tag(), opened, is_new, told: None, is_cut: false, io, layout };
                 self.slots.insert(slot.layout.index, slot);
             }
         }

@@ -112,7 +112,7 @@ impl<B: Backend> Fs<B> {
             self.catch_up_on(inode).await;
             let given_back = self.change(inode, |state| {
                 // What passes the gate, as a change of the length does, may have made it dirty again.
-                if state.is_dirty() || state.unfollowed > 0 {
+                if state.is_dirty() || state.size_fixed || state.unfollowed > 0 {
                     return None;
                 }
                 // What was given up may come to be what the file is.
@@ -131,7 +131,7 @@ impl<B: Backend> Fs<B> {
             if let Some(kept) = given_back {
                 break kept;
             }
-            self.wait_for(inode, STIRRED, |state| !state.is_dirty()).await;
+            self.wait_for(inode, STIRRED, |state| !state.is_dirty() && !state.size_fixed).await;
         };
         if kept < keeps {
             let pages = Invalidation::Pages(inode.ino, crate::core::gate::EVERYTHING);
@@ -298,8 +298,13 @@ impl<B: Backend> Fs<B> {
                 state.unkept = true;
                 if owned(state) && state.kind() == Some(Kind::File) && !state.removed {
                     state.pending = Pending::ALL;
-                    // A trim that it was told of may be lost, too. It has been done.
-                    state.trimming |= state.attr.as_ref().is_some_and(|attr| !attr.trim_pending);
+                    // A trim that it was told of may be lost, too. It is told again with its hole; where the hole is in a chunk that
+                    // is not open any more, and may be lost with it, the file is trimmed before it grows.
+                    let has_hole = state.slots.values().any(|slot| slot.opened && slot.is_cut);
+                    if let Some(attr) = state.attr.as_mut().filter(|attr| !attr.trim_pending) {
+                        attr.trim_pending = !has_hole;
+                        state.trimming |= has_hole;
+                    }
                     for (index, slot) in state.slots.iter().filter(|(_, slot)| slot.opened) {
                         if let Some(told) = slot.told {
                             state.chunks.entry(*index).or_insert(told);

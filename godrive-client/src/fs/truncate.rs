@@ -30,12 +30,14 @@ enum Plan {
     Trim(u64),
 }
 
-/// As long as it lives, a file does not grow.
+/// As long as it lives, a file does not grow, and its lease stays: a request for a trim that is late must not cut off what another
+/// mount has written meanwhile.
 struct SizeFixed<'a>(&'a Inode);
 
 impl Drop for SizeFixed<'_> {
     fn drop(&mut self) {
         self.0.state.lock().size_fixed = false;
+        self.0.changed.notify_waiters();
     }
 }
 
@@ -97,6 +99,8 @@ impl<B: Backend> Fs<B> {
             match plan {
                 Plan::Nothing => return Ok(()),
                 Plan::Trim(present) => {
+                    inode.state.lock().size_fixed = true;
+                    let _fixed = SizeFixed(inode);
                     self.shrink(inode, present, false).await?;
                 }
                 Plan::Shrink(size) => {
@@ -207,6 +211,9 @@ impl<B: Backend> Fs<B> {
             let len = trim.chunk.chunk_bytes.saturating_sub(from);
             if state.slots.get(&index).is_none_or(|slot| !slot.opened) {
                 state.place(trim, true, || self.new_tag());
+            }
+            if let Some(slot) = state.slots.get_mut(&index) {
+                slot.is_cut = true;
             }
             state.trimming = true;
             state.trims += 1;

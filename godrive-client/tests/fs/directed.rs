@@ -911,6 +911,43 @@ async fn a_trim_of_which_the_master_lost_the_commit_is_told_again() {
     fs.fsync(handle, false).await.unwrap();
 }
 
+/// Its chunk was closed when the lease was lowered for a reader, and is not open when both lose their power.
+#[tokio::test(start_paused = true)]
+async fn a_hole_that_was_lost_with_a_chunk_that_is_closed_is_made_again() {
+    let cluster = Cluster::new(28);
+    let (fs, reader) = (cluster.mount(1), cluster.mount(2));
+    let (ino, handle) = create(&fs, b"a").await;
+    write(&fs, handle, 0, &[1; 5000]).await;
+    fs.fsync(handle, false).await.unwrap();
+    let length = |size| SetAttr { size: Some(size), ..SetAttr::default() };
+    fs.setattr(ino, None, length(1000)).await.unwrap();
+    let last = cluster.world.lock().master.nodes[&ino].attr.change;
+    fs.flush(handle).await.unwrap();
+    let reading = reader.open(ino, libc::O_RDONLY).await.unwrap().value.handle;
+    assert_eq!(runs(&read(&reader, reading, 0, 5000).await), [(1, 1000)]);
+    fs.setattr(ino, None, length(1500)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    {
+        let world = &mut *cluster.world.lock();
+        assert_eq!(world.master.nodes[&ino].attr.size, 1500);
+        world.master.nodes.get_mut(&ino).unwrap().attr.size = 1000;
+        world.lose_power();
+        assert!(world.master.nodes[&ino].attr.trim_pending);
+    }
+    cluster.upcalls(1).log_ended(LogIndex(last)).await;
+    cluster.upcalls(1).resume().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let expected = [(1, 1000), (0, 500)];
+    assert_eq!(runs(&durable(&cluster, ino)), expected);
+    for what in ["the master's loss is told", "and that of the chunk"] {
+        assert_eq!(fs.fsync(handle, false).await.unwrap_err().errno, libc::EIO, "{what}");
+    }
+    fs.fsync(handle, false).await.unwrap();
+    assert_eq!(runs(&durable(&cluster, ino)), expected);
+    assert_eq!(runs(&read(&fs, handle, 0, 5000).await), expected);
+    assert_eq!(cluster.world.lock().violations, [""; 0]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lease_that_was_taken_to_cut_a_file_by_its_path_goes_back_by_itself() {
     let cluster = Cluster::new(17);
@@ -1183,6 +1220,45 @@ async fn nobody_makes_a_file_longer_while_it_is_trimmed() {
     let expected = [(2, 10), (1, 990), (0, 1000), (3, 2000)];
     assert_eq!(runs(&read(&two, handle, 0, CHUNK).await), expected);
     two.fsync(handle, false).await.unwrap();
+    assert_eq!(runs(&durable(&cluster, ino)), expected);
+    assert_eq!(cluster.world.lock().violations, [""; 0]);
+}
+
+/// The request may be late, and come when another mount has written and this one has the lease again.
+#[tokio::test(start_paused = true)]
+async fn who_trims_a_file_keeps_its_lease_until_that_is_done() {
+    let cluster = Cluster::new(29);
+    let (one, two) = (cluster.mount(1), cluster.mount(2));
+    let (ino, handle) = create(&one, b"a").await;
+    write(&one, handle, 0, &[1; 1000]).await;
+    one.flush(handle).await.unwrap();
+    one.release(handle);
+    cluster.world.lock().master.nodes.get_mut(&ino).unwrap().attr.trim_pending = true;
+    let handle = two.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+    write(&two, handle, 0, &[2; 10]).await;
+    two.flush(handle).await.unwrap();
+    cluster.world.lock().waits.insert(Truncate::CODE);
+    let growing = {
+        let two = two.clone();
+        tokio::spawn(async move { write(&two, handle, 2000, &[3; 1000]).await })
+    };
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let appended = {
+        let one = one.clone();
+        tokio::spawn(async move {
+            let handle = one.open(ino, libc::O_RDWR).await.unwrap().value.handle;
+            write(&one, handle, 5000, &[4; 10]).await;
+            one.fsync(handle, false).await.unwrap();
+        })
+    };
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(cluster.world.lock().leases.is_exclusive(2, ino));
+    assert!(!appended.is_finished());
+    cluster.world.lock().waits.clear();
+    growing.await.unwrap();
+    appended.await.unwrap();
+    two.fsync(handle, false).await.unwrap();
+    let expected = [(2, 10), (1, 990), (0, 1000), (3, 1000), (0, 2000), (4, 10)];
     assert_eq!(runs(&durable(&cluster, ino)), expected);
     assert_eq!(cluster.world.lock().violations, [""; 0]);
 }
