@@ -297,7 +297,7 @@ mod tests {
         let second = |s| Instant::default().after(Duration::from_secs(s));
         let mut unfinished: BTreeMap<_, _> = (0..10).map(|chunk| (ChunkId(chunk), second(0))).collect();
         let mut tried = BTreeSet::new();
-        for round in 0..5 {
+        for round in 1..6 {
             let now = second(round);
             let due = first_due(&unfinished, now, 2, |chunk| chunk == ChunkId(0));
             assert_eq!(due.len(), 2);
